@@ -1,0 +1,60 @@
+# `make` lists what there is to do.
+STUDY  ?= demo
+JOBS   ?= 2
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+BIN := .venv/bin
+NORMALISE := $(BIN)/nbstripout --keep-output --keep-count \
+  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+
+export OMP_WAIT_POLICY := PASSIVE
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: help run test lint lab notebooks coverage clean
+.SILENT:
+
+help:
+	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
+	echo "make lab                         open the notebooks in JupyterLab"
+	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
+	echo "make lint                        check style of code and notebooks"
+	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
+	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv"
+	echo "make clean STUDY=name            delete what a study has produced"
+
+run: .venv/installed
+	$(BIN)/python -m lib run $(STUDY) --jobs $(JOBS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check --quiet lib notebooks tests $(wildcard benchmarks)
+	$(BIN)/ruff format --quiet --check lib notebooks tests $(wildcard benchmarks)
+	$(NORMALISE) --verify notebooks/*.ipynb
+
+lab: .venv/installed
+	$(BIN)/jupyter lab
+
+# Executed without parameters, so that the committed copies show exactly what Run All shows.
+notebooks: .venv/installed
+	$(BIN)/python -m lib run demo --jobs $(JOBS)
+	set -e; for name in $(notdir $(wildcard notebooks/*.ipynb)); do \
+	  $(BIN)/papermill notebooks/$$name data/demo/$$name --cwd notebooks --no-progress-bar --log-level ERROR \
+	    2> data/demo/$$name.log || { cat data/demo/$$name.log; exit 1; }; \
+	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
+
+coverage: .venv/installed
+	$(BIN)/python -m lib.fit.coverage
+
+clean:
+	case "$(origin STUDY):$(STUDY)" in file:*|*:|*/*|*:.*|*:gallery) echo "name the study: make clean STUDY=name" >&2; exit 2;; esac
+	rm -rf "data/$(STUDY)" "figures/$(STUDY)"
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
+	echo "Installing into .venv (a few minutes, once) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	touch $@

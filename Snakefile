@@ -1,0 +1,112 @@
+"""One study as a graph of notebooks: data -> train (each regime and size) -> fit -> figures, and model beside them.
+
+    snakemake --cores 2 --config study=demo        # `make run` does this, with one progress display
+    snakemake -n --config study=demo               # what would run, and why
+
+Paths are relative to data/<study>, where Snakemake also keeps its own records: delete that folder and the study is new.
+A job runs again when its notebook, a module of lib that the notebook imports, an upstream result or its part of the study
+file has changed. Panels, runs and figures are no outputs, so that Snakemake never removes one; a list of them with
+checksums is. The code that writes them knows by itself what it may keep.
+"""
+
+import os
+import sys
+
+from lib import files, params, workflow as plan
+
+study = params.load(config.get("study", "demo"))
+study.data.mkdir(parents=True, exist_ok=True)
+plan.forget_lost(study)
+os.environ.update(plan.ENVIRONMENT)
+
+workdir: study.data
+
+wildcard_constraints: regime="[^/]+", size="[^/]+"
+
+
+def relative(path):
+    return os.path.relpath(path, study.data)
+
+
+PANELS = expand("{regime}/data.txt", regime=study.regimes)
+RUNS = expand("{regime}/runs/{size}/results.txt", regime=study.regimes, size=[size.name for size in study.sizes])
+PYTHON, NOTEBOOKS, FIGURES = sys.executable, relative(files.CODE / "notebooks"), relative(study.figures)
+
+
+def code(name):
+    """A notebook and the modules of lib that it uses: inputs of its rule. Its words are compared in `settings`."""
+    modules = [relative(module) for module in plan.modules(name)]
+    return {"notebook": ancient(f"{NOTEBOOKS}/{name}.ipynb"), "modules": modules}
+
+
+def logs(name):
+    """The executed notebook, and what papermill said. Logs, because they are to be read above all when a job fails."""
+    return {"notebook": f"notebooks/{name}.ipynb", "messages": f"notebooks/{name}.log"}
+
+
+def papermill(parameters="", results=""):
+    return (
+        "exec > {log.messages} 2>&1; {PYTHON:q} -m papermill {input.notebook} {log.notebook} --cwd {NOTEBOOKS} "
+        f"--kernel python3 --no-progress-bar --log-level ERROR -p study {{study.name}} {parameters}"
+        + (f" && cksum {results} > {{output}}" if results else "")
+    )
+
+
+def settings(rule, name):
+    """Parameters of a rule: its part of the study file, and the words of its notebook."""
+    return {"settings": lambda wildcards: plan.settings(study, rule, **wildcards), "words": plan.words(name)}
+
+
+def priority(wildcards):
+    """The longest training first, and before it the data that it needs, so that all cores end together."""
+    sizes = [wildcards.size] if "size" in wildcards.keys() else [size.name for size in study.sizes]
+    return max(plan.flops(study, wildcards.regime, size) for size in sizes)
+
+
+rule all:  # a lost file is made again, wherever in the graph it belongs
+    input: "figures.txt", "sizes.csv", "runs.csv", "laws.json", PANELS, RUNS
+
+rule figures:
+    message: "drawing the figures"
+    input: **code("05_figures"), sizes="sizes.csv", runs="runs.csv", laws="laws.json"
+    output: "figures.txt"
+    log: **logs("05_figures")
+    params: **settings("figures", "05_figures")
+    shell: papermill(results="{FIGURES}/*.*")
+
+rule data:
+    message: "reading the cells of {wildcards.regime}"
+    input: **code("01_data"), files=[relative(path) for path in plan.sources(study)]
+    output: "{regime}/data.txt"
+    log: **logs("01_data-{regime}")
+    params: **settings("data", "01_data")
+    priority: priority
+    shell: papermill("-p regime {wildcards.regime}", "{wildcards.regime}/panel.h5ad {wildcards.regime}/baselines.json")
+
+rule model:
+    message: "counting parameters"
+    input: **code("02_model")
+    output: "sizes.csv"
+    log: **logs("02_model")
+    params: **settings("model", "02_model")
+    shell: papermill()
+
+rule train:
+    message: "training {wildcards.size} on {wildcards.regime}"
+    input: **code("03_train"), panel="{regime}/data.txt"
+    output: "{regime}/runs/{size}/results.txt"
+    log: **logs("03_train-{regime}-{size}")
+    params:
+        **settings("train", "03_train"),
+        results=[f"{{regime}}/runs/{{size}}/seed-{seed}/result.json" for seed in study.seeds],
+    priority: priority
+    threads: lambda wildcards: workflow.cores if study.size(wildcards.size).d >= 512 else 1  # as lib.train uses them
+    shell: papermill("-p regime {wildcards.regime} -p size {wildcards.size}", "{params.results}")
+
+rule fit:
+    message: "fitting the law"
+    input: **code("04_fit"), panels=PANELS, runs=RUNS
+    output: "runs.csv", "laws.json"
+    log: **logs("04_fit")
+    params: **settings("fit", "04_fit")
+    shell: papermill()

@@ -1,0 +1,173 @@
+"""Run a study from the command line: `python -m lib run STUDY --jobs N`."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import filelock
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from lib import files, params, workflow
+from lib.errors import InputError
+from lib.progress import Batch, spoken
+
+GRACE_SECONDS = 20
+"""How long notebooks may take to stop when the run is interrupted."""
+
+
+def main(arguments=None):
+    """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
+    command = parser.add_subparsers(required=True).add_parser("run", help="run what a study lacks")
+    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
+    command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
+    chosen = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
+            signal.signal(number, signal.default_int_handler)
+    try:
+        return run(chosen.study, chosen.jobs)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Stopped. `make run STUDY={chosen.study}` goes on from here.", file=sys.stderr)
+        return 130
+
+
+def run(name, jobs):
+    """Check a study, run what is missing or out of date, and say what came out."""
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
+    study = params.load(name)
+    workflow.sources(study)
+    study.data.mkdir(parents=True, exist_ok=True)
+    with locked(study), snakemake(study, jobs) as child:
+        batch = Batch(study, jobs)
+        said = follow(batch, child)
+    if child.returncode:
+        if not any(job.failed for job in batch.jobs.values()):
+            print("The run could not be planned:", *said[-20:], sep="\n", file=sys.stderr)
+        return 1
+    report(study, time.time() - batch.start)
+    return 0
+
+
+@contextmanager
+def locked(study):
+    """One run of a study at a time."""
+    try:
+        with filelock.FileLock(study.data / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
+
+
+@contextmanager
+def snakemake(study, jobs):
+    """Snakemake in a session of its own, as a process whose output is `lib.events`. Leaves nothing running behind."""
+    snakefile = files.CODE / "Snakefile"
+    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--cores", str(jobs)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lib.events", *options, "--snakefile", snakefile, "--config", f"study={study.name}"],
+        cwd=study.data, env=os.environ | workflow.ENVIRONMENT, start_new_session=True, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, 5)):
+            try:
+                os.killpg(child.pid, number)
+                child.wait(patience)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def follow(batch, child):
+    """Show the run until Snakemake ends: bars in a terminal, a line at the end of each job elsewhere.
+
+    Returns what Snakemake said besides events.
+    """
+    console, said = Console(highlight=False, soft_wrap=True), []
+    listener = threading.Thread(target=listen, args=(batch, child.stdout, console, said), daemon=True)
+    listener.start()
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+            bars = {batch.study.name: display.add_task(batch.study.name, total=1, left="planning")}
+            while listener.is_alive():
+                show(batch, display, bars)
+                listener.join(0.5)
+    except BaseException:
+        batch.stopped = True
+        raise
+    child.wait()
+    return said
+
+
+def listen(batch, lines, console, said):
+    """Take in the events, and say how jobs ended, except those that end because the run is being stopped."""
+    for line in lines:
+        event = json.loads(line) if line.startswith('{"event"') else {"event": "message", "text": line.rstrip()}
+        if event["event"] == "message":
+            said.append(event["text"])
+        elif (ended := batch.read(event)) and not batch.stopped:
+            tell(batch, ended, console)
+
+
+def show(batch, display, bars):
+    """Bring the bars up to date: one for the run, one for each notebook at work."""
+    running = {f"  {job.title}": job for job in batch.running}
+    for title in bars.keys() - running.keys() - {batch.study.name}:
+        display.remove_task(bars.pop(title))
+    for title, job in running.items():
+        if title not in bars:
+            bars[title] = display.add_task(title, total=1, left="")
+        display.update(bars[title], completed=batch.job_share(job))
+    if batch.started:
+        display.update(bars[batch.study.name], completed=batch.share(), left=f"about {spoken(batch.left())} left")
+
+
+def tell(batch, job, console):
+    """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
+    if job.failed:
+        notebook, messages = (batch.study.data / name for name in job.log)
+        place = os.path.relpath(notebook if notebook.is_file() else messages, files.ROOT)
+        console.print(f"{job.title} failed: {reason(notebook, messages)} (see {place})", markup=False)
+    elif not console.is_terminal:
+        left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"
+        console.print(f"[{batch.share():4.0%}] {job.title}: {left}", markup=False)
+
+
+def reason(notebook, messages):
+    """Why a notebook failed, in one line: its error output, or else the last thing that was said beside it."""
+    if notebook.is_file():
+        outputs = [output for cell in files.read_json(notebook)["cells"] for output in cell.get("outputs", [])]
+        errors = [output for output in outputs if output["output_type"] == "error"]
+        if errors:
+            return f"{errors[-1]['ename']}: {' '.join(errors[-1]['evalue'].split())}"
+    lines = messages.read_text().split("\n") if messages.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a message")
+
+
+def report(study, seconds):
+    """The answer, and where everything is."""
+    from lib import fit
+
+    floors = {name: files.read_json(study.folder(name) / "baselines.json")["validation"] for name in study.regimes}
+    floors = {name: found["bayes_mse"] for name, found in floors.items() if found.get("bayes_mse") is not None}
+    print(*fit.answer(files.read_json(study.data / "laws.json"), floors), sep="\n")
+    figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
+    print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Figures of what goes in: the panel of genes and cells, the splits, and the sizes of the model."""
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from lib.figures import look
+
+SPLITS = {"train": "#B4B4B4", "validation": "#E69F00", "test": "#332288"}
+MOST_DONORS = 100
+
+
+def panel_statistics(cells, genes, regime):
+    """What the counts of a panel look like: library sizes, zeros against the mean, variance against the mean.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        total_counts, one row per cell.
+    genes : DataFrame
+        mean, variance (of the raw counts) and zeros (share of cells without a count), one row per gene.
+    regime : str
+        Decides the colour.
+
+    Returns
+    -------
+    Figure with three panels; dashed lines are what Poisson counts of equal library size would give.
+    """
+    figure, axes = look.panels(1, 3, height=58)
+    depth, zeros, spread = axes.flat
+    colour = look.colours([regime])[regime]
+    seaborn.histplot(x=cells["total_counts"].to_numpy(float), log_scale=True, bins=40, element="step", color=colour,
+                     alpha=0.3, linewidth=0.8, ax=depth)  # fmt: skip
+    depth.set(xlabel="library size (counts per cell)", ylabel="cells (number)")
+    dots = {"marker": ".", "linestyle": "", "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "color": colour}
+    expressed = genes[genes["mean"] > 0]
+    mean = np.geomspace(expressed["mean"].min(), expressed["mean"].max(), 200)
+    poisson = {"color": look.INK, "linestyle": "--", "linewidth": 0.8}
+    zeros.plot(expressed["mean"], 100 * expressed["zeros"], **dots)
+    zeros.plot(mean, 100 * np.exp(-mean), **poisson)
+    zeros.set(ylabel="cells without a count (%)", ylim=(-3, 103))
+    spread.plot(expressed["mean"], expressed["variance"], **dots)
+    spread.plot(mean, mean, **poisson)
+    look.log_axis(spread.yaxis)
+    spread.set_ylabel("variance (counts²)")
+    for axis in (zeros, spread):
+        axis.set_xlabel("mean count of a gene (counts per cell)")
+    for axis in axes.flat:
+        look.log_axis(axis.xaxis)
+    look.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
+    look.legend(figure, [Line2D([], [], marker=".", linestyle="", color=colour), Line2D([], [], **poisson)],
+                ["one gene", "Poisson counts, equal library sizes"])  # fmt: skip
+    return look.settle(figure)
+
+
+def splits(cells):
+    """Cells of every donor, by split.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        donor_id and split (train, validation, test), one row per cell; the largest 100 donors are drawn.
+
+    Returns
+    -------
+    Figure
+    """
+    table = pd.crosstab(cells["donor_id"].astype(str), cells["split"].astype(str))
+    table = table.reindex(columns=list(SPLITS), fill_value=0)
+    order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
+    table = table.loc[order.sort_values(["main", "total"], ascending=[True, False], kind="stable").index]
+    largest = order["total"].nlargest(MOST_DONORS).index
+    shown = table[table.index.isin(largest)]
+    figure, axes = look.panels(1, 1, height=52)
+    axis, x = axes.flat[0], np.arange(len(shown))
+    bottom = np.zeros(len(shown))
+    for split, colour in SPLITS.items():
+        axis.bar(x, shown[split], bottom=bottom, color=colour, width=0.85, linewidth=0)
+        bottom += shown[split].to_numpy()
+    few = len(shown) <= 15
+    which = "one bar each" if len(shown) == len(table) else f"the {len(shown)} largest of {len(table):,}"
+    axis.set(xlabel=f"donor ({which})", ylabel="cells (number)", xlim=(-0.7, len(shown) - 0.3))
+    axis.set_ylim(0, 1.05 * bottom.max())
+    axis.yaxis.set_major_formatter(FuncFormatter(look.short))
+    axis.set_xticks(x if few else [], list(shown.index) if few else [], rotation=35, ha="right", rotation_mode="anchor")
+    said = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in SPLITS]
+    look.legend(figure, axis.containers, said)
+    return look.settle(figure)
+
+
+def sizes(table):
+    """Parameters of every size and the operations that one cell costs.
+
+    Parameters
+    ----------
+    table : DataFrame
+        size, genes, parameters, flops_per_cell; one row per size and number of genes.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = look.panels(1, 1, height=62)
+    axis = axes.flat[0]
+    table = table.sort_values("parameters")
+    marker = look.markers(list(dict.fromkeys(table["size"])))
+    panels = sorted(table["genes"].unique())
+    shade = dict(zip(panels, seaborn.color_palette("crest", len(panels) + 1).as_hex()[1:], strict=True))
+    for genes, rows in table.groupby("genes"):
+        axis.plot(rows["parameters"], rows["flops_per_cell"], color=shade[genes], linewidth=0.6, zorder=1)
+        for row in rows.itertuples():
+            axis.plot(row.parameters, row.flops_per_cell, marker[row.size], color=shade[genes], **look.DOT)
+    for number, row in enumerate(table[table["genes"] == panels[0]].itertuples()):
+        above = len(panels) == 1 and number % 2
+        offset, ha, va = ((-4, 3), "right", "bottom") if above else ((4, -3), "left", "top")
+        axis.annotate(row.size, (row.parameters, row.flops_per_cell), offset, textcoords="offset points", ha=ha, va=va,
+                      fontsize=look.SMALL)  # fmt: skip
+    look.log_axis(axis.xaxis)
+    look.log_axis(axis.yaxis)
+    axis.set(xlabel="model parameters (number)", ylabel="forward pass of one cell (FLOPs)")
+    axis.margins(x=0.12, y=0.1)
+    keys = [Line2D([], [], color=colour) for colour in shade.values()]
+    look.legend(figure, keys, [f"{genes:,} genes" for genes in shade])
+    return look.settle(figure)

@@ -1,0 +1,130 @@
+"""Figures about the method and beyond the runs: what the intervals promise, and what the next run should be."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from lib.figures import look
+from lib.figures.study import HEADLINE, METHODS, loss_label
+
+WHAT = {False: "seed noise", True: "and size effect"}
+EFFECT = {False: look.PALETTE[5], True: "#882255"}
+
+
+def planner(plan, gains, frontier, grid, metric="validation_mse"):
+    """What limits a run, and what more parameters or more cells would buy.
+
+    Parameters
+    ----------
+    plan : dict
+        From lib.fit: parameters, cells, limited_by, level, reach of the run in question.
+    gains : DataFrame
+        of (parameters or cells), factor, gain, low, high, refused: loss saved, or why that is not said.
+    frontier : DataFrame
+        cells, parameters, low, high: where parameters and cells limit equally.
+    grid : DataFrame
+        parameters, cells_train: what the law was fitted to.
+
+    Returns
+    -------
+    Figure with two panels
+    """
+    figure, _ = look.panels(1, 2, height=66)
+    _frontier(figure.axes[0], plan, frontier, grid)
+    _gains(figure.axes[1], gains, plan["level"], metric)
+    return look.settle(figure)
+
+
+def _frontier(axis, plan, frontier, grid):
+    colour = look.PALETTE[2]
+    known = frontier.dropna(subset=["parameters"])
+    axis.plot(grid["cells_train"], grid["parameters"], ".", color=look.GREY, markersize=4, markeredgewidth=0)
+    axis.plot(known["cells"], known["parameters"], color=colour)
+    look.log_axis(axis.xaxis)
+    look.log_axis(axis.yaxis)
+    low, high = grid["parameters"].min() / plan["reach"], grid["parameters"].max() * plan["reach"]
+    ends = (known[end].astype(float).fillna(edge).clip(low, high) for end, edge in (("low", low), ("high", high)))
+    axis.fill_between(known["cells"], *ends, color=colour, alpha=0.18, linewidth=0)
+    star = look.DOT | {"markersize": 9, "color": look.PALETTE[1]}
+    axis.plot(plan["cells"], plan["parameters"], "*", zorder=4, clip_on=False, **star)
+    axis.set(xlabel="training cells (number)", ylabel="model parameters (number)", ylim=(low, high))
+    axis.set_xlim(grid["cells_train"].min() / plan["reach"], grid["cells_train"].max() * plan["reach"])
+    corner = {"transform": axis.transAxes, "fontsize": look.SMALL, "color": look.GREY}
+    axis.text(0.03, 0.97, "limited by data", va="top", **corner)
+    axis.text(0.97, 0.03, "limited by capacity", ha="right", **corner)
+    said = {"not resolved": "not resolved by these runs"}.get(plan["limited_by"], f"limited by {plan['limited_by']}")
+    look.header(axis, "What limits a run", [f"the run in question: {said}"])
+    keys = {
+        "fitted grid": Line2D([], [], marker=".", linestyle="", color=look.GREY),
+        f"equal, {100 * plan['level']:.3g} % band": Line2D([], [], color=colour),
+        "run in question": Line2D([], [], marker="*", linestyle="", color=look.PALETTE[1], markersize=8),
+    }
+    look.legend(axis.figure, list(keys.values()), list(keys))
+
+
+def _gains(axis, gains, level, metric):
+    names = []
+    for y, row in enumerate(gains.itertuples()):
+        names.append(f"{row.factor:g} × {row.of}")
+        if np.isnan(row.gain):
+            axis.text(0.08, y, "not said: too far beyond the grid", transform=axis.get_yaxis_transform(), va="center",
+                      fontsize=look.SMALL, color=look.GREY, backgroundcolor="white")  # fmt: skip
+            continue
+        axis.plot([row.low, row.high], [y, y], color=look.INK, linewidth=1)
+        axis.plot(row.gain, y, "o", color=look.INK, **look.DOT)
+    axis.axvline(0, color=look.GREY, linewidth=0.6, zorder=0)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"saved {loss_label(metric)}", ylabel="change (of the run)")
+    look.header(axis, "What more would buy", [f"{100 * level:.3g} % intervals"])
+
+
+def coverage(table, promised=(0.92, 0.98)):
+    """How often each interval held the truth, in every kind of simulated study.
+
+    Parameters
+    ----------
+    table : DataFrame
+        method, truth, sizes, seeds, size_effect, studies, level, and the shares alpha and c of intervals that held it.
+
+    Returns
+    -------
+    Figure with two panels, exponent and floor; bars are 95 % binomial, the strip is what the headline promises.
+    """
+    methods = [name for name in METHODS if name in set(table["method"])]
+    figure, _ = look.panels(1, 2, height=25 + 10 * len(methods))
+    cells = table.assign(design=[f"{row.sizes} × {row.seeds}" for row in table.itertuples()])
+    cells["cell"] = cells.groupby(["size_effect", "design", "truth"]).ngroup()
+    marker = dict(zip(dict.fromkeys(cells["design"]), look.MARKERS, strict=False))
+    for axis, name in zip(figure.axes, ("alpha", "c"), strict=True):
+        axis.axvspan(*(100 * end for end in promised), color=look.GREY, alpha=0.15, linewidth=0)
+        axis.axvline(100 * table["level"].iloc[0], color=look.GREY, linewidth=0.8, linestyle="--")
+        _shares(axis, cells, name, methods, marker)
+        axis.set_yticks(range(len(methods)), [METHODS[method] for method in methods])
+        axis.get_yticklabels()[0].set_fontweight("bold" if methods[0] == HEADLINE else "normal")
+        axis.tick_params(axis="y", length=0)
+        axis.set(xlim=(min(100 * promised[0] - 4, axis.get_xlim()[0]), 100.5), ylim=(len(methods) - 0.4, -0.6))
+    figure.axes[0].set(xlabel="studies whose interval held the exponent (%)", ylabel="interval (by method)")
+    figure.axes[1].set(xlabel="studies whose interval held the floor (%)", yticklabels=[])
+    _coverage_legend(figure, marker, dict.fromkeys(cells["truth"]))
+    return look.settle(figure)
+
+
+def _shares(axis, cells, name, methods, marker):
+    """One dot per simulated cell, below each other within their method."""
+    for row in cells.dropna(subset=[name]).itertuples():
+        y = methods.index(row.method) + 0.8 * ((row.cell + 0.5) / (cells["cell"].max() + 1) - 0.5)
+        share, colour = getattr(row, name), EFFECT[row.size_effect > 0]
+        reach = 1.96 * np.sqrt(share * (1 - share) / row.studies)
+        axis.plot([100 * (share - reach), min(100, 100 * (share + reach))], [y, y], color=colour, linewidth=0.6)
+        axis.plot(100 * share, y, marker[row.design], color=colour, markersize=3.5, markeredgewidth=0.7, zorder=4,
+                  markerfacecolor="white" if row.truth == "no floor" else colour)  # fmt: skip
+
+
+def _coverage_legend(figure, marker, truths):
+    grey = {"color": look.GREY, "linestyle": "", "markersize": 4}
+    keys = {design: Line2D([], [], marker=marker[design], **grey) for design in marker}
+    keys |= {said: Line2D([], [], color=EFFECT[effect], linewidth=3) for effect, said in WHAT.items()}
+    fill = {truth: "white" if truth == "no floor" else look.GREY for truth in truths}
+    keys |= {truth: Line2D([], [], marker="o", markerfacecolor=fill[truth], **grey) for truth in truths}
+    look.legend(figure, list(keys.values()), list(keys))

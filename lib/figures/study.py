@@ -1,0 +1,373 @@
+"""Figures of trained runs and of the laws fitted to them. Curves, bands and intervals arrive ready made."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from lib.figures import look
+
+METHODS = {
+    "profile_size_means": "profile, size means",
+    "profile_runs": "profile, runs",
+    "bootstrap_runs": "bootstrap, runs",
+    "bootstrap_runs_bca": "bootstrap, runs (BCa)",
+    "bootstrap_within_sizes": "bootstrap, within sizes",
+    "bootstrap_sizes": "bootstrap, sizes",
+    "two_stage": "bootstrap, sizes then seeds",
+}
+HEADLINE = "profile_size_means"
+CELLS = {"cells_seen": "training cells seen", "cells_train": "different training cells"}
+PARAMETERS = "model parameters (number)"
+
+
+def loss_against_parameters(runs, curves, baselines, laws=None, metric="validation_mse"):
+    """The loss of every run against its model's parameters, with the law, its floor and the baselines.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Table of runs.csv. Rows that are not `ok` or have no loss are left out, and their number is shown.
+    curves : DataFrame
+        The fitted laws: regime, parameters, loss, lo, hi (the band).
+    baselines : dict
+        {regime: {split: {gene_mean_mse, gaussian_mse, bayes_mse, ...}}}; whatever is missing is not drawn.
+    laws : dict, optional
+        Content of laws.json, for the floor and the numbers above each panel.
+    metric : str
+        Column of `runs`: validation_mse, test_mse, validation_bits_nll, ...
+
+    Returns
+    -------
+    Figure, one panel per regime
+    """
+    regimes = list(dict.fromkeys(runs["regime"]))
+    columns = min(2, len(regimes))
+    figure, axes = look.panels(-(-len(regimes) // columns), columns, height=82 if columns == 2 else 88)
+    split, kind = metric.split("_", 1)
+    for axis, regime in zip(axes.flat, regimes, strict=False):
+        law = (laws or {}).get(regime, {}).get(metric, {})
+        levels = _levels(baselines.get(regime, {}).get(split, {}), kind)
+        of_regime = runs[runs["regime"] == regime]
+        _loss_panel(axis, of_regime, metric, look.colours(regimes)[regime])
+        _law(axis, curves[curves["regime"] == regime], law, levels, look.colours(regimes)[regime])
+        room = look.size_names(axis, _places(of_regime, metric))
+        look.header(axis, regime, [_size_of(of_regime, metric), _numbers(law)], room)
+    for axis in list(axes.flat)[len(regimes):]:  # fmt: skip
+        axis.remove()
+    _loss_legend(figure, next((law[metric]["level"] for law in (laws or {}).values() if metric in law), 0.95))
+    return look.settle(figure)
+
+
+def _usable(runs, metric):
+    return runs[(runs["status"] == "ok") & np.isfinite(runs[metric].astype(float))].sort_values(["parameters", "seed"])
+
+
+def _places(runs, metric):
+    return _usable(runs, metric).groupby("size", sort=False)["parameters"].first().to_dict()
+
+
+def _levels(measured, kind):
+    unit = "bits" if kind.startswith("bits") else kind
+    found = {name: measured.get(f"{name}_{unit}") for name in look.BASELINES}
+    return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
+
+
+def _loss_panel(axis, runs, metric, colour):
+    """One run a light marker; the mean of a size a full one, with a bar over its seeds."""
+    shown = _usable(runs, metric)
+    marker = look.markers(list(dict.fromkeys(shown["size"])))
+    look.log_axis(axis.xaxis)
+    for size, seeds in shown.groupby("size", sort=False):
+        x, losses = seeds["parameters"].iloc[0], seeds[metric].astype(float)
+        axis.plot(seeds["parameters"], losses, marker[size], color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
+        axis.vlines(x, losses.min(), losses.max(), color=colour, linewidth=0.9)
+        axis.plot(x, losses.mean(), marker[size], color=colour, zorder=4, **look.DOT)
+    axis.set(xlabel=PARAMETERS, ylabel=loss_label(metric))
+    if shown.empty:
+        axis.set(xlim=(1e3, 1e6), ylim=(0, 1))
+    else:
+        axis.set_xlim(shown["parameters"].min() / 2, shown["parameters"].max() * 2)
+
+
+def loss_label(metric):
+    """Axis label of a loss, with its unit."""
+    split, kind = metric.split("_", 1)
+    return f"{split} {look.UNITS[kind]}"
+
+
+def _law(axis, curve, law, levels, colour):
+    """Law with band, floor with strip, baselines; labels at the right edge, limits around what was measured."""
+    low, high = axis.get_xlim()
+    inside = curve[curve["parameters"].between(2 * low, high / 2)]
+    axis.plot(curve["parameters"], curve["loss"], color=colour, zorder=3)
+    axis.fill_between(curve["parameters"].astype(float), curve["lo"].astype(float), curve["hi"].astype(float),
+                      color=colour, alpha=0.18, linewidth=0)  # fmt: skip
+    seen = [y for line in axis.lines for y in np.atleast_1d(line.get_ydata()) if line.get_marker() != "None"]
+    seen += [*levels.values(), *inside["loss"]]
+    low, high = (min(seen), max(seen)) if seen else axis.get_ylim()
+    span = high - low or 1.0
+    labels = [(y, f"{look.BASELINES[name][0]} {y:.3g}", look.BASELINES[name][1]) for name, y in levels.items()]
+    for name, y in levels.items():
+        axis.axhline(y, color=look.BASELINES[name][1], linestyle=look.BASELINES[name][2], linewidth=0.9, zorder=1)
+    floor = law.get("c")
+    if floor is not None and low - span < floor < high:
+        low = min(low, floor)
+        lo, hi = law["intervals"].get(HEADLINE, {}).get("c") or (None, None)
+        axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
+        axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
+                     linewidth=0, zorder=0)  # fmt: skip
+        labels.append((floor, f"fitted floor {floor:.3g}", colour))
+    axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    look.end_labels(axis, labels)
+
+
+def _size_of(runs, metric):
+    genes, cells = (runs[column].dropna() for column in ("genes", "cells_train"))
+    said = [f"{_range(genes)} genes"] if len(genes) else []
+    said += [f"{_range(cells)} training cells"] if len(cells) else []
+    left_out = len(runs) - len(_usable(runs, metric))
+    return " · ".join([*said, f"{left_out} of {len(runs)} runs left out"] if left_out else said)
+
+
+def _range(values):
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _numbers(law):
+    """The law's exponent and floor in one line, or why there is none."""
+    if law.get("alpha") is None or law.get("c") is None:
+        return f"no law: {law['status']}" if law.get("status") else ""
+    headline = law["intervals"].get(HEADLINE, {})
+    if law["status"] != "ok":
+        return f"{law['status']}: α = {law['alpha']:.3g}, c = {law['c']:.3g}".replace("= -", "= −")
+    return f"α = {look.rounded(law['alpha'], headline.get('alpha'))}   c = {look.rounded(law['c'], headline.get('c'))}"
+
+
+def _loss_legend(figure, level):
+    grey = {"color": look.GREY}
+    dot = {"marker": "o", "linestyle": "", "markeredgewidth": 0} | grey
+    bar = Line2D([], [], marker="|", markersize=9, linestyle="", **grey)
+    band = Patch(alpha=0.3, linewidth=0, **grey)
+    keys = {
+        "one run": Line2D([], [], markersize=3, alpha=0.5, **dot),
+        "size mean, range": (bar, Line2D([], [], markersize=5, **dot)),
+        f"law, {100 * level:.3g} % band": (band, Line2D([], [], **grey)),
+        f"floor, {100 * level:.3g} % interval": (band, Line2D([], [], linestyle="--", linewidth=0.9, **grey)),
+    }
+    look.legend(figure, list(keys.values()), list(keys))
+
+
+def learning_curves(histories):
+    """Validation loss against training cells seen, a line per size.
+
+    Parameters
+    ----------
+    histories : dict
+        {regime: DataFrame with size, seed, cells_seen, validation_mse}. Thin lines are seeds (a cross
+        where one stopped early), the thick line is the mean of those that finished.
+
+    Returns
+    -------
+    Figure, one panel per regime
+    """
+    columns = min(2, len(histories))
+    figure, axes = look.panels(-(-len(histories) // columns), columns, height=66)
+    for axis, (regime, history) in zip(axes.flat, histories.items(), strict=False):
+        _curves(axis, history[np.isfinite(history["validation_mse"]) & (history["cells_seen"] > 0)])
+        look.header(axis, regime)
+    for axis in list(axes.flat)[len(histories):]:  # fmt: skip
+        axis.remove()
+    return look.settle(figure)
+
+
+def _curves(axis, history):
+    sizes = list(dict.fromkeys(history["size"]))
+    shade, marker = look.shades(sizes), look.markers(sizes)
+    ends = []
+    for size, seeds in history.groupby("size", sort=False):
+        last = seeds["cells_seen"].max()
+        whole = seeds.groupby("seed")["cells_seen"].transform("max") == last
+        for _, seed in seeds.groupby("seed"):
+            stopped = seed["cells_seen"].max() < last
+            axis.plot(seed["cells_seen"], seed["validation_mse"], color=shade[size], linewidth=0.5, alpha=0.6,
+                      marker="x" if stopped else "", markevery=[-1], markersize=4)  # fmt: skip
+        mean = seeds[whole].groupby("cells_seen")["validation_mse"].mean()
+        axis.plot(mean.index, mean, color=shade[size], linewidth=1.3, clip_on=False,
+                  marker=marker[size], markevery=[-1])  # fmt: skip
+        ends.append((mean.iloc[-1], size, shade[size]))
+    look.log_axis(axis.xaxis)
+    axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label("validation_mse"))
+    look.log_ticks(axis.yaxis)
+    look.end_labels(axis, ends)
+
+
+def intervals(laws, metric="validation_mse", floors=None):
+    """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
+
+    Parameters
+    ----------
+    laws : dict
+        Content of laws.json. An end that does not exist is an arrow that says open; one outside the axis, an arrow with
+        its value.
+    floors : dict, optional
+        {regime: exact floor}, drawn where it is known.
+
+    Returns
+    -------
+    Figure, a row per regime: exponent, floor
+    """
+    shown = {regime: of[metric] for regime, of in laws.items() if of.get(metric, {}).get("intervals")}
+    figure, axes = look.panels(max(1, len(shown)), 2, height=48)
+    if not shown:
+        return _nothing(figure, axes, "no law with intervals", ("exponent α (no unit)", "floor c"))
+    colours = look.colours(list(laws))
+    for row, (regime, law) in zip(axes, shown.items(), strict=True):
+        exact = (floors or {}).get(regime)
+        _whiskers(row[0], law, "alpha", colours[regime])
+        _whiskers(row[1], law, "c", colours[regime], exact)
+        row[0].set_xlabel("exponent α (no unit)")
+        row[1].set(xlabel=f"floor c, {loss_label(metric)}")
+        if exact is not None:
+            row[1].axvline(exact, color="black", linewidth=0.9, zorder=1)
+            row[1].annotate("exact floor", (exact, 1), (0, 2), xycoords=row[1].get_xaxis_transform(), color="black",
+                            textcoords="offset points", fontsize=look.SMALL, ha="center", va="bottom")  # fmt: skip
+        level = f"{100 * law['level']:.3g} % intervals"
+        look.header(row[0], regime, [f"{law['n_sizes']} sizes, {law['n_runs']} runs; {level}"])
+    return look.settle(figure)
+
+
+def _nothing(figure, axes, sentence, labels):
+    for axis, label in zip(axes.flat, labels, strict=True):
+        axis.set(xlabel=label, xticks=[], yticks=[])
+    axes.flat[0].text(0.5, 0.5, sentence, ha="center", va="center", transform=axes.flat[0].transAxes)
+    return look.settle(figure)
+
+
+def _whiskers(axis, law, name, colour, exact=None):
+    """One row per method; whiskers beyond the axis become arrows that say where they would end."""
+    methods = {label: law["intervals"][key] for key, label in METHODS.items() if key in law["intervals"]}
+    low, high = _window(law[name], [methods[label].get(name) or (None, None) for label in methods])
+    low, high = (low, high) if exact is None else (min(low, exact), max(high, exact))
+    for y, (label, interval) in enumerate(methods.items()):
+        main = label == METHODS[HEADLINE]
+        style = {"color": colour if main else look.GREY, "linewidth": 1.8 if main else 0.8}
+        lo, hi = interval.get(name) or (None, None)
+        left, right = max(low, -np.inf if lo is None else lo), min(high, np.inf if hi is None else hi)
+        axis.plot([left, right], [y, y], solid_capstyle="butt", **style)
+        for end, edge, sign in ((lo, low, "<"), (hi, high, ">")):
+            if end is None or not low <= end <= high:
+                said = "open" if end is None else f"{end:.3g}".replace("-", "−")
+                axis.plot(edge, y, sign, color=style["color"], markersize=3.5, clip_on=False)
+                axis.annotate(said, (edge, y), (0, 2), textcoords="offset points", ha="center", va="bottom",
+                              fontsize=look.SMALL, color=look.GREY)  # fmt: skip
+        axis.plot(law[name], y, "o", color=style["color"], markersize=4.5 if main else 3,
+                  markerfacecolor=style["color"] if main else "white")  # fmt: skip
+    axis.axvline(law[name], color=colour, linewidth=0.5, zorder=0)
+    margin = 0.03 * (high - low)
+    axis.set(xlim=(low - margin, high + margin), ylim=(len(methods) - 0.5, -0.6), ylabel="interval (by method)")
+    axis.set_yticks(range(len(methods)), list(methods))
+    axis.yaxis.get_ticklabels()[0].set_fontweight("bold" if METHODS[HEADLINE] in methods else "normal")
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    if name == "c":
+        axis.set(ylabel="", yticklabels=[])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
+
+def _window(estimate, intervals):
+    """Limits that hold every finite end, except ends more than four times as far out as the median one."""
+    reach = [abs(end - estimate) for interval in intervals for end in interval if end is not None]
+    if not reach:
+        return estimate - max(abs(estimate), 0.1), estimate + max(abs(estimate), 0.1)
+    limit = 4 * float(np.median(reach)) or 0.1
+    ends = [float(np.clip(end, estimate - limit, estimate + limit)) for i in intervals for end in i if end is not None]
+    low, high = min([estimate, *ends]), max([estimate, *ends])
+    room = 0.25 * (high - low)
+    open_low, open_high = (any(interval[side] is None for interval in intervals) for side in (0, 1))
+    return low - room * open_low, high + room * open_high
+
+
+def profile(laws, metric="validation_mse"):
+    """How fast the fit worsens when the floor, or the exponent, is held away from its best value.
+
+    Parameters
+    ----------
+    laws : dict
+        Content of laws.json; `profile` of a law holds c with relative_rss, alpha_grid with alpha_relative_rss, and the
+        threshold of the interval.
+
+    Returns
+    -------
+    Figure with two panels, exponent and floor; values under the dashed line are inside the interval.
+    """
+    shown = {regime: of[metric] for regime, of in laws.items() if of.get(metric, {}).get("profile")}
+    figure, axes = look.panels(max(1, len(shown)), 2, height=52)
+    if not shown:
+        return _nothing(figure, axes, "no law with intervals", ("exponent α (no unit)", "floor c"))
+    for row, (regime, law) in zip(axes, shown.items(), strict=True):
+        colour = look.colours(list(laws))[regime]
+        _profile_panel(row[0], law, "alpha", colour)
+        _profile_panel(row[1], law, "c", colour)
+        row[0].set_xlabel("exponent α (no unit)")
+        row[1].set_xlabel(f"floor c, {loss_label(metric)}")
+        look.header(row[0], regime)
+    return look.settle(figure)
+
+
+def _profile_panel(axis, law, name, colour):
+    """`name` is alpha or c; the curve is drawn up to two and a half times the threshold's distance from the minimum."""
+    grid, heights = {"alpha": ("alpha_grid", "alpha_relative_rss"), "c": ("c", "relative_rss")}[name]
+    x, rss = (np.array(law["profile"][key], float) for key in (grid, heights))
+    threshold = law["profile"]["threshold"] or np.nan
+    top = 1 + 2.5 * (threshold - 1)
+    near = x[rss <= top]
+    axis.plot(x, rss, color=colour)
+    inside = {"where": rss <= threshold, "interpolate": True}
+    axis.fill_between(x, rss, threshold, color=colour, alpha=0.18, linewidth=0, **inside)
+    axis.plot(law[name], 1, "o", color=colour, markersize=4.5, zorder=4)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.set_ylabel("residual sum of squares\n(relative to the best fit)")
+    if not np.isfinite(threshold):
+        return
+    axis.axhline(threshold, color=look.GREY, linestyle="--", linewidth=0.8)
+    axis.set_ylim(1 - 0.05 * (top - 1), top)
+    if len(near) > 1:
+        axis.set_xlim(near.min(), near.max())
+    look.end_labels(axis, [(threshold, f"{100 * law['level']:.3g} %\nlimit", look.GREY)])
+
+
+def cells_per_parameter(runs, metric="validation_mse"):
+    """The loss of every run against the cells seen, and the different training cells, per model parameter.
+
+    Losses are relative to the gene-mean baseline where every run has one, so that regimes share the axis.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Table of runs.csv; see `loss_against_parameters`.
+
+    Returns
+    -------
+    Figure with two panels
+    """
+    shown = _usable(runs, metric)
+    loss, label = shown[metric], loss_label(metric)
+    if metric == "validation_mse" and shown["gene_mean_mse"].notna().all():
+        loss, label = loss / shown["gene_mean_mse"], "validation MSE (relative to the gene mean)"
+    figure, axes = look.panels(1, 2, height=72)
+    colour = look.colours(list(dict.fromkeys(runs["regime"])))
+    marker = look.markers(list(dict.fromkeys(shown["size"])))
+    for axis, (cells, said) in zip(axes.flat, CELLS.items(), strict=True):
+        for (regime, size), of in shown.groupby(["regime", "size"], sort=False):
+            axis.plot(of[cells] / of["parameters"], loss[of.index], marker[size], color=colour[regime], alpha=0.75,
+                      **look.DOT)  # fmt: skip
+        look.log_axis(axis.xaxis)
+        axis.set(xlabel=f"{said} per parameter (number)", ylabel=label)
+        if loss is not shown[metric]:
+            axis.axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
+    keys = {regime: Line2D([], [], color=colour[regime], linewidth=3) for regime in colour}
+    keys |= {size: Line2D([], [], color=look.GREY, marker=marker[size], linestyle="") for size in marker}
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(figure)

@@ -1,0 +1,86 @@
+"""Where things lie, and how they are written: to a temporary name first, then renamed."""
+
+import json
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parents[1]
+ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
+"""Folder that holds params/, data/ and figures/: the project itself, unless SCALING_ROOT names another."""
+
+REPORTED = ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", "tiledbsoma")
+
+
+@contextmanager
+def atomic(path):
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
+
+    Works for a file and for a folder. An existing folder at `path` is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            remove(path)
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+
+
+def remove(path):
+    """Remove a file or a folder, if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write `content` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def write_csv(path, table):
+    """Write a DataFrame without its index, atomically."""
+    with atomic(path) as partial:
+        table.to_csv(partial, index=False)
+
+
+def code_version():
+    """Commit of the code, with `-modified` when lib, notebooks or params differ from it; `unknown` outside git."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        modified = git("status", "--porcelain", "--", "lib", "params", "Snakefile")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-modified" if modified else commit
+
+
+def versions():
+    """Versions of the libraries that decide the numbers, for a result's provenance: {name: version}."""
+    found = {}
+    for name in REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

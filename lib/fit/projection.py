@@ -1,0 +1,118 @@
+"""Variable projection for `L = c + A exp(-alpha d)`, with d = log(P / smallest P): thousands of fits at once.
+
+For a fixed alpha the law is linear in (A, c), so each fit is a search over alpha alone: a grid, then the root of the
+derivative of the residual sum of squares (Golub & Pereyra 1973). Nothing is started from a guess and nothing is bounded
+by the data. The raw amplitude is `a = A * smallest_P ** alpha`.
+
+Arrays put the sizes on the first axis, because sums over it are then fast.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import elementwise
+
+GRID = np.geomspace(0.01, 100, 100)
+"""alpha times the span of log P. Below it the law is straight in log P; above it only the smallest size differs."""
+
+CHUNK_NUMBERS = 2**23
+"""Most float64 numbers (64 MiB) that one array of a batched fit may hold."""
+
+
+class Projection(NamedTuple):
+    """Least squares at given alpha; every field has the shape of alpha."""
+
+    weight: np.ndarray  # sum of weights
+    centre: np.ndarray  # weighted mean of exp(-alpha d)
+    spread: np.ndarray  # weighted sum of squares of exp(-alpha d) about it
+    amplitude: np.ndarray
+    c: np.ndarray
+    rss: np.ndarray
+    slope: np.ndarray  # d rss / d alpha, halved
+
+    def value(self, basis):
+        """Fitted loss where exp(-alpha d) is `basis` (0: the floor), and its variance in units of sigma squared."""
+        return self.c + self.amplitude * basis, 1 / self.weight + (basis - self.centre) ** 2 / self.spread
+
+
+class Fits(NamedTuple):
+    """One law per dataset; every field has shape (datasets,)."""
+
+    alpha: np.ndarray
+    amplitude: np.ndarray
+    c: np.ndarray
+    rss: np.ndarray
+    edge: np.ndarray  # -1 or 1 where alpha is at the low or the high end of its grid, else 0
+
+
+def project(d, y, w, alpha, floor=True):
+    """Solve the linear half of the law at `alpha`.
+
+    Parameters
+    ----------
+    d : (sizes,)
+    y, w : (sizes, ...)
+        Losses and weights (inverse variances), broadcasting against alpha behind the first axis.
+    alpha : (...)
+    floor : bool
+        False fits `A exp(-alpha d)`, without c.
+    """
+    d = d.reshape(-1, *[1] * np.ndim(alpha))
+    e = np.exp(-alpha * d)
+    we = w * e
+    weight = w.sum(0) + np.zeros_like(alpha)
+    centre = we.sum(0) / weight * floor
+    middle = (w * y).sum(0) / weight * floor
+    spread = ((e - centre) * we).sum(0)
+    amplitude = (we * (y - middle)).sum(0) / spread
+    residual = w * (y - middle - amplitude * (e - centre))
+    rss = (residual * (y - middle - amplitude * (e - centre))).sum(0)
+    slope = amplitude * (residual * d * e).sum(0)
+    return Projection(weight, centre, spread, amplitude, middle - amplitude * centre, rss, slope)
+
+
+def alpha_grid(d, floor=True):
+    """The alphas searched: positive with a floor (the law falls towards it); of either sign without one."""
+    grid = GRID / np.ptp(d)
+    return grid if floor else np.concatenate([-grid[::-1], grid])
+
+
+def fit_many(d, y, w, floor=True):
+    """Global weighted least squares for every dataset.
+
+    Parameters
+    ----------
+    d : (sizes,)
+        log(P / smallest P), at least two distinct values.
+    y, w : (datasets, sizes)
+        A size with weight 0 takes no part.
+    """
+    y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
+    grid = alpha_grid(d, floor)
+    step = max(1, CHUNK_NUMBERS // (len(grid) + len(d)))
+    parts = [_fit_chunk(d, y[i : i + step].T, w[i : i + step].T, grid, floor) for i in range(0, len(y), step)]
+    return Fits(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _fit_chunk(d, y, w, grid, floor):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        best = _explained(d, y, w, grid, floor).argmax(0)
+        bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+
+        def slope(alpha, i):
+            return project(d, y[:, i], w[:, i], alpha, floor).slope
+
+        root = elementwise.find_root(slope, bracket, args=(np.arange(y.shape[1]),))
+        alpha = np.where(root.success, root.x, grid[best])
+        fit = project(d, y, w, alpha, floor)
+        edge = np.where(root.success, 0, (best == len(grid) - 1) * 1 - (best == 0) * 1)
+    return alpha, fit.amplitude, fit.c, fit.rss, edge
+
+
+def _explained(d, y, w, grid, floor):
+    """Sum of squares explained at each alpha of the grid, (grid, datasets): three matrix products."""
+    e = np.exp(-grid[:, None] * d)
+    weight = w.sum(0)
+    wy = w * (y - (w * y).sum(0) / weight * floor)
+    spread = (e * e) @ w - (e @ w) ** 2 / weight * floor
+    return np.nan_to_num((e @ wy) ** 2 / spread, nan=-1, posinf=-1)

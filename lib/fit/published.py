@@ -1,0 +1,184 @@
+"""The published study audited, and its method on any runs.
+
+I. Kendiukhov, "Scaling Laws for Masked-Reconstruction Transformers on Single-Cell Transcriptomics", arXiv 2602.15253
+(16 Feb 2026; a revision is under review at TMLR, OpenReview a8rUQqionr). data/published_runs.csv holds the figures of
+the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 genes (data-limited).
+"""
+
+import numpy as np
+import pandas as pd
+
+from lib import files
+from lib.fit.ladder import ladder, usable
+from lib.fit.law import power_law
+from lib.fit.laws import HEADLINE, fit_laws
+from lib.fit.report import band
+
+STUDY = "published-runs"
+REGIMES = {512: "data-rich", 1024: "data-limited"}
+NAMES = {"params": "parameters", "best_val_mse": "validation_mse", "cells": "cells_train"}
+PRINTED = {
+    "data-rich": {"alpha": 0.266, "c": 1.444, "r2": 0.858},
+    "data-limited": {"alpha": 0.009, "c": 0.113, "r2": 0.017},
+}
+GENE_MEAN = {"data-rich": 1.8752}
+"""Validation MSE of predicting each gene's training mean, printed with the results."""
+
+SETTINGS = ("cells_train", "micro_steps", "learning_rate", "micro_batch", "accumulation")
+POINTS = 300
+
+
+def runs_table():
+    """The 38 published runs with the columns of runs.csv, and what else was published about each.
+
+    validation_mse is the best of all evaluations, as published. cells_seen counts a cell once per visit. Training
+    cells are all cells, because the split was not applied to training.
+    """
+    raw = pd.read_csv(files.CODE / "data" / "published_runs.csv").rename(columns=NAMES)
+    regime = raw["genes"].map(REGIMES)
+    return raw.assign(
+        study=STUDY, regime=regime, cells_seen=raw["micro_steps"] * raw["micro_batch"], protocol="published",
+        updates=raw["micro_steps"] // raw["accumulation"], objective="mse", test_mse=np.nan,
+        gene_mean_mse=regime.map(GENE_MEAN), status="ok",
+    )  # fmt: skip
+
+
+def criterion(table, metric="validation_mse"):
+    """What the published fitter maximises: R2 of a straight line through log(L - c), at each c that it tries.
+
+    Returns
+    -------
+    DataFrame
+        regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual sum of
+        squares of the loss itself, which would have compared like with like.
+    """
+    curves = []
+    for regime, runs in table.groupby("regime", sort=False):
+        runs = usable(runs, metric)
+        x, losses = np.log(runs["parameters"].to_numpy(float)), runs[metric].to_numpy(float)
+        c = np.linspace(0, 0.99 * losses.min(), POINTS)
+        y = np.log(losses - c[:, None])
+        dx, dy = x - x.mean(), y - y.mean(1, keepdims=True)
+        slope = dy @ dx / (dx @ dx)
+        a = np.exp(y.mean(1) - slope * x.mean())
+        rss = ((losses - a[:, None] * np.exp(slope[:, None] * x) - c[:, None]) ** 2).sum(1)
+        r2 = slope**2 * (dx @ dx) / (dy**2).sum(1)
+        curves.append(pd.DataFrame({"regime": regime, "c": c, "r2": r2, "alpha": -slope, "a": a, "rss": rss}))
+    return pd.concat(curves, ignore_index=True)
+
+
+def fits(table, metric="validation_mse"):
+    """The published method on each regime: the law at the largest R2, and whether its c is an end of the grid.
+
+    On the published runs the printed numbers stand beside it. At 512 genes every digit agrees, with c the last point of
+    its grid. The 20 pooled runs at 1,024 genes give the printed alpha, 0.009, with c at the other end, 0; the c and R2
+    printed with it come from no subset of four or more of the 20 (all were tried), so from runs that were not released.
+    """
+    rows = []
+    for regime, curve in criterion(table, metric).groupby("regime", sort=False):
+        best = int(curve["r2"].to_numpy().argmax())
+        row = {**curve.iloc[best].to_dict(), "c_at_edge": best in (0, POINTS - 1)}
+        if (table["study"] == STUDY).all():
+            row |= {f"printed_{name}": value for name, value in PRINTED.get(regime, {}).items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def refits(table, regime="data-rich", resamples=100):
+    """Least squares on one regime, beside the published method, and what each questionable choice changes.
+
+    Returns
+    -------
+    DataFrame
+        fit, runs, alpha, alpha_low, alpha_high, c, c_low, c_high, rss, status. Intervals are the headline's, at 95 %.
+    """
+    runs = usable(table[table["regime"] == regime], "validation_mse")
+    published, smallest = fits(runs).iloc[0], runs["validation_mse"].min()
+    bounded = power_law(runs["parameters"], runs["validation_mse"] - smallest, form="power")
+    rows = [
+        {"fit": "published method", "runs": len(runs), **published[["alpha", "c", "rss"]]},
+        {"fit": "c at the smallest loss", "runs": len(runs), "alpha": bounded.alpha, "c": smallest, "rss": bounded.rss},
+        _refit("least squares", runs, regime, resamples),
+    ]
+    if "final_val_mse" in runs:
+        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"]), regime, resamples))
+    for size in runs.sort_values("parameters")["size"].unique():
+        rows.append(_refit(f"without {size}", runs[runs["size"] != size], regime, resamples))
+    return pd.DataFrame(rows)
+
+
+def _refit(name, runs, regime, resamples):
+    law = fit_laws(runs, resamples, 0, metrics=("validation_mse",))[regime]["validation_mse"]
+    row = {"fit": name, "runs": len(runs), **{key: law[key] for key in ("alpha", "c", "rss", "status")}}
+    for key, (low, high) in law["intervals"].get(HEADLINE, {}).items():
+        row |= {f"{key}_low": low, f"{key}_high": high}
+    return row
+
+
+def both_fits(table, regime="data-rich", points=200):
+    """Our law with its band and the published one over the sizes of a regime: fit, parameters, loss, lo, hi."""
+    runs = usable(table[table["regime"] == regime], "validation_mse")
+    grid = np.geomspace(runs["parameters"].min(), runs["parameters"].max(), points)
+    theirs, data = fits(runs).iloc[0], ladder(runs)
+    ours = power_law(data.parameters, data.means, data.weights)
+    low, high = band(ours, grid)
+    drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]
+    ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": ours.predict(grid), "lo": low, "hi": high})
+    return pd.concat([ours, pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})], ignore_index=True)
+
+
+def audit(table):
+    """What else enters the losses of each regime, as far as the table says: regime, question, found.
+
+    Asks for a size no better than the gene mean, for the smallest size's pull on the law, for best-of-many losses and
+    how unequally many, for the count of cells seen, and for settings that differ between runs fitted together.
+    """
+    rows = []
+    for regime, runs in table.groupby("regime", sort=False):
+        runs = usable(runs, "validation_mse")
+        found = {**_against_gene_mean(runs, regime), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
+        rows += [{"regime": regime, "question": question, "found": answer} for question, answer in found.items()]
+    return pd.DataFrame(rows)
+
+
+def _against_gene_mean(runs, regime):
+    published = GENE_MEAN.get(regime) if (runs["study"] == STUDY).all() else np.nan
+    baseline = runs["gene_mean_mse"].mean() if runs["gene_mean_mse"].notna().any() else published
+    if not baseline or np.isnan(baseline):
+        return {}
+    losses = runs.groupby("size", sort=False)["validation_mse"].mean()
+    worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
+    return {f"sizes no better than the gene mean ({baseline:.3f})": ", ".join(worse) or "none"}
+
+
+def _smallest(runs, regime):
+    size = runs.loc[runs["parameters"].idxmin(), "size"]
+    rest = runs[runs["size"] != size]
+    if rest["parameters"].nunique() < 3:
+        return {}
+    law = _refit("", rest, regime, 100)
+    return {f"alpha and c without {size}": f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"}
+
+
+def _best_of_many(runs):
+    if not {"evaluations", "final_val_mse"} <= set(runs):
+        return {}
+    gap = (runs["final_val_mse"] - runs["validation_mse"]).max()
+    return {
+        "evaluations that the best loss is chosen from": f"{runs['evaluations'].min()} to {runs['evaluations'].max()}",
+        "largest difference between final and best loss": f"{gap:.3f}",
+    }
+
+
+def _pooled(runs):
+    found = {}
+    if {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
+        largest = runs.loc[runs["micro_steps"].idxmax()]
+        seen = int(largest["micro_steps"] * largest["micro_batch"])
+        counted = f"{seen:,}; micro-steps x accumulated batch would count {largest['accumulation']:.0f} times as many"
+        found["most cells seen by a run"] = counted
+    for setting in SETTINGS:
+        if setting in runs and runs[setting].nunique() > 1:
+            values = runs[setting]
+            found[f"{setting} differs"] = f"{values.nunique()} values, {values.min():g} to {values.max():g}"
+    return found

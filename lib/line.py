@@ -1,0 +1,45 @@
+"""Progress that a notebook keeps as one line of text, the same on every rerun."""
+
+import sys
+import time
+
+from IPython import get_ipython
+from IPython.display import TextDisplayObject, display
+
+EVERY = 0.5
+"""Seconds between two updates of the line."""
+
+
+class Line(TextDisplayObject):
+    """One line of plain text as a notebook output."""
+
+    def __repr__(self):
+        return self.data
+
+
+class Progress:
+    """Shows how far a run is: in a notebook one line that is rewritten, in a terminal the same on standard error.
+
+    Rate and remaining time are shown while it runs; the line that stays in a saved notebook has neither.
+    """
+
+    def __init__(self, label):
+        self.label, self.started, self.shown, self.first = label, time.monotonic(), 0.0, None
+        self.handle = display(Line(f"{label}: finished before"), display_id=True) if get_ipython() else None
+
+    def __call__(self, done, total, loss):
+        now = time.monotonic()
+        self.first = done - 1 if self.first is None else self.first
+        if done == total:
+            self.write(f"{self.label}: {total:,} updates, done", end="\n")
+        elif now - self.shown > EVERY:
+            rate = (done - self.first) / (now - self.started)
+            left = (total - done) / rate
+            self.write(f"{self.label}: {done:,} of {total:,} updates, loss {loss:.4f}, {rate:.0f}/s, {left:.0f} s left")
+            self.shown = now
+
+    def write(self, line, end=""):
+        if self.handle:
+            self.handle.update(Line(line))
+        elif sys.stderr.isatty():
+            print(f"\r{line:<100}", end=end, file=sys.stderr)

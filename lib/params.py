@@ -1,0 +1,325 @@
+"""One YAML file is one study: its typed, validated parameters."""
+
+import datetime
+import difflib
+import re
+from typing import Annotated, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lib import files
+from lib.errors import InputError
+from lib.sizes import PUBLISHED, Size
+
+
+def _number(value):
+    """YAML reads 4e-3, without a point, as a word."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) else value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+PROTOCOLS = {
+    "tuned": {},
+    "published": dict(
+        library_size="panel", statistics_from="all", train_on="all", masks="bernoulli", report="best",
+        learning_rate=3.125e-5, width_exponent=0.0, warmup=0.0, final_rate=1.0, dropout=0.1, embedding_scale=0.02,
+        cells_seen=240_000, evaluations=61,
+    ),
+}  # fmt: skip
+"""What each protocol sets where the study file is silent; STUDY.md's faults are named switches of `published`."""
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys and silent conversions, and cannot be changed after it has been checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Simulation(Strict):
+    """The simulated census (lib.simulate): a Zipf-distributed tree of cell states seen through negative-binomial counts."""
+
+    cells: Annotated[int, Field(ge=100)]
+    genes: Annotated[int, Field(ge=10)] = 2000
+    states: Count = 256
+    zipf: Positive = 1.0
+    donors: Count = 40
+    profiles: Count = 4
+    profile_sd: Annotated[Number, Field(ge=0)] = 0.15
+    dispersion: Positive = 2.0
+    depth: Positive = 3000.0
+    depth_sd: Annotated[Number, Field(ge=0)] = 0.4
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def _date(value):
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+class Census(Strict):
+    """Where the counts come from. Exactly one of `simulate`, `version`, `uri` and `h5ad` is given."""
+
+    simulate: Simulation | None = None
+    version: Annotated[str, BeforeValidator(_date)] | None = None
+    uri: str | None = None
+    h5ad: list[str] | None = None
+    donor: str = "donor_id"
+    dataset: str = "dataset_id"
+    tissue: str = "tissue"
+    filter: str = "is_primary_data == True"
+    seed: Annotated[int, Field(ge=0)] = 42
+
+    @model_validator(mode="after")
+    def one_source(self):
+        given = [key for key in ("simulate", "version", "uri", "h5ad") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of simulate, version, uri or h5ad, and has {given or 'none of them'}")
+        if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
+            raise ValueError(
+                f"version {self.version!r} is not a dated release such as 2025-11-08; moving names cannot be rerun"
+            )
+        return self
+
+
+class Regime(Strict):
+    genes: Annotated[int, Field(ge=2)]
+    cells: Annotated[int, Field(ge=10)]
+
+
+class Split(Strict):
+    """Which cells are held out: whole groups of the obs column `by`, or `random` cells.
+
+    Each held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in
+    every regime, and a regime's own number counts training cells.
+    """
+
+    by: str = "donor_id"
+    validation: Share = 0.05
+    test: Share = 0.05
+    cells: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def leaves_training_cells(self):
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no cells to train on; keep their sum below 1")
+        return self
+
+
+class Masking(Strict):
+    """Which genes are hidden: round(share x genes) of each cell; `per_cell` fixed masks for each held-out cell."""
+
+    share: Share = 0.15
+    per_cell: Count = 4
+    seed: Annotated[int, Field(ge=0)] = 2
+
+
+class Train(Strict):
+    """How every size is trained. `protocol` sets what the study file leaves out."""
+
+    protocol: Literal["tuned", "published"] = "tuned"
+    objective: Literal["mse"] = "mse"
+    cells_seen: Count = 240_000
+    batch: Count = 32
+    learning_rate: Positive = 4e-3
+    reference_width: Count = 64
+    width_exponent: Number = 0.5
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.05
+    final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    clip: Positive = 1.0
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    embedding_scale: Positive = 0.5
+    evaluations: Annotated[int, Field(ge=2)] = 20
+    library_size: Literal["transcriptome", "panel"] = "transcriptome"
+    statistics_from: Literal["train", "all"] = "train"
+    train_on: Literal["train", "all"] = "train"
+    masks: Literal["fixed", "bernoulli"] = "fixed"
+    report: Literal["final", "best"] = "final"
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_protocol(cls, given):
+        return PROTOCOLS.get(given.get("protocol"), {}) | given if isinstance(given, dict) else given
+
+
+class Fit(Strict):
+    """How the law is fitted: bootstrap resamples, their seed, the level of every interval."""
+
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    seed: Annotated[int, Field(ge=0)] = 0
+    level: Share = 0.95
+
+
+class SizeShape(Strict):
+    """A size given by its shape; `name` is made from the shape when it is left out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+    d: Count
+    layers: Count
+    heads: Count = 1
+    ff_mult: Count = 4
+
+    @model_validator(mode="after")
+    def heads_divide_width(self):
+        if self.d % self.heads:
+            raise ValueError(
+                f"d = {self.d} is not a multiple of heads = {self.heads}; choose a width that the heads divide"
+            )
+        return self
+
+
+def _size(given):
+    if isinstance(given, str):
+        if given not in PUBLISHED:
+            raise ValueError(
+                f"{given!r} is not a size{_nearest(given, PUBLISHED)}; allowed: {', '.join(PUBLISHED)} or {{d, layers, heads, ff_mult}}"
+            )
+        return PUBLISHED[given]
+    shape = SizeShape.model_validate(given)
+    name = shape.name or f"d{shape.d}-l{shape.layers}-h{shape.heads}-f{shape.ff_mult}"
+    return Size(name, shape.d, shape.layers, shape.heads, shape.ff_mult)
+
+
+class Given(Strict):
+    """Runs that were trained elsewhere: a CSV file under the project folder, and how its columns map to those of runs.csv.
+
+    `columns` renames {theirs: ours}; `regimes` names the regime by the value of one column, {column: {value: regime}}.
+    """
+
+    table: str
+    columns: dict[str, str] = {}
+    regimes: dict[str, dict[str | int, str]] = {}
+
+
+class Study(Strict):
+    """A validated study: either data, sizes and seeds to train, or `runs` that are given. Paths are derived from its name, so that a study never writes outside its own folders."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    runs: Given | None = None
+    census: Census | None = None
+    regimes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Regime] = {}
+    split: Split = Split()
+    masking: Masking = Masking()
+    sizes: list[Annotated[Size, BeforeValidator(_size)]] = []
+    seeds: list[Annotated[int, Field(ge=0)]] = []
+    train: Train = Train()
+    fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def trained_or_given(self):
+        parts = {key: bool(getattr(self, key)) for key in ("census", "regimes", "sizes", "seeds")}
+        if self.runs is None and not all(parts.values()):
+            missing = [key for key, there in parts.items() if not there]
+            raise ValueError(f"{', '.join(missing)} is missing or empty; add it, or name a table of finished runs with runs")
+        if self.runs is not None and any(parts.values()):
+            raise ValueError("has runs that are given and also census, regimes, sizes or seeds to train; keep one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def no_run_twice(self):
+        for key, values in (("sizes", [size.name for size in self.sizes]), ("seeds", self.seeds)):
+            twice = sorted({str(value) for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(
+                    f"{key} lists {', '.join(twice)} more than once; a run belongs to one size and one seed"
+                )
+        return self
+
+    @property
+    def data(self):
+        return files.ROOT / "data" / self.name
+
+    @property
+    def figures(self):
+        return files.ROOT / "figures" / self.name
+
+    def folder(self, regime):
+        """Folder of one regime."""
+        if regime not in self.regimes:
+            raise InputError(
+                f"study {self.name} has no regime {regime!r}{_nearest(regime, self.regimes)}; it has {', '.join(self.regimes)}."
+            )
+        return self.data / regime
+
+    def size(self, name):
+        """The size of that name."""
+        sizes = {size.name: size for size in self.sizes}
+        if name not in sizes:
+            raise InputError(
+                f"study {self.name} has no size {name!r}{_nearest(name, sizes)}; it has {', '.join(sizes)}."
+            )
+        return sizes[name]
+
+    def run_folder(self, regime, size, seed):
+        return self.folder(regime) / "runs" / size / f"seed-{seed}"
+
+
+def load(name):
+    """Read and check params/<name>.yaml.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the key and what is allowed.
+    """
+    path = files.ROOT / "params" / f"{name}.yaml"
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if name not in known:
+        raise InputError(
+            f"there is no study {name!r}{_nearest(name, known)}; params/ has {', '.join(known) or 'no study file'}."
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"params/{path.name} should hold keys such as census, regimes and sizes, and holds {type(content).__name__}."
+        )
+    return parse(content, name)
+
+
+def parse(content, name):
+    """Check the content of a study file; see `load`."""
+    try:
+        return Study.model_validate({**content, "name": name})
+    except ValidationError as error:
+        said = _sentence(error.errors()[0], error.error_count())
+        raise InputError(f"params/{name}.yaml: {' '.join(said.split())}") from None
+
+
+def _sentence(problem, count):
+    """One pydantic problem, said for a person: place, what is wrong, nearest valid name."""
+    place = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "the study"
+    more = f" ({count - 1} more after this one)" if count > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        allowed = _allowed_keys(problem["loc"][:-1])
+        said = f"{place} is not a known key{_nearest(problem['loc'][-1], allowed)}; allowed here: {', '.join(allowed)}"
+    elif problem["type"] == "missing":
+        said = f"{place} is missing; add it"
+    elif problem["type"] == "value_error":
+        said = f"{place}: {problem['ctx']['error']}"
+    else:
+        said = f"{place} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{said}{more}."
+
+
+def _allowed_keys(place):
+    """Keys that the model at `place` (a pydantic location) knows."""
+    model = {"sizes": SizeShape, "regimes": Regime}.get(place[0]) if place else Study
+    for part in () if model else place:
+        field = (model or Study).model_fields[part]
+        model = next(kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields"))
+    return [key for key in model.model_fields if model is not Study or key != "name"]
+
+
+def _nearest(word, words):
+    close = difflib.get_close_matches(str(word), list(words), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

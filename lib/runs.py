@@ -1,0 +1,118 @@
+"""The run record: what was asked, what came out, and all runs of a study in one table."""
+
+import pandas as pd
+
+from lib import entropy, files
+from lib.errors import InputError
+
+COLUMNS = [
+    "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "cells_seen", "updates", "learning_rate",
+    "protocol", "objective", "validation_mse", "test_mse", "validation_mse_se", "validation_bits", "gene_mean_mse",
+    "gaussian_mse", "bayes_mse", "seconds", "cells_per_second", "device", "status", "code_version",
+]  # fmt: skip
+
+
+def collect(study):
+    """Every run of a study, finished or stopped (or given), as one row with the columns of `COLUMNS`.
+
+    The baselines of a row are those of its regime's validation cells. A run that was started and has no result has
+    status `interrupted` and no loss; a run that was never started has no row.
+    """
+    if study.runs:
+        return given(study)
+    rows = [
+        _row(study, regime, size.name, seed) for regime in study.regimes for size in study.sizes for seed in study.seeds
+    ]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    return table.assign(validation_bits=entropy.gaussian_bits(table["validation_mse"].astype(float)))
+
+
+def given(study):
+    """The table of runs that a study names instead of training them, with the columns of `COLUMNS` first.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or lacks a column that the fit needs.
+    """
+    source = study.runs
+    try:
+        table = pd.read_csv(files.ROOT / source.table).rename(columns=source.columns)
+    except (OSError, ValueError) as error:
+        raise InputError(f"params/{study.name}.yaml: runs.table {source.table} cannot be read: {error}.") from None
+    for column, names in source.regimes.items():
+        table["regime"] = table[column].map(names)
+    table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
+    missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
+    if missing:
+        raise InputError(f"{source.table} has no column {', '.join(missing)}; name it under runs.columns in params/{study.name}.yaml.")
+    if table["regime"].isna().any():
+        raise InputError(f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml.")
+    extra = [column for column in table if column not in COLUMNS]
+    return table.reindex(columns=[*COLUMNS, *extra])
+
+
+def histories(study, regime):
+    """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
+    found = []
+    for size in study.sizes:
+        for seed in study.seeds:
+            path = study.run_folder(regime, size.name, seed) / "history.csv"
+            if path.is_file():
+                found.append(pd.read_csv(path).assign(size=size.name, seed=seed))
+    if not found:
+        raise InputError(
+            f"study {study.name} has no learning curves in {regime}/runs yet; run notebook 03_train first."
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def _row(study, regime, size, seed):
+    folder = study.run_folder(regime, size, seed)
+    place = {"study": study.name, "regime": regime, "size": size, "seed": seed}
+    if (folder / "result.json").is_file():
+        measured = files.read_json(study.folder(regime) / "baselines.json")["validation"]
+        baselines = {name: measured.get(name) for name in ("gene_mean_mse", "gaussian_mse", "bayes_mse")}
+        return {**files.read_json(folder / "result.json"), **baselines, **place}
+    return {**place, "status": "interrupted"} if (folder / "history.csv").is_file() else None
+
+
+def baselines(study):
+    """What 01_data measured, {regime: {split: {...}}}; empty for runs that were given."""
+    return {regime: files.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
+
+
+def known_floors(measured, split="validation"):
+    """The exact floor of each regime's squared error, or None where it is not known."""
+    return {regime: splits[split].get("bayes_mse") for regime, splits in measured.items()}
+
+
+def summary(table):
+    """One row per regime and size: seeds, mean losses, and the share explained of the reducible error.
+
+    The reducible error lies between the gene mean and the exact floor; where no floor is known, the share is of the gene
+    mean's whole error.
+    """
+    rows = table[table["status"] == "ok"]
+    by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
+    result = by_size.agg(seeds=("seed", "nunique"), validation_mse=("validation_mse", "mean"), test_mse=("test_mse", "mean"))
+    means = by_size[["gene_mean_mse", "gaussian_mse", "bayes_mse"]].mean()
+    reducible = means["gene_mean_mse"] - means["bayes_mse"].fillna(0)
+    result["explained"] = (means["gene_mean_mse"] - result["validation_mse"]) / reducible
+    result["explained_by_gaussian"] = (means["gene_mean_mse"] - means["gaussian_mse"]) / reducible
+    return result.reset_index()
+
+
+def with_provenance(laws, study):
+    """The laws, each with where it comes from: study, code, libraries and, for trained runs, the census."""
+    origin = {"study": study.name, "code_version": files.code_version(), "versions": files.versions()}
+    if study.census:
+        origin["census"] = study.census.model_dump(mode="json", exclude_none=True)
+        origin["split"], origin["seeds"] = study.split.model_dump(mode="json"), study.seeds
+    return {
+        regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
+        for regime, by_metric in laws.items()
+    }

@@ -1,0 +1,79 @@
+"""Model sizes: the published ladder, and exact counts of parameters and floating-point operations.
+
+Standard library only, but for the table, so that a study file can be checked and a plan costed without torch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of one transformer.
+
+    Attributes
+    ----------
+    d : int
+        Width of a token.
+    layers, heads : int
+        Encoder blocks, and attention heads in each (`d` is a multiple of `heads`).
+    ff_mult : int
+        Feed-forward width as a multiple of `d`.
+    """
+
+    name: str
+    d: int
+    layers: int
+    heads: int
+    ff_mult: int
+
+    def parameters(self, genes):
+        """Number of trainable parameters at `genes` genes.
+
+        Gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1), and per block:
+        attention 4d^2 + 4d, feed-forward 2 f d^2 + (f + 1) d, two LayerNorms 4d, with f = ff_mult.
+        """
+        d, f = self.d, self.ff_mult
+        block = (4 + 2 * f) * d * d + (9 + f) * d
+        return genes * d + 3 * d + (d + 1) + self.layers * block
+
+    def forward_flops(self, genes):
+        """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.
+
+        Counts what the architecture asks for, not what an implementation saves. A training step costs three times this.
+        """
+        d, f = self.d, self.ff_mult
+        block = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
+        return 2 * (genes * d + self.layers * block + genes * d)
+
+
+PUBLISHED = {
+    name: Size(name, *shape)
+    for name, shape in {
+        "XXS": (1, 1, 1, 1),
+        "TINY": (16, 1, 1, 1),
+        "XS": (64, 2, 4, 4),
+        "S": (128, 4, 8, 4),
+        "M": (512, 6, 8, 4),
+        "L": (1020, 8, 12, 4),
+        "XL": (1536, 12, 16, 4),
+    }.items()
+}
+"""The seven sizes of arXiv 2602.15253."""
+
+
+def table(sizes, regimes):
+    """One row per size and regime: shape, parameters, FLOPs of one cell's forward pass.
+
+    Returns
+    -------
+    DataFrame with columns size, regime, genes, d, layers, heads, ff_mult, parameters, flops_per_cell
+    """
+    import pandas as pd
+
+    rows = [
+        {"size": size.name, "regime": name, "genes": regime.genes, "d": size.d, "layers": size.layers,
+         "heads": size.heads, "ff_mult": size.ff_mult, "parameters": size.parameters(regime.genes),
+         "flops_per_cell": size.forward_flops(regime.genes)}
+        for name, regime in regimes.items() for size in sizes
+    ]  # fmt: skip
+    return pd.DataFrame(rows)

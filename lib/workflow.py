@@ -1,0 +1,115 @@
+"""What the Snakefile and the runner know of the batch: the code of each notebook, its settings, how long it takes."""
+
+import ast
+import hashlib
+import json
+from dataclasses import asdict
+
+from lib import files
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow small models many-fold on a busy machine
+    "PYTHONHASHSEED": "0",
+    "JUPYTER_PLATFORM_DIRS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+"""Environment of every notebook of the batch."""
+
+LISTS = ("*/data.txt", "*/runs/*/results.txt", "figures.txt")
+"""Where the Snakefile keeps lists of results (lines of cksum: checksum, bytes, name), as seen from data/<study>."""
+
+START_SECONDS = {"data": 20, "model": 8, "train": 8, "fit": 20, "figures": 20}
+"""What a notebook takes besides training, seconds: a first guess, only for the time left."""
+UPDATE_SECONDS, FLOPS_PER_SECOND = 2e-3, 2e10
+"""Speed of training on one core: a first guess, corrected by what is measured during the run."""
+
+
+def cells(name):
+    """Cells of notebooks/<name>.ipynb as (type, source)."""
+    content = files.read_json(files.CODE / "notebooks" / f"{name}.ipynb")
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
+
+
+def words(name):
+    """Digest of a notebook's text and code. Its outputs do not count: running it in JupyterLab changes no result."""
+    return hashlib.sha256(json.dumps(cells(name)).encode()).hexdigest()
+
+
+def modules(name):
+    """Files of `lib` that a notebook imports, directly or through another module of `lib`, in order of their names.
+
+    Found in the syntax trees, imports inside functions included, so that the list cannot fall behind the code.
+    """
+    lines = "\n".join(source for kind, source in cells(name) if kind == "code").splitlines()
+    found, waiting = set(), _imported("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting |= _imported(path.read_text())
+    return sorted(found)
+
+
+def _imported(source):
+    """Files of `lib` named by the import statements of one source: the module and the packages that it lies in."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = set()
+    for parts in (name.split(".") for name in names if name.split(".")[0] == "lib"):
+        for depth in range(1, len(parts) + 1):
+            place = files.CODE.joinpath(*parts[:depth])
+            found |= {path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()}
+    return found
+
+
+def settings(study, rule, regime=None, size=None):
+    """The part of the study file that a rule's results depend on, as canonical JSON."""
+    content = study.model_dump(mode="json", include={"census", "split", "masking", "train", "fit"})
+    train = content.pop("train")
+    if rule == "data":
+        normaliser = {key: train[key] for key in ("library_size", "statistics_from")}
+        chosen = {key: content[key] for key in ("census", "split", "masking")} | normaliser
+        chosen["regime"] = study.regimes[regime].model_dump()
+    elif rule == "model":
+        genes = {name: regime.genes for name, regime in study.regimes.items()}
+        chosen = {"genes": genes, "sizes": [asdict(size) for size in study.sizes]}
+    elif rule == "train":
+        chosen = {"train": train, "size": asdict(study.size(size))}
+    else:
+        chosen = {"fit": content["fit"]} if rule == "fit" else {}
+    return json.dumps(chosen, sort_keys=True)
+
+
+def sources(study):
+    """The .h5ad files that a study names, each pattern checked to match one."""
+    if not study.census.h5ad:
+        return []
+    from lib import h5ad
+
+    return h5ad.expand(study.census.h5ad)
+
+
+def flops(study, regime, size):
+    """Floating-point operations of training one size with all its seeds (backward counts twice the forward)."""
+    forward = study.size(size).forward_flops(study.regimes[regime].genes)
+    return 3 * forward * study.train.cells_seen * len(study.seeds)
+
+
+def seconds(study, rule, regime=None, size=None):
+    """Expected duration of a job: (fixed part, training part)."""
+    if rule != "train":
+        return START_SECONDS[rule], 0.0
+    updates = study.train.cells_seen / study.train.batch * len(study.seeds)
+    return START_SECONDS[rule], updates * UPDATE_SECONDS + flops(study, regime, size) / FLOPS_PER_SECOND
+
+
+def forget_lost(study):
+    """Remove the list of a job's results when one of them is gone, so that the job runs again."""
+    for listing in (path for place in LISTS for path in study.data.glob(place)):
+        names = [line.split(maxsplit=2)[2] for line in listing.read_text().splitlines()]
+        if not all((study.data / name).is_file() for name in names):
+            listing.unlink()

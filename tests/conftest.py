@@ -1,0 +1,84 @@
+"""Fixtures shared by all tests: a project folder of their own, small inputs, the real data where it is."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import sparse
+
+from lib import files, params
+
+TINY = {
+    "census": {"simulate": {"cells": 600, "genes": 120, "states": 8, "donors": 12, "profiles": 2}},
+    "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 40, "cells": 120}},
+    "split": {"validation": 0.1, "test": 0.1},
+    "sizes": ["XXS", {"name": "small", "d": 8, "layers": 1, "heads": 2, "ff_mult": 1}],
+    "seeds": [7, 8],
+    "train": {"cells_seen": 320, "evaluations": 2},
+    "fit": {"resamples": 100},
+}
+"""A whole study that takes seconds."""
+
+
+@pytest.fixture
+def real_data():
+    """Folder of the real data sets; the test is skipped where they are missing."""
+    folder = files.CODE.parent / "shared" / "data"
+    if not any(folder.glob("*.h5ad")):
+        pytest.skip("REAL DATA MISSING: no .h5ad file in ../shared/data, so nothing was tested on real cells")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project folder that lib works in, here and in processes started by the test."""
+    (tmp_path / "params").mkdir()
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setenv("SCALING_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def study_file(project):
+    """Write params/<name>.yaml, TINY with some keys replaced, and return the study."""
+
+    def write(name="tiny", **changed):
+        (project / "params" / f"{name}.yaml").write_text(yaml.safe_dump(TINY | changed, sort_keys=False))
+        return params.load(name)
+
+    return write
+
+
+@pytest.fixture
+def tiny(study_file):
+    """The simulated study of seconds."""
+    return study_file()
+
+
+@pytest.fixture
+def h5ad(project):
+    """Write input/<name>.h5ad from counts, with equal shares of `donors` and any other obs columns; return its path."""
+
+    def write(name, counts, donors=("A", "B", "C", "D"), genes=None, var=None, **obs):
+        cells, width = counts.shape
+        names = [f"G{gene}" for gene in range(width)] if genes is None else genes
+        obs = {"donor_id": np.resize(donors, cells)} | obs if donors else obs
+        adata = anndata.AnnData(
+            counts if sparse.issparse(counts) else sparse.csr_matrix(counts),
+            pd.DataFrame(obs, index=[f"{name}-{cell}" for cell in range(cells)]),
+            pd.DataFrame(var or {}, index=names),
+        )
+        path = project / "input" / f"{name}.h5ad"
+        path.parent.mkdir(exist_ok=True)
+        adata.write_h5ad(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def counts():
+    """Counts of 200 cells x 30 genes of unequal means, (cells, genes) float32."""
+    rng = np.random.default_rng(0)
+    return rng.poisson(rng.gamma(2, 1, 30) * rng.gamma(3, 1 / 3, (200, 30))).astype(np.float32)

@@ -1,0 +1,210 @@
+"""Every baseline is the predictor that its name promises, measured as the transformers are."""
+
+import anndata
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from lib import baselines, census, panel, simulate
+from lib.errors import InputError
+from lib.params import Simulation
+
+PANEL, K = 48, 7
+
+
+def panel_of(truth, columns, library_size="transcriptome", held_out=200):
+    """A panel of the simulated census as lib.panel writes it: the last cells are held out, two masks each."""
+    obs, counts = zip(*simulate.chunks(truth), strict=True)
+    obs, counts = pd.concat(obs, ignore_index=True), sparse.vstack(counts).toarray()[:, columns].astype(np.int32)
+    library = obs["raw_sum"].to_numpy() if library_size == "transcriptome" else counts.sum(axis=1).clip(1)
+    obs.index = obs.index.astype(str)
+    obs["total_counts"] = obs["raw_sum"].astype(float)
+    obs["split"] = np.repeat(["train", "validation", "test"], [len(obs) - 2 * held_out, held_out, held_out])
+    x = np.log1p(1e4 * counts / library[:, None]).astype(np.float32)
+    adata = anndata.AnnData(x, obs, simulate.genes(truth).iloc[columns].set_index("feature_id", drop=False))
+    adata.layers["counts"] = counts
+    masks = np.sort(np.argsort(np.random.default_rng(0).random((2, held_out, 2, len(columns))))[..., :K])
+    adata.uns["masks"] = dict(zip(("validation", "test"), masks, strict=True))
+    adata.uns["provenance"] = {"library_size": library_size}
+    return adata
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return simulate.truth(Simulation(cells=4000, genes=300, states=40, donors=20, depth=800.0))
+
+
+@pytest.fixture(scope="module")
+def columns(truth):
+    """The genes whose proportions differ most between states."""
+    return np.sort(np.argsort(-np.log(truth.states).std(axis=0))[:PANEL])
+
+
+@pytest.fixture(scope="module")
+def adata(truth, columns):
+    return panel_of(truth, columns)
+
+
+@pytest.fixture(scope="module")
+def losses(adata, truth):
+    return baselines.measure(adata, truth)
+
+
+def test_each_baseline_beats_the_one_below_and_none_beats_the_floor(losses):
+    for split in losses.values():
+        assert split["gene_mean_mse"] > 1.1 * split["gaussian_mse"] > 1.1 * 1.1 * split["bayes_mse"]
+        assert split["gaussian_mse"] > split["bayes_realised_mse"]
+        assert abs(split["bayes_realised_mse"] - split["bayes_mse"]) < 4 * split["bayes_realised_mse_se"]
+
+
+def test_the_gene_mean_is_that_of_training_cells_at_masked_genes(adata, losses):
+    x, masked = adata.X.astype(float), adata.uns["masks"]["test"]
+    mean, squares = x[adata.obs["split"] == "train"].mean(axis=0), []
+    for cell, row in enumerate(x[adata.obs["split"] == "test"]):
+        squares.append(np.mean([np.square(row - mean)[mask].mean() for mask in masked[cell]]))
+    assert losses["test"]["gene_mean_mse"] == pytest.approx(np.mean(squares))
+    assert losses["test"]["gene_mean_mse_se"] == pytest.approx(np.std(squares, ddof=1) / np.sqrt(len(squares)))
+
+
+def test_the_floor_is_that_of_the_panel_genes_and_recorded_library_sizes(adata, truth, columns, losses):
+    held_out = adata[adata.obs["split"] == "validation"]
+    library, masked = held_out.obs["raw_sum"].to_numpy(), adata.uns["masks"]["validation"]
+    mse, bits = simulate.bayes(truth, columns, held_out.layers["counts"], library, masked)
+    assert losses["validation"]["bayes_mse"] == pytest.approx(mse.mean())
+    assert losses["validation"]["bayes_bits"] == pytest.approx(bits.mean())
+
+
+def test_without_a_truth_there_is_no_floor(adata, losses):
+    found = baselines.measure(adata)
+    assert set(found) == {"validation", "test"}
+    for split, values in found.items():
+        assert values == {name: value for name, value in losses[split].items() if not name.startswith("bayes")}
+
+
+def test_a_panel_normalised_within_itself_has_no_floor(truth, columns):
+    found = baselines.measure(panel_of(truth, columns, library_size="panel"), truth)["test"]
+    assert sorted(found) == ["gaussian_mse", "gaussian_mse_se", "gene_mean_mse", "gene_mean_mse_se"]
+
+
+def test_the_truth_of_another_census_is_refused(adata):
+    other = simulate.truth(Simulation(cells=100, genes=50))
+    with pytest.raises(InputError, match="ENSGSIM"):
+        baselines.measure(adata, other)
+
+
+def test_one_held_out_cell_has_a_loss_and_no_standard_error(truth, columns):
+    found = baselines.measure(panel_of(truth, columns, held_out=1))["validation"]
+    assert found["gaussian_mse"] > 0 and found["gaussian_mse_se"] is None
+
+
+def test_the_prediction_is_the_regression_on_the_visible_genes():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 9)) @ rng.normal(size=(9, 9)) + rng.normal(size=9)
+    gaussian = baselines.fit_gaussian(x, np.arange(300))
+    covariance = np.linalg.inv(gaussian.precision)
+    masked = np.sort(np.argsort(rng.random((100, 3, 9)))[..., :4])
+    found = baselines.predict_gaussian(gaussian, x[300:], masked)
+    for cell, mask in np.ndindex(100, 3):
+        m = masked[cell, mask]
+        v = np.setdiff1d(np.arange(9), m)
+        weights = np.linalg.solve(covariance[np.ix_(v, v)], covariance[np.ix_(v, m)])
+        np.testing.assert_allclose(found[cell, mask], gaussian.mean[m] + (x[300 + cell] - gaussian.mean)[v] @ weights)
+
+
+def test_gaussian_data_are_predicted_down_to_their_conditional_variance():
+    rng = np.random.default_rng(2)
+    mixing = rng.normal(size=(12, 12))
+    x, covariance = rng.normal(size=(60_000, 12)) @ mixing, mixing.T @ mixing
+    masked = np.tile([0, 4, 11], (10_000, 1, 1))
+    gaussian = baselines.fit_gaussian(x, np.arange(50_000))
+    error = (baselines.predict_gaussian(gaussian, x[50_000:], masked) - x[50_000:, None, [0, 4, 11]]) ** 2
+    best = np.linalg.inv(np.linalg.inv(covariance)[np.ix_([0, 4, 11], [0, 4, 11])]).trace() / 3
+    assert error.mean() == pytest.approx(best, rel=0.06)
+
+
+def test_shrinkage_is_that_of_ledoit_and_wolf_on_standardised_genes(adata):
+    from sklearn.covariance import ledoit_wolf
+
+    rows = np.arange(0, 3000, 25)
+    x = adata.X[rows].astype(float)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    expected, weight = ledoit_wolf((x - mean) / deviation, assume_centered=True)
+    gaussian = baselines.fit_gaussian(adata.X, rows)
+    assert 0.05 < weight == pytest.approx(gaussian.shrinkage, rel=1e-6)
+    covariance = np.linalg.inv(gaussian.precision)
+    np.testing.assert_allclose(covariance, expected * np.outer(deviation, deviation), rtol=1e-5, atol=1e-9)
+
+
+def test_shrinking_correlations_helps_where_cells_are_few(adata):
+    rows, data = np.arange(0, 3000, 60), panel.arrays(adata)
+    x, masked = data.x[data.test], data.masks["test"]
+    hidden = np.take_along_axis(x[:, None], masked, axis=2)
+    gaussian = baselines.fit_gaussian(data.x, rows)
+    plain = np.linalg.inv(np.cov(data.x[rows].T) + 1e-6 * np.eye(PANEL))
+    unshrunk = baselines.Gaussian(gaussian.mean, plain, 0.0)
+    shrunk, full = (((baselines.predict_gaussian(g, x, masked) - hidden) ** 2).mean() for g in (gaussian, unshrunk))
+    assert shrunk < 0.7 * full
+    assert shrunk < ((hidden - gaussian.mean[masked]) ** 2).mean()
+
+
+def test_only_training_cells_are_fitted_and_masked_values_are_not_seen(adata):
+    data = panel.arrays(adata)
+    x = data.x.copy()
+    x[np.concatenate([data.validation, data.test])] += 5
+    before, after = baselines.fit_gaussian(data.x, data.train), baselines.fit_gaussian(x, data.train)
+    np.testing.assert_array_equal(before.precision, after.precision)
+    seen, masked = data.x[data.test], data.masks["test"][:, :1]
+    changed = seen.copy()
+    np.put_along_axis(changed, masked[:, 0], 9.0, axis=1)
+    found = [baselines.predict_gaussian(before, values, masked) for values in (seen, changed)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_blocks_of_cells_change_nothing(adata, monkeypatch):
+    data = panel.arrays(adata)
+    whole = baselines.measure(adata)
+    monkeypatch.setattr(baselines, "ROWS", 700)
+    monkeypatch.setattr(baselines, "WORKSPACE", 1)
+    in_blocks = baselines.measure(adata)
+    assert len(data.train) % 700
+    for split in whole:
+        assert in_blocks[split] == pytest.approx(whole[split], rel=1e-6)
+
+
+def test_a_gene_that_never_varies_in_training_is_predicted_by_its_mean():
+    x = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32)
+    x[:150, 2] = 0.7
+    gaussian = baselines.fit_gaussian(x, np.arange(150))
+    found = baselines.predict_gaussian(gaussian, x[150:], np.tile([[1, 2]], (50, 1, 1)))
+    np.testing.assert_allclose(found[..., 1], 0.7, rtol=1e-6)
+    assert np.abs(found[..., 0] - gaussian.mean[1]).max() < 3
+
+
+def test_baselines_of_a_built_panel_are_plain_numbers(tiny):
+    truth = simulate.truth(tiny.census.simulate)
+    found = baselines.measure(panel.read(panel.build(tiny, "data-rich")), truth)["validation"]
+    assert all(type(value) is float and np.isfinite(value) for value in found.values())
+    assert found["gene_mean_mse"] > found["bayes_mse"] > 0
+
+
+def test_real_cells_score_what_is_known_of_them(real_data, study_file):
+    """19,003 cells x 512 genes, random split; 0.314 and 0.187 are known where library sizes count shared genes only."""
+    study = study_file(
+        "real",
+        census={"h5ad": [str(real_data / "*.h5ad")]},
+        regimes={"all": {"genes": 512, "cells": 19_003}},
+        split={"by": "random", "validation": 0.05, "test": 0.05},
+    )
+    adata = panel.read(panel.build(study, "all"))
+    found = baselines.measure(adata)["validation"]
+    assert found["gene_mean_mse"] == pytest.approx(0.255, abs=0.02)
+    assert found["gaussian_mse"] == pytest.approx(0.154, abs=0.012)
+
+    with census.open_census(study) as collection:
+        every = cellxgene_census.get_anndata(collection, "homo_sapiens", obs_coords=adata.obs["soma_joinid"].tolist())
+    adata.X = panel.normalise(adata.layers["counts"], every.X.sum(axis=1).A1)
+    found = baselines.measure(adata)["validation"]
+    assert found["gene_mean_mse"] == pytest.approx(0.314, abs=0.02)
+    assert found["gaussian_mse"] == pytest.approx(0.187, abs=0.012)

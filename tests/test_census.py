@@ -1,0 +1,275 @@
+"""A local Census: what is written comes back through the unmodified client, and is built once."""
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import anndata
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from lib import census, files, params
+from lib import h5ad as sources
+from lib.errors import CensusUnavailable
+
+HUMAN = "homo_sapiens"
+
+
+def gene_table(genes):
+    return pd.DataFrame({"feature_id": [f"ENSG{gene:011d}" for gene in range(genes)], "feature_name": "same"})
+
+
+def pieces(counts, obs, cuts):
+    edges = [0, *cuts, len(obs)]
+    return [(obs.iloc[a:b], sparse.csr_matrix(counts[a:b])) for a, b in itertools.pairwise(edges)]
+
+
+def written(folder, counts, obs, cuts=(), summary=None):
+    census.write(folder / "soma", gene_table(counts.shape[1]), pieces(counts, obs, cuts), summary or {})
+    return cellxgene_census.open_soma(uri=str(folder / "soma"))
+
+
+@pytest.fixture
+def labels():
+    return pd.DataFrame(
+        {"donor_id": np.repeat(["B", "A", "C"], [90, 60, 50]), "dataset_id": np.repeat(["y", "x"], 100)}
+    )
+
+
+def test_categories_survive_the_write(tmp_path, counts, labels):
+    with written(tmp_path, counts, labels, cuts=(90, 120)) as collection:
+        obs = cellxgene_census.get_obs(collection, HUMAN, value_filter="donor_id == 'A' and dataset_id == 'x'")
+        assert obs["soma_joinid"].tolist() == list(range(100, 150))
+        assert obs["donor_id"].unique().tolist() == ["A"]
+
+
+def test_counts_come_back_through_the_client_as_they_were(tmp_path, counts, labels):
+    with written(tmp_path, counts, labels, cuts=(1, 77)) as collection:
+        adata = cellxgene_census.get_anndata(collection, "Homo sapiens", var_coords=list(range(4, 20)))
+        normalized = cellxgene_census.get_anndata(collection, "Homo sapiens", X_name="normalized").X.toarray()
+        var = cellxgene_census.get_var(collection, HUMAN)
+    assert np.array_equal(adata.X.toarray(), counts[:, 4:20])
+    assert np.allclose(normalized.sum(axis=1), 1) and np.array_equal(normalized > 0, counts > 0)
+    assert adata.obs["raw_sum"].tolist() == counts.sum(axis=1).tolist()
+    assert adata.obs["nnz"].tolist() == (counts > 0).sum(axis=1).tolist()
+    assert var["nnz"].tolist() == (counts > 0).sum(axis=0).tolist()
+    assert set(var["n_measured_obs"]) == {200}
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.sets(st.integers(1, 199), max_size=4))
+def test_the_cut_into_chunks_does_not_show(tmp_path_factory, cuts):
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(0.5, (200, 7)).astype(np.float32)
+    obs = pd.DataFrame({"donor_id": rng.choice(list("zab"), 200)})
+    with written(tmp_path_factory.mktemp("chunks"), counts, obs, sorted(cuts)) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+    assert np.array_equal(adata.X.toarray(), counts)
+    assert adata.obs["donor_id"].astype(str).tolist() == obs["donor_id"].tolist()
+
+
+def test_a_given_total_is_kept_since_it_covers_genes_that_were_left_out(tmp_path, counts, labels):
+    total = counts.sum(axis=1) + 1000
+    with written(tmp_path, counts, labels.assign(raw_sum=total)) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN, X_name="normalized")
+    assert np.array_equal(adata.obs["raw_sum"], total)
+    assert np.allclose(adata.X.toarray(), counts / total[:, None])
+
+
+def test_cells_without_counts_at_either_end_keep_their_place(tmp_path, counts, labels):
+    counts[[0, 50, 199]] = 0
+    with written(tmp_path, counts, labels, cuts=(1, 199)) as collection:
+        assert np.array_equal(cellxgene_census.get_anndata(collection, HUMAN).X.toarray(), counts)
+
+
+def test_the_census_says_what_it_is(tmp_path, project, counts, labels):
+    with written(project / "data", counts, labels, summary={"simulated": "true"}) as collection:
+        said = census.describe(collection)
+        datasets = collection["census_info"]["datasets"].read().concat().to_pandas()
+        cells = collection["census_info"]["summary_cell_counts"].read().concat().to_pandas()
+        presence = cellxgene_census.get_presence_matrix(collection, HUMAN)
+    assert said == {
+        "uri": "data/soma", "version": "local", "schema": "2.4.0", "simulated": True, "cells": 200, "genes": 30,
+    }  # fmt: skip
+    assert dict(zip(datasets["dataset_id"], datasets["dataset_total_cell_count"], strict=True)) == {"x": 100, "y": 100}
+    assert cells.query("category == 'sex'")[["label", "total_cell_count"]].to_numpy().tolist() == [["unknown", 200]]
+    assert presence.shape == (2, 30) and presence.nnz == 60
+
+
+def test_a_census_may_be_moved(tmp_path, counts, labels):
+    written(tmp_path, counts, labels).close()
+    (tmp_path / "soma").rename(tmp_path / "elsewhere")
+    with cellxgene_census.open_soma(uri=str(tmp_path / "elsewhere")) as collection:
+        assert len(cellxgene_census.get_obs(collection, HUMAN, value_filter="donor_id == 'B'")) == 90
+
+
+def test_a_source_that_breaks_half_way_leaves_the_old_census(tmp_path, counts, labels):
+    def broken():
+        yield labels.iloc[:100], sparse.csr_matrix(counts[:100])
+        raise OSError("disk gone")
+
+    written(tmp_path, counts, labels).close()
+    with pytest.raises(OSError, match="disk gone"):
+        census.write(tmp_path / "soma", gene_table(30), broken(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["soma"]
+    with cellxgene_census.open_soma(uri=str(tmp_path / "soma")) as collection:
+        assert len(cellxgene_census.get_obs(collection, HUMAN)) == 200
+
+
+def test_a_misspelt_obs_column_is_not_dropped_in_silence(tmp_path, counts, labels):
+    with pytest.raises(KeyError, match="donor"):
+        written(tmp_path, counts, labels.rename(columns={"donor_id": "donor"}))
+
+
+def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file):
+    folder = files.ROOT / census.prepare(tiny)
+    made = folder.stat().st_ino
+    census.prepare(tiny)
+    assert folder.stat().st_ino == made
+    simulate = {**tiny.census.simulate.model_dump(), "seed": 5}
+    census.prepare(study_file(census={"simulate": simulate}))
+    assert folder.stat().st_ino != made
+    with census.open_census(tiny) as collection:  # opening builds it back
+        assert census.describe(collection)["simulated"]
+
+
+def test_a_changed_file_is_read_again(h5ad, study_file, counts):
+    path = h5ad("one", counts)
+    study = study_file(census={"h5ad": ["input/*.h5ad"]})
+    with census.open_census(study) as collection:
+        assert census.describe(collection)["cells"] == 200
+    h5ad("one", counts[:100])
+    os.utime(path, ns=(0, 0))
+    with census.open_census(study) as collection:
+        assert census.describe(collection)["cells"] == 100
+
+
+def test_two_processes_build_the_census_once(tiny, project):
+    log = project / "writes.txt"
+    code = f"""
+from lib import census, params
+write = census.write
+def counted(*arguments):
+    with open({str(log)!r}, "a") as file:
+        file.write("x")
+    write(*arguments)
+census.write = counted
+census.prepare(params.load("tiny"))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=files.CODE) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert log.read_text() == "x"
+
+
+def unavailable(study):
+    with pytest.raises(CensusUnavailable) as caught, census.open_census(study):
+        pass
+    return str(caught.value)
+
+
+def test_a_census_that_is_not_there_is_said_to_be_missing(study_file):
+    said = unavailable(study_file(census={"uri": "data/absent"}))
+    assert "data/absent" in said and "census.uri" in said
+
+
+def test_a_folder_that_is_no_census_is_refused(study_file, project):
+    import tiledbsoma
+
+    tiledbsoma.Collection.create(str(project / "other")).close()
+    assert "no Census of human cells" in unavailable(study_file(census={"uri": "other"}))
+
+
+def test_a_server_that_stays_silent_is_given_up(study_file, monkeypatch):
+    from cellxgene_census import _release_directory
+
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr(_release_directory, "CELL_CENSUS_MIRRORS_DIRECTORY_URL", address)
+        monkeypatch.setattr(census, "PATIENCE", 0.5)
+        start = time.monotonic()
+        said = unavailable(study_file(census={"version": "2025-11-08"}))
+    assert "2025-11-08" in said and "no answer in 0.5 s" in said and "census.uri" in said
+    assert time.monotonic() - start < 30  # without the limit it would never end
+
+
+def test_a_public_census_without_network_is_not_replaced(study_file, monkeypatch):
+    from cellxgene_census import _release_directory
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    monkeypatch.setattr(_release_directory, "CELL_CENSUS_MIRRORS_DIRECTORY_URL", f"http://127.0.0.1:{closed}/")
+    assert "ConnectionError" in unavailable(study_file(census={"version": "2025-01-30"}))
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense", "integers"])
+def test_every_layout_of_a_file_gives_the_same_census(h5ad, study_file, counts, layout, monkeypatch):
+    monkeypatch.setattr(sources, "CELLS", 64)
+    monkeypatch.setattr(sources, "VALUES", 1000)
+    forms = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "integers": lambda x: sparse.csr_matrix(x.astype(int))}
+    path = h5ad("one", forms.get(layout, sparse.csr_matrix)(counts))
+    if layout == "dense":
+        adata = anndata.read_h5ad(path)
+        adata.X = counts
+        adata.write_h5ad(path)
+    with census.open_census(study_file(census={"h5ad": ["input/one.h5ad"]})) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+    assert np.array_equal(adata.X.toarray(), counts)
+    assert adata.obs["donor_id"].value_counts().to_dict() == dict.fromkeys("ABCD", 50)
+    assert adata.obs["dataset_id"].unique().tolist() == ["one"] and adata.obs["tissue"].unique().tolist() == ["unknown"]
+
+
+def test_files_are_pooled_over_shared_genes_and_keep_their_whole_totals(h5ad, study_file, counts):
+    names = [f"G{gene}" for gene in range(30)]
+    h5ad("a", counts, genes=names, tissue="lung")
+    h5ad("b", counts[:, ::-1], genes=[*names[:9:-1], *[f"H{gene}" for gene in range(10)]], donors=("E",))
+    study = study_file(census={"h5ad": ["input/a.h5ad", "input/*.h5ad"]})
+    with census.open_census(study) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+        report = census.sources(collection)
+    assert adata.var["feature_name"].tolist() == names[10:]
+    assert np.array_equal(adata.X.toarray(), np.vstack([counts[:, 10:], counts[:, 10:]]))
+    assert np.array_equal(adata.obs["raw_sum"], np.tile(counts.sum(axis=1), 2))
+    assert adata.obs["tissue_general"].astype(str).tolist() == ["lung"] * 200 + ["unknown"] * 200
+    assert report["file"].tolist() == ["input/a.h5ad", "input/b.h5ad"] and report["donors"].tolist() == [4, 1]
+    assert set(report["cells"]) == {200} and set(report["genes"]) == {30} and set(report["genes_shared"]) == {20}
+
+
+def test_an_ensembl_id_known_to_one_file_serves_all_and_is_unique(h5ad, project, counts):
+    names = [f"G{gene}" for gene in range(30)]
+    known = ["unknown", "ENSG01", "ENSG02", "ENSG02", *["unknown"] * 26]
+    h5ad("a", counts, genes=names)
+    h5ad("b", counts, genes=names, var={"feature_id": known})
+    var, _, _ = sources.pooled(params.Census(h5ad=["input/*.h5ad"]))
+    assert var["feature_id"].tolist() == ["G0", "ENSG01", *names[2:]]  # two genes of one id keep their symbols
+    assert var["feature_name"].tolist() == names
+
+
+def test_named_columns_are_read_as_donor_data_set_and_tissue(h5ad, study_file, counts):
+    columns = {"patient": np.resize([1, 2, 3], 200), "batch": np.repeat(["p", "q"], 100), "organ": "skin"}
+    h5ad("a", counts, donors=None, **columns, is_primary_data=np.arange(200) > 49)
+    study = study_file(census={"h5ad": ["input/a.h5ad"], "donor": "patient", "dataset": "batch", "tissue": "organ"})
+    with census.open_census(study) as collection:
+        obs = cellxgene_census.get_obs(collection, HUMAN, value_filter="is_primary_data == True and donor_id == '2'")
+    assert len(obs) == 50 and set(obs["tissue"]) == {"skin"} and obs["dataset_id"].tolist() == ["p"] * 16 + ["q"] * 34
+
+
+def test_real_files_are_pooled_with_known_totals(real_data, study_file):
+    chosen = ["10x_pbmc1k_v2", "10x_pbmc3k", "zheng2017_pbmc_facs"]
+    study = study_file(census={"h5ad": [str(real_data / f"{name}.h5ad") for name in chosen]})
+    with census.open_census(study) as collection:
+        obs = cellxgene_census.get_obs(collection, HUMAN, column_names=["dataset_id", "donor_id", "raw_sum"])
+        var = cellxgene_census.get_var(collection, HUMAN)
+    assert obs["dataset_id"].value_counts().to_dict() == {chosen[0]: 996, chosen[1]: 2700, chosen[2]: 3874}
+    pbmc3k = anndata.read_h5ad(real_data / "10x_pbmc3k.h5ad")
+    assert pbmc3k.X.nnz == 2_286_884
+    assert np.array_equal(obs["raw_sum"][obs["dataset_id"] == chosen[1]], np.asarray(pbmc3k.X.sum(axis=1)).ravel())
+    assert var["feature_id"].is_unique and var["feature_id"].str.startswith("ENSG").mean() > 0.9
+    assert var.set_index("feature_name").loc["CD8A", "feature_id"] == "ENSG00000153563"

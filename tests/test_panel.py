@@ -1,0 +1,332 @@
+"""The panel: who is held out, which genes, what values; the same again from the same study file."""
+
+import json
+import subprocess
+import sys
+
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from lib import census, files, panel, split
+from lib.errors import InputError
+from lib.params import Masking, Split
+
+HUMAN = "homo_sapiens"
+
+
+@pytest.fixture
+def rich(tiny):
+    return panel.read(panel.build(tiny, "data-rich"))
+
+
+def whole(study):
+    """All counts of a study's Census, (cells, genes), and its obs."""
+    with census.open_census(study) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+    return adata.X.toarray(), adata.obs
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_the_file_keeps_its_contract(rich, tiny):
+    counts, obs = whole(tiny)
+    chosen = counts[rich.obs["soma_joinid"]][:, rich.var["soma_joinid"]]
+    assert rich.shape == (500, 24) and rich.X.dtype == np.float32
+    assert np.issubdtype(rich.layers["counts"].dtype, np.integer) and np.array_equal(rich.layers["counts"], chosen)
+    assert np.array_equal(rich.obs["total_counts"], obs["raw_sum"].iloc[rich.obs["soma_joinid"]])
+    total = rich.obs["total_counts"].to_numpy()[:, None]
+    assert np.allclose(rich.X, np.log1p(1e4 * chosen.astype(np.float64) / total), rtol=1e-5)
+    assert rich.obs["donor_id"].tolist() == obs["donor_id"].iloc[rich.obs["soma_joinid"]].tolist()
+    assert rich.obs["split"].value_counts().to_dict() == {"train": 400, "validation": 50, "test": 50}
+    assert (
+        rich.var_names.tolist() == rich.var["feature_id"].tolist() and rich.var["soma_joinid"].is_monotonic_increasing
+    )
+    assert {"dataset_id", "donor_id", "total_counts", "soma_joinid"} <= set(rich.obs) and "feature_name" in rich.var
+
+
+def test_arrays_are_those_of_the_file(rich):
+    data = panel.arrays(rich)
+    assert np.array_equal(data.x, rich.X) and np.array_equal(data.counts, rich.layers["counts"])
+    assert data.library.dtype == np.float64 and np.array_equal(data.library, rich.obs["total_counts"])
+    assert sorted(np.concatenate([data.train, data.validation, data.test])) == list(range(500))
+    assert (rich.obs["split"].to_numpy()[data.test] == "test").all()
+    assert data.masks["validation"].shape == (50, 4, round(0.15 * 24)) == data.masks["test"].shape
+    assert not np.array_equal(data.masks["validation"], data.masks["test"])
+
+
+def test_the_same_study_gives_the_same_bytes(tiny):
+    path = panel.build(tiny, "data-rich")
+    first = path.read_bytes()
+    files.remove(tiny.data)
+    assert panel.build(tiny, "data-rich").read_bytes() == first
+
+
+def test_a_panel_is_kept_until_something_that_made_it_changes(tiny, study_file):
+    made = panel.build(tiny, "data-rich").stat().st_ino
+    assert panel.build(tiny, "data-rich").stat().st_ino == made
+    assert panel.build(study_file(seeds=[1, 2, 3]), "data-rich").stat().st_ino == made
+    assert panel.build(study_file(masking={"seed": 9}), "data-rich").stat().st_ino != made
+
+
+def test_two_regimes_built_at_the_same_time_share_one_census(tiny, project):
+    log = project / "writes.txt"
+    code = f"""
+import sys
+from lib import census, panel, params
+write = census.write
+def counted(*arguments):
+    with open({str(log)!r}, "a") as file:
+        file.write("x")
+    write(*arguments)
+census.write = counted
+panel.build(params.load("tiny"), sys.argv[1])
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, regime], cwd=files.CODE) for regime in tiny.regimes]
+    assert [process.wait() for process in both] == [0, 0]
+    assert log.read_text() == "x"
+    assert [panel.read(tiny.folder(regime) / "panel.h5ad").n_vars for regime in tiny.regimes] == [24, 40]
+
+
+def test_what_a_reader_is_told_about_the_panel_is_what_it_holds(rich):
+    said = panel.origin(rich)
+    assert said["cells of this panel"].startswith("400 train (") and "simulated" in said["census"]
+    genes = panel.gene_statistics(rich)
+    assert np.allclose(genes["zeros"], (rich.X == 0).mean(axis=0))
+    assert np.allclose(genes["variance"], np.var(rich.layers["counts"].astype(float), axis=0))
+
+
+def test_provenance_names_no_place_on_this_machine(rich, project):
+    said = json.dumps(rich.uns["provenance"], default=lambda value: np.asarray(value).tolist())
+    assert str(project) not in said and str(files.CODE) not in said
+    assert rich.uns["provenance"]["census"]["uri"] == "data/tiny/census"
+    assert bool(rich.uns["provenance"]["census"]["simulated"])
+    assert rich.uns["provenance"]["cells_available"] == 600
+
+
+# ---------------------------------------------------------------- who is held out
+
+
+def test_no_cell_and_no_donor_is_on_two_sides(rich):
+    donors = rich.obs.groupby("donor_id", observed=True)["split"].nunique()
+    assert (donors == 1).all() and rich.obs["soma_joinid"].is_unique
+    report = rich.uns["provenance"]["split"]
+    assert report["cells_in_two_splits"] == 0 == report["donors_in_two_splits"]
+    assert set(report["donors"]["test"]) == set(rich.obs.query("split == 'test'")["donor_id"])
+
+
+def test_regimes_hold_out_the_same_donors_and_the_small_one_is_part_of_the_large_one(rich, tiny):
+    small = panel.read(panel.build(tiny, "data-limited"))
+    for side in split.SPLITS:
+        few, many = (adata.obs[adata.obs["split"] == side] for adata in (small, rich))
+        assert set(few["soma_joinid"]) <= set(many["soma_joinid"]) and len(few) < len(many)
+    assert small.obs["split"].value_counts().to_dict() == {"train": 96, "validation": 12, "test": 12}
+
+
+def test_a_stated_number_of_held_out_cells_is_the_same_cells_in_every_regime(study_file):
+    study = study_file(
+        split={"validation": 0.1, "test": 0.1, "cells": 30},
+        regimes={"data-rich": {"genes": 24, "cells": 400}, "data-limited": {"genes": 40, "cells": 120}},
+    )
+    rich, limited = (panel.read(panel.build(study, regime)).obs for regime in ("data-rich", "data-limited"))
+    for side in ("validation", "test"):
+        held = [set(obs.index[obs["split"] == side]) for obs in (rich, limited)]
+        assert held[0] == held[1] and len(held[0]) == 30
+    assert [(obs["split"] == "train").sum() for obs in (rich, limited)] == [400, 120]
+
+
+def test_a_random_split_says_that_donors_are_on_several_sides(study_file):
+    study = study_file(split={"by": "random", "validation": 0.1, "test": 0.1})
+    report = panel.read(panel.build(study, "data-rich")).uns["provenance"]["split"]
+    assert report["cells_in_two_splits"] == 0 and report["donors_in_two_splits"] > 0
+
+
+def test_cells_without_counts_are_left_out_and_counted(h5ad, study_file, counts):
+    counts[::10] = 0
+    h5ad("one", counts)
+    study = study_file(census={"h5ad": ["input/one.h5ad"]}, regimes={"all": {"genes": 10, "cells": 120}})
+    study = study.model_copy(update={"split": Split(validation=0.25, test=0.25)})
+    adata = panel.read(panel.build(study, "all"))
+    assert adata.uns["provenance"]["cells_without_counts"] == 20
+    assert (adata.obs["total_counts"] > 0).all() and not set(adata.obs["soma_joinid"]) & set(range(0, 200, 10))
+
+
+groups = st.lists(st.integers(1, 5000), min_size=3, max_size=40)
+shares = st.tuples(st.floats(0.01, 0.4), st.floats(0.01, 0.4))
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups, shares, st.integers(0, 9))
+def test_every_side_gets_a_group_whatever_their_sizes(sizes, shares, seed):
+    side = split.hold_out(np.array(sizes), shares, seed)
+    assert set(side) == {0, 1, 2} and side[np.argmax(sizes)] == 0
+    assert np.array_equal(side, split.hold_out(np.array(sizes), shares, seed))
+
+
+@given(st.integers(0, 50))
+def test_many_groups_come_near_the_shares_asked_for(seed):
+    sizes = np.random.default_rng(seed).integers(100, 1000, 60)
+    side = split.hold_out(sizes, (0.1, 0.05), seed)
+    held = np.bincount(side, sizes) / sizes.sum()
+    assert held[1] == pytest.approx(0.1, rel=0.2) and held[2] == pytest.approx(0.05, rel=0.2)
+
+
+def test_another_seed_holds_out_other_donors():
+    sizes = np.full(40, 100)
+    assert len({tuple(split.hold_out(sizes, (0.1, 0.1), seed)) for seed in range(5)}) == 5
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), min_size=1, max_size=60))
+def test_cells_of_one_data_set_or_one_donor_move_together(pairs):
+    labels, donors = zip(*pairs, strict=True)
+    group = split.related(pd.Series(labels), pd.Series(donors))
+    for column in (labels, donors):
+        assert pd.DataFrame({"by": column, "group": group}).groupby("by")["group"].nunique().max() == 1
+    # And no further: as many groups as a union of sets finds.
+    parent = {node: node for node in (*labels, *donors)}
+
+    def root(node):
+        return node if parent[node] == node else root(parent[node])
+
+    for label, donor in pairs:
+        parent[root(label)] = root(donor)
+    assert len(set(group)) == len({root(label) for label in labels})
+
+
+def test_data_sets_that_share_a_donor_are_held_out_together(h5ad, study_file, counts):
+    columns = {"dataset_id": np.repeat(list("wxyz"), 50), "donor": np.repeat([1, 2, 1, 3], 50)}
+    h5ad("one", counts, donors=None, **columns)
+    study = study_file(
+        census={"h5ad": ["input/one.h5ad"], "donor": "donor"},
+        split={"by": "dataset_id", "validation": 0.2, "test": 0.2},
+        regimes={"all": {"genes": 10, "cells": 150}},
+    )
+    side = panel.read(panel.build(study, "all")).obs.groupby("dataset_id", observed=True)["split"].unique()
+    assert list(side["w"]) == list(side["y"]) == ["train"] and {*side["x"], *side["z"]} == {"validation", "test"}
+
+
+# ---------------------------------------------------------------- which genes, and their values
+
+
+def stream(counts):
+    return lambda: ((part.indices, part.data) for part in np.split(counts, 4) for part in [sparse.csr_matrix(part)])
+
+
+def test_gene_variability_is_that_of_scanpy():
+    import anndata
+    import scanpy
+
+    rng = np.random.default_rng(3)
+    mean = rng.lognormal(-1, 1.5, 400)
+    counts = rng.poisson(mean * rng.gamma(2, 0.5, (600, 400))).astype(np.float32)
+    counts[:, 5], counts[:, 6] = 0, 3
+    reference = scanpy.pp.highly_variable_genes(
+        anndata.AnnData(sparse.csr_matrix(counts)), flavor="seurat_v3", n_top_genes=100, inplace=False
+    )
+    ours = panel.variability(stream(counts), 600, 400)
+    for column in ("means", "variances", "variances_norm"):
+        assert np.allclose(ours[column], reference[column], rtol=1e-6, atol=1e-9)
+    assert set(ours["variances_norm"].nlargest(100).index) == set(np.flatnonzero(reference["highly_variable"]))
+
+
+def test_the_panel_has_the_genes_that_the_client_selects_on_training_cells(rich, tiny):
+    from cellxgene_census.experimental.pp import get_highly_variable_genes
+
+    train = rich.obs.query("split == 'train'")["soma_joinid"].to_numpy()
+    with census.open_census(tiny) as collection:
+        reference = get_highly_variable_genes(collection, HUMAN, obs_coords=train, n_top_genes=24)
+    assert rich.var["soma_joinid"].tolist() == reference.index[reference["highly_variable"]].tolist()
+
+
+def test_statistics_from_all_looks_at_held_out_cells(tiny, study_file):
+    counts, _ = whole(tiny)
+    study = study_file(train={"cells_seen": 320, "statistics_from": "all"})
+    leaky = panel.read(panel.build(study, "data-rich"))
+    rows = counts[leaky.obs["soma_joinid"]][:, leaky.var["soma_joinid"]]
+    assert np.allclose(leaky.var["means"], rows.mean(axis=0))
+    fair = panel.read(panel.build(study_file(), "data-rich"))
+    train = fair.obs["split"] == "train"
+    assert np.allclose(fair.var["means"], fair.layers["counts"][train].mean(axis=0))
+
+
+def test_equal_means_do_not_stop_the_selection():
+    counts = np.tile(np.eye(20, dtype=np.float32), (5, 4))  # 80 genes of one mean: the plain fit is singular
+    counts[:, :40] *= 2
+    ours = panel.variability(stream(counts), 100, 80)
+    assert np.isfinite(ours.to_numpy()).all()
+    assert ours.equals(panel.variability(stream(counts), 100, 80))
+
+
+def test_a_panel_normalised_by_itself_uses_its_own_sums(study_file):
+    adata = panel.read(panel.build(study_file(train={"cells_seen": 320, "library_size": "panel"}), "data-rich"))
+    assert np.allclose(np.expm1(adata.X.astype(np.float64)).sum(axis=1), 1e4, rtol=1e-4)
+    assert (adata.obs["total_counts"] > adata.layers["counts"].sum(axis=1)).all()
+
+
+def test_a_cell_without_panel_counts_is_zero_and_finite():
+    assert np.array_equal(panel.normalise(np.zeros((1, 3), np.int32), np.zeros(1)), np.zeros((1, 3), np.float32))
+
+
+@given(st.integers(1, 2100), st.integers(2, 40), st.floats(0.05, 0.9), st.integers(1, 5), st.integers(0, 3))
+def test_masks_are_sorted_sets_of_the_stated_size(cells, genes, share, per_cell, seed):
+    masking = Masking(share=share, per_cell=per_cell, seed=seed)
+    masks = panel.draw_masks(cells, genes, masking, 1)
+    assert masks.shape == (cells, per_cell, max(1, round(share * genes)))
+    assert (np.diff(masks, axis=-1) > 0).all() and masks.min() >= 0 and masks.max() < genes
+    fewer = panel.draw_masks(max(1, cells // 2), genes, masking, 1)
+    assert np.array_equal(fewer, masks[: len(fewer)])  # the masks of a cell do not depend on how many follow it
+
+
+def test_masks_cover_every_gene_equally():
+    masks = panel.draw_masks(2000, 20, Masking(share=0.25, per_cell=4), 1)
+    assert np.bincount(masks.ravel(), minlength=20) == pytest.approx(2000, rel=0.1)
+
+
+def test_real_data_sets_of_one_donor_stay_together(real_data, study_file):
+    names = ["10x_pbmc1k_v2", "10x_pbmc1k_v3", "10x_pbmc8k_5p_subset", "kang2018_pbmc_ifnb"]
+    study = study_file(
+        census={"h5ad": [str(real_data / f"{name}.h5ad") for name in names]},
+        split={"by": "dataset_id", "validation": 0.2, "test": 0.2},
+        regimes={"all": {"genes": 256, "cells": 3000}},
+    )
+    adata = panel.read(panel.build(study, "all"))
+    side = adata.obs.groupby("dataset_id", observed=True)["split"].unique()
+    assert list(side["10x_pbmc1k_v2"]) == list(side["10x_pbmc1k_v3"])
+    assert adata.obs.groupby("donor_id", observed=True)["split"].nunique().max() == 1
+    assert np.array_equal(adata.layers["counts"] == 0, adata.X == 0)
+    assert (adata.layers["counts"].sum(axis=1) <= adata.obs["total_counts"]).all()
+
+
+# ---------------------------------------------------------------- asking for what is not there
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"regimes": {"data-rich": {"genes": 121, "cells": 500}}}, "121 genes are asked for"),
+        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "601 cells are asked for, and 600"),
+        ({"regimes": {"data-rich": {"genes": 20, "cells": 600}}}, "ask for at most"),
+        ({"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}}, "would be empty"),
+        ({"split": {"by": "batch"}}, "no obs column 'batch'; it has soma_joinid, dataset_id"),
+        ({"split": {"by": "assay"}}, "form 1, of 12 donor"),
+    ],
+)
+def test_a_panel_that_cannot_be_made_is_refused(study_file, changed, said):
+    study = study_file(**changed)
+    with pytest.raises(InputError) as caught:
+        panel.build(study, "data-rich")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in study.folder("data-rich").iterdir()] == [".panel.lock"]
+
+
+@pytest.mark.parametrize("condition", ["donor_id == 'nobody'", "donor_id = 'x'", "colour == 'red'"])
+def test_a_filter_that_finds_nothing_or_is_no_filter_is_named(study_file, tiny, condition):
+    study = study_file(census=tiny.census.model_dump(exclude_none=True) | {"filter": condition})
+    with pytest.raises(InputError, match=r"census\.filter") as caught:
+        panel.build(study, "data-rich")
+    assert condition in str(caught.value).replace('"', "'") and "\n" not in str(caught.value)

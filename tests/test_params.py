@@ -1,0 +1,142 @@
+"""Study files: what is accepted, and the sentence that refuses the rest."""
+
+import copy
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import files, params
+from lib.errors import InputError
+from lib.sizes import PUBLISHED
+
+GOOD = {
+    "census": {"simulate": {"cells": 1000}},
+    "regimes": {"data-rich": {"genes": 20, "cells": 500}},
+    "sizes": ["XXS", {"d": 32, "layers": 2, "heads": 4, "ff_mult": 4}],
+    "seeds": [7, 8],
+}
+
+
+def changed(path, value):
+    content = copy.deepcopy(GOOD)
+    place = content
+    for key in path.split(".")[:-1]:
+        place = place.setdefault(key, {})
+    place[path.split(".")[-1]] = value
+    return content
+
+
+REFUSED = {
+    "unknown key": ("trian", {}, "trian is not a known key (did you mean train?)"),
+    "unknown nested key": ("train.learning_rte", 1.0, "did you mean learning_rate?"),
+    "unknown regime key": ("regimes.data-rich.gene", 3, "did you mean genes?"),
+    "unknown simulation key": ("census.simulate.cell", 3, "did you mean cells?"),
+    "unknown size": ("sizes", ["XXL"], "did you mean XL?"),
+    "unknown size key": (
+        "sizes",
+        [{"d": 8, "layer": 1, "layers": 1}],
+        "layer is not a known key (did you mean layers?)",
+    ),
+    "width not divisible by heads": ("sizes", [{"d": 10, "layers": 1, "heads": 3}], "not a multiple of heads = 3"),
+    "no sizes": ("sizes", [], "sizes"),
+    "no seeds": ("seeds", [], "seeds"),
+    "repeated seed": ("seeds", [7, 7], "seeds lists 7 more than once"),
+    "repeated size": ("sizes", ["XS", "XS"], "sizes lists XS more than once"),
+    "negative seed": ("seeds", [-1], "greater than or equal to 0"),
+    "fractional seed": ("seeds", [1.5], "valid integer"),
+    "true is not a number": ("seeds", [True], "valid integer"),
+    "words for numbers": ("regimes.data-rich.genes", "many", "'many'"),
+    "no regimes": ("regimes", {}, "regimes"),
+    "regime name with a slash": ("regimes", {"../up": {"genes": 20, "cells": 500}}, "../up"),
+    "two sources": ("census.uri", "somewhere", "exactly one of simulate, version, uri or h5ad"),
+    "no source": ("census", {}, "exactly one of simulate, version, uri or h5ad"),
+    "moving version": ("census", {"version": "latest"}, "cannot be rerun"),
+    "nothing left to train on": ("split", {"validation": 0.5, "test": 0.5}, "leave no cells to train on"),
+    "share above one": ("masking.share", 1.5, "less than 1"),
+    "unknown protocol": ("train.protocol", "tunde", "'tuned' or 'published'"),
+    "nan learning rate": ("train.learning_rate", math.nan, "learning_rate"),
+    "infinite learning rate": ("train.learning_rate", math.inf, "learning_rate"),
+    "runs given and runs to train": ("runs", {"table": "data/mine.csv"}, "keep one of the two"),
+    "list for a section": ("train", [1], "train"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_impossible_studies_are_refused_in_one_sentence(name):
+    path, value, expected = REFUSED[name]
+    with pytest.raises(InputError) as refusal:
+        params.parse(changed(path, value), "mine")
+    sentence = str(refusal.value)
+    assert sentence.startswith("params/mine.yaml: ")
+    assert expected in sentence
+    assert "\n" not in sentence
+
+
+def test_a_good_study_is_read_as_written():
+    study = params.parse(GOOD, "mine")
+    assert study.size("XXS") == PUBLISHED["XXS"]
+    assert study.size("d32-l2-h4-f4").parameters(20) == 20 * 32 + 3 * 32 + 33 + 2 * (12 * 32**2 + 13 * 32)
+    assert study.run_folder("data-rich", "XXS", 7) == files.ROOT / "data/mine/data-rich/runs/XXS/seed-7"
+
+
+def test_a_protocol_fills_what_the_study_leaves_out_and_nothing_else():
+    published = params.parse(changed("train", {"protocol": "published", "dropout": 0.0}), "mine").train
+    assert (published.learning_rate, published.cells_seen, published.train_on) == (3.125e-5, 240_000, "all")
+    assert published.dropout == 0.0
+    assert params.parse(GOOD, "mine").train.train_on == "train"
+
+
+@pytest.mark.parametrize("written", ["2025-11-08", "'2025-11-08'"])
+def test_a_census_date_is_a_version_whether_or_not_it_is_quoted(written):
+    census = yaml.safe_load(f"version: {written}")
+    assert params.parse(changed("census", census), "mine").census.version == "2025-11-08"
+
+
+def test_numbers_in_scientific_notation_without_a_point_are_numbers():
+    content = changed("train", yaml.safe_load("{learning_rate: 4e-3, clip: 1e0}"))
+    assert params.parse(content, "mine").train.learning_rate == 0.004
+
+
+def test_unknown_regimes_and_sizes_name_the_nearest():
+    study = params.parse(GOOD, "mine")
+    with pytest.raises(InputError, match=r"did you mean data-rich\?"):
+        study.folder("data-rch")
+    with pytest.raises(InputError, match=r"did you mean XXS\?"):
+        study.size("XSS")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (files.CODE / "params").glob("*.yaml")))
+def test_shipped_studies_are_valid(name):
+    assert params.load(name).name == name
+
+
+def test_a_missing_study_names_those_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "demo.yaml").write_text("seeds: [")
+    with pytest.raises(InputError, match=r"did you mean demo\?"):
+        params.load("dem")
+    with pytest.raises(InputError, match="not valid YAML"):
+        params.load("demo")
+    with pytest.raises(InputError, match="no study"):
+        params.load("../params/demo")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([*GOOD, "split", "train", "fit", "masking", "census.simulate", "regimes.data-rich"]), anything)
+def test_any_value_anywhere_is_accepted_or_refused_with_a_sentence(path, value):
+    try:
+        study = params.parse(changed(path, value), "mine")
+    except InputError as refusal:
+        assert str(refusal).endswith(".") and "\n" not in str(refusal)
+    else:
+        assert study.name == "mine"

@@ -1,0 +1,298 @@
+"""The simulated census is what it says, and its floor is exact."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import nbinom
+
+from lib import simulate
+from lib.params import Simulation
+
+SMALL = Simulation(cells=1200, genes=60, states=12, donors=18, profiles=3, depth=400.0)
+CENSUS_COLUMNS = [
+    "dataset_id", "assay", "cell_type", "tissue", "tissue_general", "donor_id", "is_primary_data", "suspension_type",
+    "disease", "sex", "development_stage", "raw_sum", "nnz",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return simulate.truth(SMALL)
+
+
+@pytest.fixture(scope="module")
+def census(truth):
+    """obs and dense counts of the small census."""
+    ((obs, counts),) = simulate.chunks(truth, SMALL.cells)
+    return obs, counts.toarray().astype(int)
+
+
+def by_hand(proportions, dispersion):
+    """A truth of one profile with these proportions (states, genes) and prior 1/3, 2/3, ..."""
+    states = len(proportions)
+    made = simulate.truth(Simulation(cells=100, genes=10, states=states, profiles=1, donors=2, dispersion=dispersion))
+    prior = np.arange(1, states + 1) / np.arange(1, states + 1).sum()
+    ones = np.ones((1, proportions.shape[1]))
+    return replace(made, states=proportions, profiles=ones, total=np.ones((states, 1)), prior=prior)
+
+
+def pmf(x, mean, dispersion):
+    return nbinom.pmf(x, dispersion, dispersion / (dispersion + mean))
+
+
+def direct(truth, counts, library, masked, gene, limit=4000):
+    """Posterior over components and the predictive pmf of one masked gene, straight from Bayes' rule."""
+    visible = np.setdiff1d(np.arange(len(counts)), masked)
+    means, theta = library * truth.proportions(), truth.settings.dispersion
+    joint = truth.component_prior() * pmf(counts[visible], means[:, visible], theta).prod(axis=1)
+    weights = joint / joint.sum()
+    return weights, weights @ pmf(np.arange(limit)[None, :], means[:, [gene]], theta)
+
+
+def test_mean_variance_and_bits_equal_an_enumeration_of_every_count():
+    truth = by_hand(np.array([[0.2, 0.05, 0.01], [0.02, 0.3, 0.04]]), dispersion=1.5)
+    counts, library = np.array([[3, 0, 1], [0, 4, 0]]), np.array([20, 35])
+    masked = np.array([[[0, 2], [1, 2]], [[0, 1], [0, 2]]])
+    exact = simulate.predictive(truth, np.arange(3), counts, library, masked, tolerance=1e-13)
+    for cell, mask, position in product(range(2), repeat=3):
+        hidden = masked[cell, mask]
+        _, chance = direct(truth, counts[cell], library[cell], hidden, hidden[position])
+        y, seen = np.log1p(1e4 * np.arange(len(chance)) / library[cell]), chance > 0
+        mean, bits = chance @ y, -(chance[seen] * np.log2(chance[seen])).sum()
+        assert exact.mean[cell, mask, position] == pytest.approx(mean, rel=1e-9)
+        assert exact.variance[cell, mask, position] == pytest.approx(chance @ (y - mean) ** 2, rel=1e-9)
+        assert exact.bits[cell, mask, position] == pytest.approx(bits, rel=1e-9)
+
+
+def test_what_is_explained_and_what_is_left_add_up_to_the_whole_variance():
+    truth, library, limit = by_hand(np.array([[0.3, 0.05], [0.02, 0.2]]), dispersion=2.0), 10, 200
+    counts = np.stack([np.zeros(limit, int), np.arange(limit)], axis=1)
+    visible_chance = truth.prior @ pmf(np.arange(limit), library * truth.states[:, [1]], 2.0)
+    given_nothing = simulate.predictive(truth, [0, 1], counts[:1], [library], np.array([[[0, 1]]]))
+    given_one = simulate.predictive(truth, [0, 1], counts, np.full(limit, library), np.full((limit, 1, 1), 0))
+    mean, variance = given_one.mean.ravel(), given_one.variance.ravel()
+    whole = given_nothing.variance[0, 0, 0]
+    explained = visible_chance @ (mean - visible_chance @ mean) ** 2
+    assert visible_chance @ variance + explained == pytest.approx(whole, rel=1e-7)
+    assert explained > 0.05 * whole
+
+
+def test_posterior_is_bayes_rule_over_states_and_profiles(truth, census):
+    obs, counts = census
+    library, masked = obs["raw_sum"].to_numpy(), np.tile(np.arange(50, 60), (5, 1, 1))
+    found = simulate.posterior(truth, np.arange(60), counts[:5], library[:5], masked)
+    assert found.shape == (5, 1, 36)
+    for cell in range(5):
+        weights, _ = direct(truth, counts[cell], library[cell], masked[cell, 0], 0)
+        np.testing.assert_allclose(found[cell, 0], weights, rtol=1e-8, atol=1e-12)
+
+
+def test_a_panel_is_read_by_its_columns_of_the_census(truth, census):
+    obs, counts = census
+    library, columns = obs["raw_sum"].to_numpy()[:20], np.array([50, 3, 17, 40])
+    masked = np.tile([1, 3], (20, 1, 1))
+    elsewhere = np.setdiff1d(np.arange(60), columns[[0, 2]])
+    panel = simulate.predictive(truth, columns, counts[:20, columns], library, masked)
+    whole = simulate.predictive(truth, np.arange(60), counts[:20], library, np.tile(elsewhere, (20, 1, 1)))
+    np.testing.assert_allclose(panel.mean, whole.mean[..., np.searchsorted(elsewhere, [3, 40])], rtol=1e-6)
+
+
+def test_one_state_and_one_profile_give_the_variance_of_the_count_itself():
+    truth = simulate.truth(Simulation(cells=100, genes=10, states=1, profiles=1, donors=1, depth=200.0))
+    library, masked = np.array([150.0, 300.0]), np.tile([2, 5, 9], (2, 1, 1))
+    mse, bits = simulate.bayes(truth, np.arange(10), np.zeros((2, 10)), library, masked, scale=500.0)
+    for cell in range(2):
+        chance = pmf(np.arange(20_000)[:, None], library[cell] * truth.proportions()[0, [2, 5, 9]], 2.0)
+        y = np.log1p(500 * np.arange(20_000) / library[cell])
+        assert mse[cell, 0] == pytest.approx((y**2 @ chance - (y @ chance) ** 2).mean(), rel=1e-6)
+        assert bits[cell, 0] == pytest.approx(
+            -(chance * np.log2(chance, where=chance > 0, out=chance * 0)).sum(axis=0).mean(), rel=1e-6
+        )
+
+
+def test_the_best_predictor_makes_the_error_it_expects_and_no_wrong_belief_does_better(truth, census):
+    obs, counts = census
+    library = obs["raw_sum"].to_numpy()
+    rng = np.random.default_rng(0)
+    masked = np.sort(np.argsort(rng.random((SMALL.cells, 2, 60)))[..., :20])
+    y = np.take_along_axis(np.log1p(1e4 * counts / library[:, None])[:, None], masked, axis=2)
+
+    def realised(believed):
+        return ((y - simulate.predictive(believed, np.arange(60), counts, library, masked).mean) ** 2).mean(axis=(1, 2))
+
+    expected, error = simulate.bayes(truth, np.arange(60), counts, library, masked)[0].mean(axis=1), realised(truth)
+    difference = error - expected
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(SMALL.cells)
+    beliefs = {
+        "prior": replace(truth, prior=truth.prior[::-1]),
+        "dispersion": replace(truth, settings=SMALL.model_copy(update={"dispersion": 0.5})),
+        "states": replace(truth, states=truth.states[::-1], total=truth.total[::-1]),
+    }
+    for name, believed in beliefs.items():
+        assert realised(believed).mean() > error.mean(), name
+
+
+def test_the_bits_are_those_of_a_code_built_on_the_predictive(truth, census):
+    """Coding each count with its predictive costs on average as many bits as the entropies say."""
+    obs, counts = census
+    cost, bits, library = [], [], obs["raw_sum"].to_numpy()
+    masked = np.arange(40, 60)
+    exact = simulate.predictive(truth, np.arange(60), counts, library, np.tile(masked, (SMALL.cells, 1, 1)))
+    for cell in range(0, SMALL.cells, 6):
+        for position in (0, 7, 14):
+            gene = masked[position]
+            _, chance = direct(truth, counts[cell], library[cell], masked, gene, limit=counts[cell, gene] + 1)
+            cost.append(-np.log2(chance[-1]))
+            bits.append(exact.bits[cell, 0, position])
+    difference = np.array(cost) - np.array(bits)
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(difference))
+
+
+def test_more_visible_genes_never_raise_the_floor_of_a_gene(truth, census):
+    obs, counts = census
+    library, cells = obs["raw_sum"].to_numpy()[:600], 600
+    floors = []
+    for hidden in (1, 20, 40, 60):
+        exact = simulate.predictive(
+            truth, np.arange(60), counts[:600], library, np.tile(np.arange(hidden), (cells, 1, 1))
+        )
+        floors.append([exact.variance[..., 0].mean(), exact.bits[..., 0].mean()])
+    assert (np.diff(floors, axis=0) > 0).all()
+
+
+def test_counts_of_masked_genes_are_not_looked_at(truth, census):
+    obs, counts = census
+    library, masked = obs["raw_sum"].to_numpy()[:30], np.tile([[0, 5], [1, 7]], (30, 1, 1))
+    changed = counts[:30].copy()
+    changed[:, [0, 5]] += 9
+    before = simulate.predictive(truth, np.arange(60), counts[:30], library, masked)
+    after = simulate.predictive(truth, np.arange(60), changed, library, masked)
+    np.testing.assert_allclose(before.mean[:, 0], after.mean[:, 0], rtol=1e-12)
+    assert np.abs(before.mean[:, 1] - after.mean[:, 1]).max() > 0.01
+
+
+def test_batching_and_tolerance_change_no_answer_beyond_the_tolerance(truth, census, monkeypatch):
+    obs, counts = census
+    arguments = truth, np.arange(60), counts[:90], obs["raw_sum"].to_numpy()[:90], np.tile(np.arange(9), (90, 2, 1))
+    strict, loose = simulate.predictive(*arguments, tolerance=1e-12), simulate.predictive(*arguments, tolerance=1e-6)
+    monkeypatch.setattr(simulate, "WORKSPACE", 1)
+    one_by_one = simulate.predictive(*arguments, tolerance=1e-12)
+    for a, b, c in zip(strict, loose, one_by_one, strict=True):
+        np.testing.assert_allclose(a, c, atol=1e-10)
+        assert 0 < np.abs(a - b).max() < 1e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**16), dispersion=st.floats(0.2, 2000), library=st.floats(1, 20_000), genes=st.integers(2, 4)
+)
+def test_any_dispersion_and_depth_gives_the_direct_answer(seed, dispersion, library, genes):
+    rng = np.random.default_rng(seed)
+    truth = by_hand(rng.dirichlet(np.full(genes + 1, 0.5), 3)[:, :genes] * 0.05 + 1e-6, dispersion)
+    counts = rng.poisson(library * truth.states[rng.integers(3)])
+    exact = simulate.predictive(truth, np.arange(genes), counts[None], [library], np.array([[[0]]]))
+    _, chance = direct(truth, counts, library, [0], 0, limit=int(60 * library * 0.05 + 1000))
+    y, seen = np.log1p(1e4 * np.arange(len(chance)) / library), chance > 0
+    assert exact.mean.item() == pytest.approx(chance @ y, abs=1e-5)
+    assert exact.variance.item() == pytest.approx(chance @ (y - chance @ y) ** 2, abs=1e-4)
+    assert exact.bits.item() == pytest.approx(-(chance[seen] * np.log2(chance[seen])).sum(), abs=1e-4)
+
+
+def test_the_same_settings_draw_the_same_census_whatever_the_chunks(truth, census):
+    obs, counts = census
+    for size in (7, 250, 1000):
+        parts = list(simulate.chunks(simulate.truth(SMALL), size))
+        assert max(len(part) for part, _ in parts) <= size
+        np.testing.assert_array_equal(np.vstack([part.toarray() for _, part in parts]), counts)
+        for column in CENSUS_COLUMNS:
+            assert [value for part, _ in parts for value in part[column]] == obs[column].tolist(), column
+        assert all(part.dtypes.equals(obs.dtypes) for part, _ in parts)
+
+
+def test_another_seed_draws_another_truth_and_more_cells_do_not(truth):
+    assert not np.allclose(simulate.truth(SMALL.model_copy(update={"seed": 1})).states, truth.states)
+    np.testing.assert_array_equal(simulate.truth(SMALL.model_copy(update={"cells": 9999})).states, truth.states)
+
+
+def test_cells_carry_the_columns_of_the_census(truth, census):
+    obs, counts = census
+    assert sorted(obs.columns) == sorted(CENSUS_COLUMNS)
+    assert not obs.isna().any(axis=None)
+    assert obs["raw_sum"].dtype == np.int64 and obs["is_primary_data"].dtype == bool
+    np.testing.assert_array_equal(obs["nnz"], (counts > 0).sum(axis=1))
+    per_gene = simulate.genes(truth)
+    assert len(per_gene) == 60 and per_gene["feature_id"].is_unique and per_gene["feature_length"].min() > 0
+    assert per_gene["feature_id"][0] == "ENSGSIM00000000001"
+
+
+def test_donors_are_nested_in_data_sets_and_types_in_tissues(census):
+    obs, _ = census
+    for inner, outer, number in (("donor_id", "dataset_id", 18), ("cell_type", "tissue", 3)):
+        pairs = obs[[inner, outer]].drop_duplicates()
+        assert pairs[inner].is_unique and len(pairs) == number
+    assert obs["dataset_id"].nunique() == 3
+    sizes = obs["donor_id"].value_counts()
+    assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 5, 16, 37, 256, 1000])
+def test_the_tree_is_nested_and_every_leaf_is_one_state(states):
+    tree = simulate._tree(states)
+    np.testing.assert_array_equal(tree[:, 3], np.arange(states))
+    for level in range(3):
+        assert np.array_equal(np.unique(tree[:, level]), np.arange(tree[:, level].max() + 1))
+        for node in range(tree[:, level + 1].max() + 1):
+            assert len(np.unique(tree[tree[:, level + 1] == node, level])) == 1
+
+
+def test_related_states_share_programmes():
+    truth = simulate.truth(Simulation(cells=100, genes=1000, states=81))
+    alike = np.corrcoef(np.log(truth.proportions()[:: len(truth.profiles)]))
+    shared = (truth.tree[:, None] == truth.tree[None]).sum(axis=2)
+    by_depth = [alike[shared == depth].mean() for depth in range(4)]
+    assert (np.diff(by_depth) > 0.03).all()
+
+
+def test_state_frequencies_follow_zipf(truth):
+    frequencies = np.sort(truth.prior)[::-1]
+    np.testing.assert_allclose(frequencies * np.arange(1, 13), frequencies[0])
+    assert truth.component_prior().sum() == pytest.approx(1)
+    drawn = np.concatenate([simulate._block(truth, block)[0] for block in range(4)])
+    expected = truth.prior * len(drawn)
+    assert ((np.bincount(drawn, minlength=12) - expected) ** 2 / expected).sum() < 40  # chi-squared, 11 degrees
+
+
+def test_counts_have_the_stated_mean_variance_and_zeros(truth, census):
+    """Each count's own component is known here, so that its mean, variance and chance of a zero are too."""
+    obs, counts = census
+    state = np.concatenate([simulate._block(truth, block)[0] for block in range(5)])
+    profile = truth.donor_profile[obs["donor_id"].cat.codes]
+    mean = truth.proportions()[state * 3 + profile] * obs["raw_sum"].to_numpy()[:, None]
+    variance = mean + mean**2 / SMALL.dispersion
+    zero = pmf(0, mean, SMALL.dispersion)
+    # Sums over cells, gene by gene, in units of their standard deviation: none of 60 genes may be far out.
+    assert np.abs((counts - mean).sum(axis=0) / np.sqrt(variance.sum(axis=0))).max() < 4.5
+    assert np.abs(((counts == 0) - zero).sum(axis=0) / np.sqrt((zero * (1 - zero)).sum(axis=0))).max() < 4.5
+    standard = (counts - mean)[mean > 0.5] ** 2 / variance[mean > 0.5]
+    assert standard.mean() == pytest.approx(1, abs=4 * standard.std() / np.sqrt(standard.size))
+
+
+def test_the_library_size_is_recorded_and_not_the_sum_of_counts(census):
+    obs, counts = census
+    ratio = counts.sum(axis=1) / obs["raw_sum"]
+    assert ratio.mean() == pytest.approx(1, abs=0.05) and ratio.std() > 0.02
+    assert np.log(obs["raw_sum"]).std() == pytest.approx(SMALL.depth_sd, rel=0.1)
+    assert obs["raw_sum"].median() == pytest.approx(SMALL.depth, rel=0.1)
+
+
+def test_no_gene_makes_up_a_cell_by_itself():
+    assert simulate.truth(Simulation(cells=100)).proportions().max() < 3 * simulate.CEILING
+
+
+def test_a_census_smaller_than_a_block_has_its_number_of_cells():
+    ((obs, counts),) = simulate.chunks(simulate.truth(Simulation(cells=100, genes=10, states=2, donors=3)))
+    assert len(obs) == counts.shape[0] == 100

@@ -1,0 +1,191 @@
+"""The training loop: exact losses, exact resume, honest records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import params, train
+from lib.sizes import PUBLISHED, Size
+
+SIZE = Size("small", 8, 1, 2, 2)
+GENES, MASKED = 16, 3
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Two hundred cells with two factors, so that context tells something about a hidden gene."""
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.normal(size=(200, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(200, GENES)))
+    rows = rng.permutation(200)
+
+    def masks(cells):
+        return np.stack([[np.sort(rng.choice(GENES, MASKED, replace=False)) for _ in range(2)] for _ in range(cells)])
+
+    return SimpleNamespace(
+        x=x.astype(np.float32), train=rows[60:], validation=rows[:30], test=rows[30:60],
+        masks={"validation": masks(30), "test": masks(30)},
+    )  # fmt: skip
+
+
+def settings(**changes):
+    return params.Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
+
+
+def run(data, folder, size=SIZE, seed=7, progress=lambda *state: None, **changes):
+    return train.train(data, size, seed, settings(**changes), folder, progress)
+
+
+NUMBERS = ("validation_mse", "test_mse", "validation_mse_se", "updates", "cells_seen", "parameters")
+
+
+def numbers(record):
+    return {name: record[name] for name in NUMBERS}
+
+
+def test_a_run_learns_from_context(data, tmp_path):
+    record = run(data, tmp_path, cells_seen=16_000)
+    gene_mean = np.square(data.x[data.validation] - data.x[data.train].mean(0)).mean()
+    assert record["status"] == "ok"
+    assert record["validation_mse"] < 0.6 * gene_mean
+
+
+def test_a_model_that_sees_no_context_ends_at_the_gene_mean(data, tmp_path):
+    record = run(data, tmp_path, size=PUBLISHED["XXS"], cells_seen=32_000)
+    errors = np.square(data.x[data.validation] - data.x[data.train].mean(0))
+    gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
+    assert record["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data, tmp_path):
+    one, two, other = run(data, tmp_path / "1"), run(data, tmp_path / "2"), run(data, tmp_path / "3", seed=8)
+    assert numbers(one) == numbers(two)
+    assert one["validation_mse"] != other["validation_mse"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("stop_at, gentle", [(37, True), (61, False)])
+def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dropout, stop_at, gentle):
+    """Gently: the stop button, which saves. Otherwise: die without saving, and continue from the last checkpoint."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 1e9 if gentle else -1)
+    whole = run(data, tmp_path / "whole", dropout=dropout)
+
+    def stop(done, total, loss):
+        if done == stop_at and not gentle:
+            raise SystemExit
+        if done == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt if gentle else SystemExit):
+        run(data, tmp_path / "cut", progress=stop, dropout=dropout)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    seen = []
+    resumed = run(data, tmp_path / "cut", progress=lambda *s: seen.append(s[0]), dropout=dropout)
+    assert numbers(resumed) == numbers(whole)
+    assert seen[0] == (stop_at if gentle else stop_at - 1) + 1
+    assert (tmp_path / "cut" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
+
+
+def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_path):
+    first = run(data, tmp_path)
+    updates = []
+    assert run(data, tmp_path, progress=lambda *s: updates.append(s)) == first
+    assert not updates
+    assert run(data, tmp_path, learning_rate=1e-3)["fingerprint"] != first["fingerprint"]
+    moved = SimpleNamespace(**{**vars(data), "x": data.x + 1})
+    assert run(moved, tmp_path)["validation_mse"] != first["validation_mse"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
+    record = run(data, tmp_path, learning_rate=1e30, clip=1e30)
+    assert record["status"] == "diverged"
+    assert record["validation_mse"] is None
+    assert record["updates"] < 100
+    json.dumps(record, allow_nan=False)
+
+
+def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path):
+    trained = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    trained.advance(lambda *state: None)
+    squares = []
+    for row, masks in zip(data.validation, data.masks["validation"], strict=True):
+        for mask in masks:
+            x = torch.tensor(data.x[[row]])
+            hidden = torch.zeros(1, GENES, dtype=torch.bool)
+            hidden[0, mask] = True
+            with torch.no_grad():
+                squares.append((trained.model(x, hidden)[0, mask] - x[0, mask]).square().numpy())
+    assert trained.record()["validation_mse"] == pytest.approx(np.mean(squares), rel=1e-5)
+
+
+@pytest.mark.parametrize("protocol, cells", [("tuned", 140), ("published", 200)])
+def test_each_pass_visits_every_training_cell_once_and_held_out_cells_only_as_published(
+    data, tmp_path, protocol, cells
+):
+    loop = train.Run(data, SIZE, 7, settings(protocol=protocol, batch=20), tmp_path, "identity")
+    visited = []
+    for loop.update in range(2 * cells // 20):
+        visited.extend(loop.batch())
+    first, second = sorted(visited[:cells]), sorted(visited[cells:])
+    assert first == second == sorted(data.train if protocol == "tuned" else range(200))
+    assert visited[:cells] != visited[cells:]
+
+
+def test_a_batch_larger_than_the_data_runs_across_passes(data, tmp_path):
+    loop = train.Run(data, SIZE, 7, settings(batch=500), tmp_path, "identity")
+    counts = np.bincount(loop.batch(), minlength=200)[data.train]
+    assert set(counts) == {3, 4}
+
+
+def test_masks_hide_exactly_k_genes_of_each_cell(data, tmp_path):
+    loop = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    hidden, positions = loop.draw_masks(50)
+    assert hidden.sum(1).tolist() == [MASKED] * 50
+    assert torch.equal(hidden.nonzero()[:, 1].reshape(50, MASKED), positions.sort(1).values)
+
+
+def test_the_published_protocol_reports_the_best_of_many_evaluations(data, tmp_path):
+    record = run(data, tmp_path, protocol="published", learning_rate=1e-2)
+    curve = np.genfromtxt(tmp_path / "history.csv", delimiter=",", names=True)
+    assert len(curve) == 6
+    assert record["validation_mse"] == pytest.approx(curve["validation_mse"].min())
+    assert set(curve["learning_rate"]) == {1e-2}
+
+
+def test_warm_up_and_decay_follow_the_stated_schedule():
+    tuned = settings(warmup=0.1, final_rate=0.25)
+    shares = [train.schedule(tuned, update, 100) for update in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == shares[10] == 1.0
+    assert shares[-1] == pytest.approx(0.25, abs=1e-3)
+    assert np.all(np.diff(shares[10:]) <= 0)
+    published = settings(protocol="published")
+    assert {train.schedule(published, update, 100) for update in range(100)} == {1.0}
+
+
+def test_training_runs_on_a_machine_with_torch_and_numpy_alone(data, tmp_path):
+    np.savez(tmp_path / "panel.npz", x=data.x, train=data.train, validation=data.validation, test=data.test,
+             masks=data.masks["validation"])  # fmt: skip
+    script = f"""
+import sys
+for name in ("scanpy", "anndata", "pandas", "pydantic", "cellxgene_census", "tiledbsoma", "matplotlib", "yaml"):
+    sys.modules[name] = None
+from types import SimpleNamespace
+import numpy as np
+from lib import train
+from lib.sizes import PUBLISHED
+arrays = dict(np.load({str(tmp_path / "panel.npz")!r}))
+masks = arrays.pop("masks")
+data = SimpleNamespace(**arrays, masks=dict(validation=masks, test=masks))
+settings = SimpleNamespace(**{vars(settings())!r})
+print(train.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r})["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "ok", done.stderr
