@@ -1,4 +1,4 @@
-"""Speed of the bootstrap against scipy.optimize.curve_fit, on the 18 published 512-gene runs: `python benchmarks/fit.py`.
+"""Speed of the bootstrap against scipy.optimize.curve_fit on the 18 published 512-gene runs: `python benchmarks/fit.py`.
 
 Both sides fit the same resamples of the runs, one core, medians of several rounds in one process. curve_fit gets one
 start, once as users write it (P as a count) and once made easy (P in units of the smallest, start near the answer).
@@ -28,13 +28,13 @@ def law(P, a, alpha, c):
 
 
 def median_seconds(work, rounds=ROUNDS):
-    """Median wall-clock seconds of `work()`, after one warm-up."""
+    """Median CPU seconds of `work()`, after one warm-up: on one core that is the time it takes on an idle machine."""
     work()
     taken = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = time.process_time()
         work()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.process_time() - started)
     return float(np.median(taken))
 
 
@@ -60,7 +60,9 @@ def main():
     for name, (unit, start) in STARTS.items():
         theirs = median_seconds(lambda u=unit, s=start: scipy_fits(parameters, data.losses, u, s, draws)) / SCIPY_FITS
         failed = scipy_fits(parameters, data.losses, unit, start, draws)
-        print(f"curve_fit, {name:26} {1e6 * theirs:8.1f} us; ratio {theirs / ours:.0f}, {failed} of {SCIPY_FITS} failed")
+        print(
+            f"curve_fit, {name:26} {1e6 * theirs:8.1f} us; ratio {theirs / ours:.0f}, {failed} of {SCIPY_FITS} failed"
+        )
     for many in (10_000, 40_000, 160_000):
         y = data.means + 0.01 * rng.standard_normal((many, len(data.d)))
         seconds = median_seconds(lambda y=y: fit_many(data.d, y, data.weights), 3)

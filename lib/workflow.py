@@ -18,7 +18,7 @@ ENVIRONMENT = {
 LISTS = ("*/data.txt", "*/runs/*/results.txt", "figures.txt")
 """Where the Snakefile keeps lists of results (lines of cksum: checksum, bytes, name), as seen from data/<study>."""
 
-START_SECONDS = {"data": 20, "model": 8, "train": 8, "fit": 20, "figures": 20}
+START_SECONDS = {"data": 15, "model": 6, "train": 6, "fit": 15, "figures": 15}
 """What a notebook takes besides training, seconds: a first guess, only for the time left."""
 UPDATE_SECONDS, FLOPS_PER_SECOND = 2e-3, 2e10
 """Speed of training on one core: a first guess, corrected by what is measured during the run."""

@@ -63,7 +63,7 @@ def make_law(regime):
     wide = {"bootstrap_sizes": {"alpha": [0.1 * alpha, 9 * alpha], "c": [-2.0, 1.1 * c]},
             "two_stage": {"alpha": [0.5 * alpha, None], "c": [None, 1.1 * c]}}  # fmt: skip
     return {
-        "alpha": alpha, "c": c, "status": "ok", "n_sizes": 7, "n_runs": 21, "level": 0.95,
+        "alpha": alpha, "c": c, "rss": 0.004, "status": "ok", "n_sizes": 7, "n_runs": 21, "level": 0.95,
         "intervals": dict.fromkeys(methods, between) | wide,
         "profile": {"c": floors.tolist(), "relative_rss": (1 + 900 * (floors / c - 1) ** 2).tolist(), "threshold": 2.1,
                     "alpha_grid": grid.tolist(), "alpha_relative_rss": (1 + 9 * (grid / alpha - 1) ** 2).tolist()},
@@ -113,24 +113,20 @@ def make_panel():
 
 def make_criterion():
     """A criterion that rises to the end of its grid, as the published one does."""
-    c = np.linspace(0, 1.4438, 300)
-    return pd.DataFrame({"c": c, "r2": 0.66 + 0.2 / (1 + 8 * (1.4438 - c))})
-
-
-def make_published_law():
-    return {"c": 1.4702, "intervals": {"profile_size_means": {"alpha": [0.447, 0.639], "c": [1.4504, 1.489]}}}
+    c = np.linspace(0, 0.99 * 0.0712, 300)
+    return pd.DataFrame({"regime": "data-rich", "c": c, "r2": 0.66 + 0.2 / (1 + 8 * (c[-1] - c)), "rss": 0.3 - 3 * c})
 
 
 def make_audit():
     runs = make_runs(list(PUBLISHED)[:6], ["data-rich"]).query("status == 'ok'").reset_index(drop=True)
-    runs = runs.assign(params=runs["parameters"], best_val_mse=runs[METRIC].astype(float))
-    runs = runs.assign(final_val_mse=runs["best_val_mse"] + 0.01, evaluations=np.where(runs.index == 15, 2, 61))
-    curve = make_curves(["data-rich"]).drop(columns="regime").assign(fit="least squares")
+    runs = runs.assign(final_val_mse=runs[METRIC].astype(float) + 0.01, evaluations=np.where(runs.index == 15, 2, 61))
+    curve = make_curves(["data-rich"]).drop(columns="regime").assign(fit="ours")
     refits = pd.DataFrame({
-        "fit": ["published method", "least squares", "least squares, final loss, without XXS"],
-        "alpha": [0.27, 0.53, 0.42], "alpha_low": [np.nan, 0.45, 0.09], "alpha_high": [np.nan, 0.64, None], "status": [np.nan, "ok", "ok"],
+        "fit": ["published method", "c at the smallest loss", "least squares", "without XXS"],
+        "alpha": [0.27, 0.49, 0.53, 0.42], "alpha_low": [np.nan, np.nan, 0.45, 0.09],
+        "alpha_high": [np.nan, np.nan, 0.64, None], "status": [np.nan, np.nan, "ok", "ok"],
     })  # fmt: skip
-    return runs, pd.concat([curve, curve.assign(fit="published method", lo=np.nan, hi=np.nan)]), refits, 0.182
+    return runs, pd.concat([curve, curve.assign(fit="published", lo=np.nan, hi=np.nan)]), refits
 
 
 def make_coverage():
@@ -167,7 +163,7 @@ DRAWN = {
     "sizes": lambda: figures.sizes(make_sizes()),
     "panel": lambda: figures.panel_statistics(*make_panel(), "data-limited"),
     "splits": lambda: figures.splits(make_panel()[0]),
-    "criterion": lambda: figures.criterion_curve(make_criterion(), 1.4583, make_published_law()),
+    "criterion": lambda: figures.criterion_curve(make_criterion(), make_laws()),
     "audit": lambda: figures.published_audit(*make_audit()),
     "coverage": lambda: figures.coverage(make_coverage()),
     "planner": lambda: figures.planner(*make_plan()),
@@ -211,8 +207,9 @@ def test_showing_a_figure_first_does_not_change_what_is_saved(folder, tmp_path):
     figure = DRAWN["loss"]()
     for kind in ("png", "pdf"):
         figure.savefig(io.BytesIO(), format=kind)
-    for path in figures.save(figure, tmp_path, "loss"):
-        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert figures.save(figure, tmp_path, "loss") is figure
+    for kind in ("pdf", "svg", "png"):
+        assert (tmp_path / f"loss.{kind}").read_bytes() == (folder / f"loss.{kind}").read_bytes()
 
 
 def test_pdf_fonts_are_embedded_truetype(folder):
@@ -374,11 +371,12 @@ def test_points_lines_and_floor_are_those_given():
     assert "2 of 22 runs left out" in " ".join(text.get_text() for text, _ in visible_texts(figure))
 
 
-@pytest.mark.parametrize("law", [None, {"c": -15.3, "intervals": {"profile_size_means": {"c": [None, None]}}}])
-def test_the_criterion_is_marked_where_it_is_highest(law):
-    curve = make_criterion().assign(r2=lambda t: -((t["c"] - 0.113) ** 2))
-    texts = [text.get_text() for text, _ in visible_texts(figures.criterion_curve(curve, 1.078, law))]
-    assert any("number 24 is chosen" in text for text in texts)
+@pytest.mark.parametrize("c", [None, -15.3, 0.071])
+def test_the_criterion_is_marked_where_it_is_highest(c):
+    curve = make_criterion().assign(r2=lambda t: -((t["c"] - t["c"][47]) ** 2))
+    law = {"c": c, "rss": None if c is None else 0.01, "intervals": {"profile_size_means": {"c": [None, None]}}}
+    texts = [text.get_text() for text, _ in visible_texts(figures.criterion_curve(curve, {"data-rich": {METRIC: law}}))]
+    assert any("number 48 has the largest" in text for text in texts)
 
 
 def test_a_gain_beyond_reach_is_refused_in_words():
@@ -418,6 +416,11 @@ def test_a_law_without_any_finite_interval_is_drawn():
     laws = {"data-rich": {METRIC: law}}
     assert sum(text.get_text() == "open" for text, _ in visible_texts(figures.intervals(laws))) == 28
     figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, laws)
+
+
+def test_curves_of_runs_that_all_diverged_are_an_empty_panel():
+    history = make_histories(["data-rich"])["data-rich"].assign(validation_mse=np.nan)
+    figures.learning_curves({"data-rich": history})
 
 
 def test_no_run_with_a_loss_is_an_empty_panel_rather_than_an_error():

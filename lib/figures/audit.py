@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from lib.figures import look
 from lib.figures.study import HEADLINE, PARAMETERS, loss_label
@@ -9,83 +10,86 @@ from lib.figures.study import HEADLINE, PARAMETERS, loss_label
 OURS, THEIRS = look.PALETTE[0], look.INK
 
 
-def criterion_curve(curve, smallest, law=None):
-    """The published criterion against the floors it chooses from, and the end of their grid.
+def criterion_curve(curves, laws=None, metric="validation_mse"):
+    """What the published fitter maximises, against the floors that it tries, and how well each fits the loss itself.
 
     Parameters
     ----------
-    curve : DataFrame
-        c and r2 (of log(L - c)) in the order of the grid; the largest r2 is what the published fitter chooses.
-    smallest : float
-        The smallest loss, which the grid stops short of.
-    law : dict, optional
-        Entry of laws.json for the same runs, for the least-squares floor and its interval.
+    curves : DataFrame
+        regime; c in the order of the grid; r2 of log(L - c), whose largest value is chosen; rss of the loss itself.
+    laws : dict, optional
+        Content of laws.json, for the floor by least squares, its interval and its residual sum of squares.
 
     Returns
     -------
-    Figure with two panels: the whole grid, and its end
+    Figure, a row per regime: the criterion over the whole grid, the residuals at the end of the grid
     """
-    best = int(np.argmax(curve["r2"]))
-    chosen, highest = curve["c"].iloc[best], curve["r2"].iloc[best]
-    figure, _ = look.panels(1, 2, height=62)
-    whole, end = figure.axes
-    for axis in (whole, end):
-        axis.plot(curve["c"], curve["r2"], ".-", color=THEIRS, markersize=3 if axis is end else 0, linewidth=0.9)
-        axis.plot(chosen, highest, "o", color=look.PALETTE[1], zorder=4, **look.DOT)
-        axis.set(xlabel="floor c tried, MSE (log1p expression²)", ylabel="R² of log(L − c) (no unit)")
-    look.header(whole, "The whole grid", [f"{len(curve)} floors tried; number {best + 1} is chosen"])
-    marks = {
-        f"chosen {chosen:.4f}": (chosen, look.PALETTE[1], "-"),
-        f"smallest loss {smallest:.4f}": (smallest, look.GREY, ":"),
+    by_regime = dict(list(curves.groupby("regime", sort=False)))
+    figure, axes = look.panels(len(by_regime), 2, height=52)
+    for (whole, end), (regime, curve) in zip(axes, by_regime.items(), strict=True):
+        best = int(np.argmax(curve["r2"]))
+        for axis, column in ((whole, "r2"), (end, "rss")):
+            axis.plot(curve["c"], curve[column], color=THEIRS, linewidth=0.9)
+            axis.plot(curve["c"].iloc[best], curve[column].iloc[best], "o", color=THEIRS, **look.DOT)
+        law = (laws or {}).get(regime, {}).get(metric, {})
+        _end_of_grid(end, curve, law, look.colours(list(by_regime))[regime])
+        look.header(whole, regime, [f"{len(curve)} floors tried; number {best + 1} has the largest R² and is chosen"])
+        whole.set(xlabel="floor c tried, MSE (log1p expression²)", ylabel="R² of log(L − c) (no unit)")
+        end.set(xlabel="floor c, MSE (log1p expression²)", ylabel="residual sum\nof squares (MSE²)")
+    keys = {
+        "floors tried": Line2D([], [], color=THEIRS, linewidth=0.9),
+        "chosen": Line2D([], [], color=THEIRS, marker="o", linestyle=""),
+        "least squares, interval of its floor": Line2D([], [], color=look.GREY, marker="D", linewidth=1),
     }
-    if law:
-        marks[f"least squares {law['c']:.4f}"] = (law["c"], OURS, "--")
-    _end_of_grid(end, curve, smallest, law)
-    for x, colour, dashes in marks.values():
-        end.axvline(x, color=colour, linestyle=dashes, linewidth=0.9, zorder=0)
-    look.header(end, "Its end", [f"chosen: {chosen / smallest:.2f} × smallest loss"])
-    look.legend(
-        figure, [Line2D([], [], color=colour, linestyle=dashes) for _, colour, dashes in marks.values()], list(marks)
-    )
+    look.legend(figure, list(keys.values()), list(keys))
     return look.settle(figure)
 
 
-def _end_of_grid(axis, curve, smallest, law):
-    """Limits around the last five floors tried and what lies beyond them; the strip is the interval of least squares."""
-    width = smallest - curve["c"].iloc[-6]
-    near = curve["r2"].iloc[-6:]
-    room = 0.15 * np.ptp(near)
-    lo, hi = law["intervals"].get(HEADLINE, {}).get("c") or (None, None) if law else (None, None)
-    inside = [x for x in (law["c"], lo, hi) if x is not None and abs(x - smallest) < 3 * width] if law else []
-    right = max([smallest, *inside]) + 0.15 * width
-    axis.set(xlim=(smallest - width, right), ylim=(near.min() - room, near.max() + room))
-    if lo is not None or hi is not None:
-        axis.axvspan(
-            axis.get_xlim()[0] if lo is None else lo, right if hi is None else hi, color=OURS, alpha=0.12, linewidth=0
+def _end_of_grid(axis, curve, law, colour):
+    """The last tenth of the floors tried, and the least-squares floor where it lies near."""
+    first, last = curve["c"].iloc[-len(curve) // 10], curve["c"].iloc[-1]
+    width, left, right = last - first, first, last
+    seen = curve["rss"][curve["c"] >= first]
+    low, high = seen.min(), seen.max()
+    c, rss = law.get("c"), law.get("rss")
+    if rss and first - 2 * width < c < last + 2 * width:
+        lo, hi = law["intervals"].get(HEADLINE, {}).get("c") or (None, None)
+        left, right = (
+            max(left - width, min(left, c if lo is None else lo)),
+            min(last + 2 * width, max(c, last if hi is None else hi)),
         )
+        axis.plot(
+            [left - width if lo is None else lo, right + width if hi is None else hi],
+            [rss, rss],
+            color=colour,
+            linewidth=1,
+        )
+        axis.plot(c, rss, "D", color=colour, zorder=4, **look.DOT)
+        low, high = min(low, rss), max(high, rss)
+    axis.set(yscale="log", xlim=(left - 0.1 * width, right + 0.1 * width), ylim=(low / 1.4, high * 1.4))
+    look.log_ticks(axis.yaxis)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def published_audit(runs, curves, refits, gene_mean):
+def published_audit(runs, curves, refits):
     """What the published runs show: both fits, best against final loss, and what each choice changes.
 
     Parameters
     ----------
     runs : DataFrame
-        size, params, best_val_mse, final_val_mse, evaluations; one row per run.
+        Of one regime: size, parameters, validation_mse (the best), final_val_mse, evaluations, gene_mean_mse.
     curves : DataFrame
-        fit ("least squares" or "published method"), parameters, loss, lo, hi (NaN where there is no band).
+        fit ("ours" or "published"), parameters, loss, lo, hi (NaN where there is no band).
     refits : DataFrame
         fit, alpha, alpha_low, alpha_high, status (NaN for a fit without intervals).
-    gene_mean : float
-        Loss of predicting each gene's mean.
 
     Returns
     -------
     Figure with three panels
     """
-    figure, _ = look.panels(1, 3, height=70)
-    runs = runs.sort_values(["params", "evaluations", "best_val_mse"])
-    _both_fits(figure.axes[0], runs, curves, gene_mean)
+    figure, _ = look.panels(1, 3, height=72)
+    runs = runs.sort_values(["parameters", "evaluations", "validation_mse"])
+    _both_fits(figure.axes[0], runs, curves)
     _best_and_final(figure.axes[1], runs)
     _refits(figure.axes[2], refits)
     keys = {
@@ -98,23 +102,25 @@ def published_audit(runs, curves, refits, gene_mean):
     return look.settle(figure)
 
 
-def _both_fits(axis, runs, curves, gene_mean):
+def _both_fits(axis, runs, curves):
     marker = look.markers(list(dict.fromkeys(runs["size"])))
     look.log_axis(axis.xaxis)
     for size, of in runs.groupby("size"):
-        axis.plot(of["params"], of["best_val_mse"], marker[size], color=OURS, zorder=4, **look.DOT | {"markersize": 4})
+        axis.plot(
+            of["parameters"], of["validation_mse"], marker[size], color=OURS, zorder=4, **look.DOT | {"markersize": 4}
+        )
     for fit, of in curves.groupby("fit"):
-        style = {"color": THEIRS, "linestyle": "--"} if fit == "published method" else {"color": OURS}
+        style = {"color": THEIRS, "linestyle": "--"} if fit == "published" else {"color": OURS}
         axis.plot(of["parameters"], of["loss"], linewidth=1, **style)
         band = [of[edge].astype(float) for edge in ("lo", "hi")]
         axis.fill_between(of["parameters"], *band, color=style["color"], alpha=0.18, linewidth=0)
     _, colour, dashes = look.BASELINES["gene_mean"]
-    axis.axhline(gene_mean, color=colour, linestyle=dashes, linewidth=0.9)
-    low, high = runs["best_val_mse"].min(), runs["best_val_mse"].max()
+    axis.axhline(runs["gene_mean_mse"].mean(), color=colour, linestyle=dashes, linewidth=0.9)
+    low, high = runs["validation_mse"].min(), runs["validation_mse"].max()
     axis.set(xlabel=PARAMETERS, ylabel=loss_label("validation_mse"))
     axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-    axis.set_xlim(runs["params"].min() / 2, runs["params"].max() * 2)
-    room = look.size_names(axis, runs.groupby("size", sort=False)["params"].first().to_dict())
+    axis.set_xlim(runs["parameters"].min() / 2, runs["parameters"].max() * 2)
+    room = look.size_names(axis, runs.groupby("size", sort=False)["parameters"].first().to_dict())
     look.header(axis, "Two fits of the same runs", room=room)
 
 
@@ -123,7 +129,7 @@ def _best_and_final(axis, runs):
     most = runs["evaluations"].max()
     for place, (_, of) in enumerate(runs.groupby("size", sort=False)):
         for x, run in zip(place + 0.26 * (np.arange(len(of)) - (len(of) - 1) / 2), of.itertuples(), strict=True):
-            lift = 1000 * (run.final_val_mse - run.best_val_mse)
+            lift = 1000 * (run.final_val_mse - run.validation_mse)
             axis.vlines(x, 0, lift, color=OURS, linewidth=1)
             axis.plot(x, lift, "o", color=OURS, markersize=3)
             if run.evaluations < most:
@@ -149,7 +155,6 @@ def _refits(axis, refits):
             if np.isnan(end):
                 axis.plot(edge, y, sign, color=OURS, markersize=3.5)
         axis.plot(alpha, y, "o", color=OURS, **look.DOT)
-    names = [name.removeprefix("least squares, ").replace(", ", ",\n") for name in refits["fit"]]
-    axis.set_yticks(range(len(names)), names)
-    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="exponent α (no unit)", ylabel="fit (by choice made)")
+    axis.set_yticks(range(len(refits)), [name.replace(" at the ", " at\n") for name in refits["fit"]])
+    axis.set(ylim=(len(refits) - 0.5, -0.5), xlabel="exponent α (no unit)", ylabel="fit (by choice made)")
     look.header(axis, "What a choice changes", ["arrow: an interval without an end"])

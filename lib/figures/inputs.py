@@ -120,7 +120,7 @@ def sizes(table):
     look.log_axis(axis.xaxis)
     look.log_axis(axis.yaxis)
     axis.set(xlabel="model parameters (number)", ylabel="forward pass of one cell (FLOPs)")
-    axis.margins(x=0.12, y=0.1)
+    axis.margins(x=0.04 + 0.02 * max(len(size) for size in marker), y=0.1)
     keys = [Line2D([], [], color=colour) for colour in shade.values()]
     look.legend(figure, keys, [f"{genes:,} genes" for genes in shade])
     return look.settle(figure)

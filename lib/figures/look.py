@@ -85,20 +85,17 @@ def save(figure, folder, name, formats=("pdf", "svg", "png")):
 
     Returns
     -------
-    list of Path
+    The figure, so that a notebook cell that ends in `save` shows it.
     """
     unstamped = {
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
         "svg": {"Date": None, "Creator": None},
         "png": {"Software": None},
     }
-    written = []
     for kind in formats:
-        path = Path(folder) / f"{name}.{kind}"
-        with atomic(path) as partial:
+        with atomic(Path(folder) / f"{name}.{kind}") as partial:
             figure.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
-        written.append(path)
-    return written
+    return figure
 
 
 def use(regimes, sizes):

@@ -37,19 +37,20 @@ def bayes_law(data, draws=1000, seed=0, level=0.95):
     numpyro.enable_x64()
     scale = np.ptp(data.means) or 1.0
     priors = numpyro.distributions
-    d, y, index = data.d, (data.losses - data.means[-1]) / scale, data.index
+    d, means, within_squares = data.d, (data.means - data.means[-1]) / scale, data.within / scale**2
+    spare = len(data.losses) - len(d)
 
     def model():
         alpha = numpyro.sample("steepness", priors.LogNormal(np.log(5.0), 1.0)) / d[-1]
         c = numpyro.sample("floor", priors.Normal(0.0, 1.0))
         amplitude = numpyro.sample("amplitude", priors.Normal(1.0, 1.0))
         between, within = (numpyro.sample(name, priors.HalfNormal(0.1)) for name in ("between", "within"))
-        # Non-centred: with few sizes the size effects and their spread would otherwise form a funnel.
-        shared = between * numpyro.sample("shared", priors.Normal(0.0, 1.0).expand([len(d)]).to_event(1))
-        mean = c + amplitude * jax.numpy.exp(-alpha * d) + shared
-        numpyro.sample("y", priors.Normal(mean[index], within), obs=y)
+        # Size means and the scatter within sizes say all that the runs do; the u_i are integrated out.
+        spread = jax.numpy.sqrt(between**2 + within**2 / data.seeds)
+        numpyro.sample("means", priors.Normal(c + amplitude * jax.numpy.exp(-alpha * d), spread), obs=means)
+        numpyro.factor("seeds", -spare * jax.numpy.log(within) - within_squares / (2 * within**2))
 
-    kernel, two = infer.NUTS(model, target_accept_prob=0.95), {"num_chains": 2, "chain_method": "vectorized"}
+    kernel, two = infer.NUTS(model, target_accept_prob=0.95), {"num_chains": 2, "chain_method": "sequential"}
     sampler = infer.MCMC(kernel, num_warmup=draws, num_samples=draws, progress_bar=False, **two)
     sampler.run(jax.random.PRNGKey(seed), extra_fields=("diverging",))
     chains = {name: np.asarray(value) for name, value in sampler.get_samples(group_by_chain=True).items()}

@@ -34,6 +34,7 @@ class Joint:
         (a, b[, R]) and (E, A, B[, G]), N and D in units of the smallest of the table.
     cells : DataFrame
         The means it was fitted to: parameters, cells_train, cells_seen, loss.
+    unit : (smallest N, smallest D, median of cells seen)
     rss : float
     draws : Joint or None
         The same law fitted to `resamples` redrawn tables; theta and linear gain a leading axis.
@@ -45,16 +46,16 @@ class Joint:
     theta: np.ndarray
     linear: np.ndarray
     cells: pd.DataFrame
+    unit: tuple
     rss: float
     draws: "Joint | None" = None
     status: str = "ok"
 
     def predict(self, parameters, cells, cells_seen=None):
         """Expected loss; arguments broadcast with each other (and with the draws, if these are draws)."""
-        seen = self.cells["cells_seen"].median() if cells_seen is None else cells_seen
+        seen = self.unit[2] if cells_seen is None else cells_seen
         N, D, seen = np.broadcast_arrays(*(np.asarray(x, float) for x in (parameters, cells, seen)))
-        smallest = self.cells[["parameters", "cells_train"]].min()
-        return (_columns(self.form, self.theta, N, D, seen, *smallest) * self.linear).sum(-1)
+        return (_columns(self.form, self.theta, N, D, seen, *self.unit[:2]) * self.linear).sum(-1)
 
     def __str__(self):
         names = {"additive": "E A B", "repeated data": "E A B", "interaction": "E A B G"}[self.form].split()
@@ -93,7 +94,8 @@ def joint_law(table, form="additive", resamples=400, seed=0):
     """
     cells = grid_means(table, form)
     theta, linear, rss = _fit(form, cells, cells["loss"].to_numpy()[None])
-    law = Joint(form, theta[0], linear[0], cells, float(rss[0]))
+    unit = cells["parameters"].min(), cells["cells_train"].min(), cells["cells_seen"].median()
+    law = Joint(form, theta[0], linear[0], cells, unit, float(rss[0]))
     law = replace(law, status=_status(law))
     if not resamples:
         return law

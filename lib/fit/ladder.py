@@ -60,9 +60,13 @@ class Ladder:
 
 
 def usable(runs, metric):
-    """Rows that may enter a fit: status ok and a finite loss."""
-    finite = np.isfinite(pd.to_numeric(runs[metric], errors="coerce"))
-    return runs[finite & (runs["status"] == "ok")] if "status" in runs else runs[finite]
+    """Rows that may enter a fit: status ok, a finite loss, and, where seeds are named, no exact copy of another row."""
+    good = np.isfinite(pd.to_numeric(runs[metric], errors="coerce"))
+    if "status" in runs:
+        good &= runs["status"] == "ok"
+    if "seed" in runs:
+        good &= ~runs.duplicated()
+    return runs[good]
 
 
 def ladder(runs, metric="validation_mse"):

@@ -22,8 +22,8 @@ def fit_laws(runs, resamples, seed, level=0.95, metrics=METRICS):
     Parameters
     ----------
     runs : DataFrame
-        Columns of runs.csv; `regime`, `parameters` and one metric are needed. Rows whose status is not ok or whose loss
-        is not finite are left out and counted.
+        Columns of runs.csv; `regime`, `parameters` and one metric are needed. Rows whose status is not ok, whose
+        loss is not finite or that copy another row exactly are left out and counted.
     resamples, seed : int
         Of every bootstrap. The order of the rows decides nothing.
     level : float

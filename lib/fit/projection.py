@@ -28,7 +28,6 @@ class Projection(NamedTuple):
     amplitude: np.ndarray
     c: np.ndarray
     rss: np.ndarray
-    slope: np.ndarray  # d rss / d alpha, halved
 
     def value(self, basis):
         """Fitted loss where exp(-alpha d) is `basis` (0: the floor), and its variance in units of sigma squared."""
@@ -65,10 +64,9 @@ def project(d, y, w, alpha, floor=True):
     middle = (w * y).sum(0) / weight * floor
     spread = ((e - centre) * we).sum(0)
     amplitude = (we * (y - middle)).sum(0) / spread
-    residual = w * (y - middle - amplitude * (e - centre))
-    rss = (residual * (y - middle - amplitude * (e - centre))).sum(0)
-    slope = amplitude * (residual * d * e).sum(0)
-    return Projection(weight, centre, spread, amplitude, middle - amplitude * centre, rss, slope)
+    residual = y - middle - amplitude * (e - centre)
+    rss = (w * residual * residual).sum(0)
+    return Projection(weight, centre, spread, amplitude, middle - amplitude * centre, rss)
 
 
 def alpha_grid(d, floor=True):
@@ -90,29 +88,60 @@ def fit_many(d, y, w, floor=True):
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     grid = alpha_grid(d, floor)
     step = max(1, CHUNK_NUMBERS // (len(grid) + len(d)))
-    parts = [_fit_chunk(d, y[i : i + step].T, w[i : i + step].T, grid, floor) for i in range(0, len(y), step)]
+    parts = []
+    for i in range(0, len(y), step):
+        chunk = (np.ascontiguousarray(x[i : i + step].T) for x in (y, w))
+        parts.append(_fit_chunk(d, *chunk, grid, floor))
     return Fits(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _fit_chunk(d, y, w, grid, floor):
     with np.errstate(divide="ignore", invalid="ignore"):
-        best = _explained(d, y, w, grid, floor).argmax(0)
-        bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-
-        def slope(alpha, i):
-            return project(d, y[:, i], w[:, i], alpha, floor).slope
-
-        root = elementwise.find_root(slope, bracket, args=(np.arange(y.shape[1]),))
-        alpha = np.where(root.success, root.x, grid[best])
+        explained = _explained(d, y, w, grid, floor)
+        alpha, edge = _refine(d, y, w, grid, explained.argmax(0), floor)
         fit = project(d, y, w, alpha, floor)
-        edge = np.where(root.success, 0, (best == len(grid) - 1) * 1 - (best == 0) * 1)
+        at_edge = np.flatnonzero(edge)
+        if len(at_edge):
+            # An end of the grid can beat a peak only because the peak lies between two of its points: refine that too.
+            inner = explained[1:-1, at_edge]
+            peak = (inner > explained[:-2, at_edge]) & (inner >= explained[2:, at_edge])
+            some = y[:, at_edge], w[:, at_edge]
+            other, other_edge = _refine(d, *some, grid, 1 + np.where(peak, inner, -1).argmax(0), floor)
+            better = project(d, *some, other, floor).rss < fit.rss[at_edge]
+            alpha[at_edge[better]], edge[at_edge[better]] = other[better], other_edge[better]
+            fit = project(d, y, w, alpha, floor)
     return alpha, fit.amplitude, fit.c, fit.rss, edge
+
+
+def _refine(d, y, w, grid, best, floor):
+    """Move alpha from the grid point `best` to the stationary point beside it: alpha, and -1 or 1 at an end of the grid."""
+    weight = w.sum(0)
+    centred = y - (w * y).sum(0) / weight * floor
+    bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+
+    def slope(alpha, i):
+        some = (slice(None), i) if len(i) < len(weight) else ...
+        return _slope(d, centred[some], w[some], weight[i], alpha, floor)
+
+    root = elementwise.find_root(slope, bracket, args=(np.arange(len(weight)),))
+    edge = np.where(root.success, 0, (best == len(grid) - 1) * 1 - (best == 0) * 1)
+    return np.where(root.success, root.x, grid[best]), edge
 
 
 def _explained(d, y, w, grid, floor):
     """Sum of squares explained at each alpha of the grid, (grid, datasets): three matrix products."""
-    e = np.exp(-grid[:, None] * d)
-    weight = w.sum(0)
-    wy = w * (y - (w * y).sum(0) / weight * floor)
+    e, weight = np.exp(-grid[:, None] * d), w.sum(0)
     spread = (e * e) @ w - (e @ w) ** 2 / weight * floor
-    return np.nan_to_num((e @ wy) ** 2 / spread, nan=-1, posinf=-1)
+    explained = (e @ (w * (y - (w * y).sum(0) / weight * floor))) ** 2
+    return np.divide(explained, spread, out=np.zeros_like(explained), where=spread > 0)
+
+
+def _slope(d, centred, w, weight, alpha, floor):
+    """Half the derivative of the residual sum of squares by alpha, (datasets,), as sums that are matrix products."""
+    e = np.exp(np.multiply.outer(-d, alpha))
+    we = w * e
+    sums = np.stack([np.ones_like(d), d])
+    (first, d_first), (second, d_second), (cross, d_cross) = (sums @ part for part in (we, we * e, we * centred))
+    centre = first / weight * floor
+    amplitude = cross / (second - first * centre)
+    return amplitude * (d_cross - amplitude * (d_second - centre * d_first))

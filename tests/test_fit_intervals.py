@@ -1,0 +1,139 @@
+"""Intervals: known answers, open ends, what each resampling sees, and measured coverage."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import minimize
+
+from lib import fit
+from lib.fit import published
+from lib.fit.coverage import TRUTHS, coverage, simulate
+from lib.fit.intervals import all_intervals, bca, bootstrap, fit_draws, percentile, profile, resample
+from lib.fit.ladder import size_weights
+from lib.fit.projection import fit_many
+
+
+@pytest.fixture(scope="module")
+def data():
+    runs = published.runs_table()
+    return fit.ladder(runs[runs["regime"] == "data-rich"])
+
+
+def test_the_headline_interval_is_the_known_answer(data):
+    region = profile(data.d, data.means, data.weights, 3)
+    assert np.round(np.ravel(region.alpha), 3).tolist() == [0.447, 0.639]
+    assert np.round(np.ravel(region.interval()), 3).tolist() == [1.450, 1.489]
+
+
+def test_the_closed_form_rim_is_where_a_direct_profile_crosses_the_threshold(data):
+    region = profile(data.d, data.means, data.weights, 3)
+    best = region.fits.rss[0]
+
+    def rss(c):
+        def miss(q):
+            return 1e4 * (data.weights * (data.means - c - q[0] * np.exp(-q[1] * data.d)) ** 2).sum()
+
+        return minimize(miss, [0.63, 0.53], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-12}).fun / 1e4
+
+    for end in np.ravel(region.interval()):
+        assert 3 * (rss(end) - best) / best == pytest.approx(stats.f.ppf(0.95, 1, 3), rel=1e-3)
+
+
+def test_a_prediction_interval_is_wider_than_the_band_and_both_hold_the_fit(data):
+    law = fit.power_law(data.parameters, data.means, data.weights)
+    grid = np.geomspace(500, 1e9, 30)
+    (low, high), (new_low, new_high) = fit.band(law, grid), fit.band(law, grid, new=True)
+    assert (new_low < low).all() and (low < law.predict(grid)).all()
+    assert (law.predict(grid) < high).all() and (high < new_high).all()
+
+
+def test_ends_that_do_not_exist_are_open(data):
+    P = np.geomspace(1e3, 1e8, 7)
+    straight = 3 - 0.1 * np.log(P) + 0.01 * np.array([1, -1, 1, -1, 1, -1, 1])
+    region = profile(np.log(P / P[0]), straight, np.ones(7), 4)
+    assert np.isneginf(region.alpha[0]) and np.isneginf(region.interval()[0])
+    assert np.isfinite(region.interval()[1])
+
+
+def test_each_bootstrap_draws_what_it_says(data):
+    rng = np.random.default_rng(0)
+    y, w = resample(data, "sizes", 50, rng)
+    assert (y == data.means).all() and (w.sum(1) == pytest.approx(data.weights.sum())) and len(np.unique(w)) > 2
+    y, w = resample(data, "seeds", 50, rng)
+    assert (w == data.weights).all() and (y.std(0) > 0).all()
+    y, w = resample(data, "runs", 50, rng)
+    assert (w.sum(1) == len(data.losses)).all()
+    y, w = resample(data, "both", 50, rng)
+    assert (w.sum(1) == pytest.approx(data.weights.sum())) and (y[w > 0] > 1.4).all() and (y[w == 0] == 0).all()
+
+
+def test_resamples_with_too_few_sizes_do_not_count(data):
+    w = np.array([[1.0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    drawn = fit_draws(data.d, np.broadcast_to(data.means, w.shape), w)
+    assert np.isnan(drawn[:, 0]).all() and not np.isnan(drawn[:, 1]).any()
+    assert percentile(np.full((2, 10), np.nan)).tolist() == [[-np.inf] * 2, [np.inf] * 2]
+
+
+def test_a_seed_repeats_the_bootstrap(data):
+    one, other = (bootstrap(data, "both", 300, np.random.default_rng(5)) for _ in range(2))
+    assert (one[~np.isnan(one)] == other[~np.isnan(other)]).all()
+
+
+def test_bca_of_a_symmetric_unbiased_draw_is_the_percentile_interval():
+    draws = np.random.default_rng(0).standard_normal(20_001)
+    ends = bca(draws, np.linspace(-1, 1, 21), float(np.median(draws)))
+    assert ends == pytest.approx(percentile(draws), abs=0.02)
+
+
+def test_every_method_is_given_and_copied_seeds_do_not_sharpen_the_headline(data):
+    runs = published.runs_table()
+    runs = runs[runs["regime"] == "data-rich"].drop(columns="seed")
+    once = all_intervals(data, 300, np.random.default_rng(0))
+    assert set(once) == {
+        "profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_runs_bca", "bootstrap_within_sizes",
+        "bootstrap_sizes", "two_stage",
+    }  # fmt: skip
+    twice = all_intervals(fit.ladder(runs.loc[runs.index.repeat(2)]), 300, np.random.default_rng(0))
+    headline = [np.ravel(list(found["profile_size_means"].values())) for found in (once, twice)]
+    assert headline[0] == pytest.approx(headline[1], abs=0.005)
+    width = [np.ptp(found["profile_runs"]["alpha"]) for found in (once, twice)]
+    assert width[1] < 0.8 * width[0], "an interval over runs believes that a copied run is new evidence"
+
+
+def test_sizes_whose_seeds_scatter_more_weigh_less_once_there_are_seeds_to_tell():
+    rng = np.random.default_rng(0)
+    d, sd = np.linspace(0, 12, 7), np.geomspace(0.1, 0.01, 7)
+    losses = 1.4 + 0.6 * np.exp(-0.5 * d)[:, None] + sd[:, None] * rng.standard_normal((7, 8))
+    squares = ((losses - losses.mean(1, keepdims=True)) ** 2).sum(1)
+    assert size_weights(d, losses.mean(1), squares, np.full(7, 8))[0, 0] < 0.7
+    assert size_weights(d, losses.mean(1), squares, np.full(7, 3))[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("size_effect", [0.0, 0.012])
+@pytest.mark.parametrize(("sizes", "seeds"), [(7, 3), (7, 7), (12, 3)])
+def test_the_headline_interval_keeps_its_promise(truth, size_effect, sizes, seeds):
+    P, losses = simulate(TRUTHS[truth], sizes, seeds, size_effect, 600, np.random.default_rng(11))
+    d, means = np.log(P / P[0]), losses.mean(-1)
+    squares = losses.var(-1) * seeds
+    region = profile(d, means, size_weights(d, means, squares, np.full(sizes, seeds)), sizes - 3)
+    alpha, _, c = TRUTHS[truth]
+    for (low, high), value in ((region.alpha, alpha), (region.interval(), c)):
+        assert 0.92 <= np.mean((low <= value) & (value <= high)) <= 0.98
+
+
+def test_the_calibration_shows_intervals_over_runs_failing_under_a_size_effect():
+    table = coverage(studies=40, resamples=60)
+    assert len(table) == 12 * 7 and table[["alpha", "c"]].to_numpy().min() >= 0
+    effect = table[(table["size_effect"] > 0) & (table["seeds"] == 7)].set_index(["method", "truth"])["alpha"]
+    for truth in TRUTHS:
+        assert effect["profile_runs", truth] < 0.85 < effect["profile_size_means", truth]
+        assert effect["bootstrap_runs", truth] < 0.85
+
+
+def test_simulated_studies_scatter_about_the_stated_law():
+    P, losses = simulate((0.5, 0.6, 1.4), 7, 3, 0.012, 4000, np.random.default_rng(0))
+    expected = 1.4 + 0.6 * (P / P[0]) ** -0.5
+    assert losses.mean((0, 2)) == pytest.approx(expected, abs=0.001)
+    assert losses.mean(-1).std(0) == pytest.approx(np.sqrt(0.012**2 + 0.014**2 / 3), rel=0.05)
+    assert fit_many(np.log(P / P[0]), losses.mean((0, 2)), np.ones(7)).alpha[0] == pytest.approx(0.5, abs=0.01)

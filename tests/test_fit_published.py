@@ -1,0 +1,89 @@
+"""The published study: its fitter reproduced, and the audit's facts."""
+
+import numpy as np
+import pytest
+
+from lib import fit
+from lib.errors import InputError
+from lib.fit import published
+
+
+@pytest.fixture(scope="module")
+def table():
+    return published.runs_table()
+
+
+def test_the_published_fit_is_reproduced_to_four_digits(table):
+    rich, limited = (row for _, row in published.fits(table).iterrows())
+    assert round(rich["alpha"], 4) == 0.2664 and round(rich["a"], 4) == 2.1528
+    assert round(rich["c"], 4) == 1.4438 and round(rich["r2"], 4) == 0.8580
+    assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
+    assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
+    assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
+
+
+def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares(table):
+    curve = published.criterion(table).query("regime == 'data-rich'")
+    assert len(curve) == 300 and curve["r2"].is_monotonic_increasing
+    assert curve["rss"].min() > 50 * published.refits(table).set_index("fit").loc["least squares", "rss"]
+
+
+def test_runs_table_has_the_columns_of_a_study(table):
+    assert table["regime"].value_counts().to_dict() == {"data-limited": 20, "data-rich": 18}
+    rich = table[table["regime"] == "data-rich"]
+    assert (rich["cells_seen"] == 240_000).all() and (rich["updates"] == 7500).all()
+    assert {"parameters", "size", "seed", "validation_mse", "cells_train", "gene_mean_mse", "status"} <= set(table)
+
+
+def test_choices_change_the_law_as_stated(table):
+    refits = published.refits(table).set_index("fit")
+    assert round(refits.loc["without XXS", "alpha"], 2) == 0.42 and round(refits.loc["without XXS", "c"], 3) == 1.465
+    assert round(refits.loc["c at the smallest loss", "alpha"], 3) == 0.493
+    left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
+    assert (round(left_out.min(), 2), round(left_out.max(), 2)) == (0.42, 0.55)
+    assert refits.loc["least squares", "rss"] == pytest.approx(0.0036, abs=5e-5)
+    assert refits.loc["final loss", "c"] > refits.loc["least squares", "c_high"]
+
+
+def test_the_audit_finds_the_stated_faults(table):
+    found = published.audit(table).set_index(["regime", "question"])["found"]
+    rich, limited = found["data-rich"], found["data-limited"]
+    assert rich["sizes no better than the gene mean (1.875)"] == "XXS (2.101)"
+    assert rich["evaluations that the best loss is chosen from"] == "2 to 61"
+    assert "8 times" in rich["most cells seen by a run"]
+    assert not rich.index.str.contains("differs").any()
+    assert limited["learning_rate differs"].startswith("4 values")
+    assert limited["cells_train differs"] == "2 values, 10000 to 50000"
+
+
+def test_both_fits_are_drawn_over_the_sizes(table):
+    drawn = published.both_fits(table)
+    at_smallest = drawn.groupby("fit").first()
+    assert at_smallest.loc["ours", "loss"] == pytest.approx(2.10, abs=0.005)
+    assert at_smallest.loc["published", "loss"] < 1.9, "the published law misses its smallest size by 0.25"
+    assert (drawn.query("fit == 'ours'")["lo"] < drawn.query("fit == 'ours'")["hi"]).all()
+
+
+def test_the_audit_takes_any_table_of_runs():
+    P = np.repeat(np.geomspace(1e3, 1e7, 5), 2)
+    import pandas as pd
+
+    runs = pd.DataFrame({"study": "mine", "regime": "r", "size": [f"{p:.0f}" for p in P], "parameters": P,
+                         "validation_mse": 1 + P**-0.2, "gene_mean_mse": np.nan, "status": "ok"})  # fmt: skip
+    assert set(published.audit(runs)["regime"]) == {"r"} and "printed_alpha" not in published.fits(runs)
+
+
+def test_the_bayesian_cross_check_agrees_or_says_what_is_missing(table):
+    data = fit.ladder(table[table["regime"] == "data-rich"])
+    try:
+        import numpyro  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match="pip install"):
+            fit.bayes_law(data)
+        return
+    found = fit.bayes_law(data, draws=300)
+    assert found["r_hat"] < 1.05
+    assert found["alpha"]["mean"] == pytest.approx(0.529, abs=0.05) and found["c"]["mean"] == pytest.approx(
+        1.470, abs=0.015
+    )
+    assert found["alpha"]["interval"][0] < 0.529 < found["alpha"]["interval"][1]
