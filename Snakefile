@@ -18,9 +18,7 @@ study = params.load(config.get("study", "demo"))
 study.data.mkdir(parents=True, exist_ok=True)
 plan.forget_lost(study)
 os.environ.update(plan.ENVIRONMENT)
-
 workdir: study.data
-
 wildcard_constraints: regime="[^/]+", size="[^/]+"
 
 

@@ -1,4 +1,4 @@
-"""Speed of the bootstrap against scipy.optimize.curve_fit on the 18 published 512-gene runs: `python benchmarks/fit.py`.
+"""Speed of the bootstrap against scipy.optimize.curve_fit, on the 18 published 512-gene runs.
 
 Both sides fit the same resamples of the runs, one core, medians of several rounds in one process. curve_fit gets one
 start, once as users write it (P as a count) and once made easy (P in units of the smallest, start near the answer).

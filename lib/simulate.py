@@ -260,7 +260,7 @@ def _mixtures(proportions, weights, library, masked, tolerance):
 def _moments(lengths, weight, mean, library, dispersion, scale, tolerance):
     """Mean and variance of log1p(scale x / l) and entropy of x in bits, (3, mixtures), summed over x = 0, 1, ..."""
     odds = np.log(mean / (mean + dispersion))
-    log_term = np.log(weight) + dispersion * np.log(dispersion / (mean + dispersion))
+    log_term = np.log(weight) - dispersion * np.log1p(mean / dispersion)
     sums = np.zeros((4, len(lengths)))
     running, unfinished = np.arange(len(lengths)), np.ones(len(lengths), dtype=bool)
     for x in count():

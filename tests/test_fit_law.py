@@ -1,5 +1,7 @@
 """The law: global optimum, agreement with other solvers, invariances, refusals."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,9 +46,9 @@ def test_the_fit_agrees_with_scipy_where_scipy_converges(alpha, c, noise, seed):
     L, w = power_floor(P / 500, 0.6, alpha, c) + noise * rng.standard_normal(21), rng.uniform(0.5, 2, 21)
     law = fit.power_law(P, L, w)
     try:
-        theirs, _ = curve_fit(
-            power_floor, P / 500, L, p0=(0.6, alpha, c), sigma=w**-0.5, xtol=1e-15, ftol=1e-15, gtol=1e-15, maxfev=4000
-        )
+        with warnings.catch_warnings(action="ignore"):
+            tight = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15, "maxfev": 4000}
+            theirs, _ = curve_fit(power_floor, P / 500, L, p0=(0.6, alpha, c), sigma=w**-0.5, **tight)
     except RuntimeError:
         return
     rss = (w * (L - power_floor(P / 500, *theirs)) ** 2).sum()
@@ -173,8 +175,9 @@ def test_ten_thousand_runs_and_ten_thousand_sizes_fit():
     P = rng.uniform(1e3, 1e8, 10_000)
     L = power_floor(P / 1e3, 0.6, 0.4, 1.4) + 0.01 * rng.standard_normal(10_000)
     assert fit.power_law(P, L).c == pytest.approx(1.4, abs=0.005)
-    many = fit.power_law(np.resize(np.geomspace(1e3, 1e8, 9), 10_000), L * 0 + 1 + rng.random(10_000))
-    assert len(many.losses) == 10_000
+    few = np.resize(np.geomspace(1e3, 1e8, 9), 10_000)
+    noisy = power_floor(few / 1e3, 0.6, 0.4, 1.4) + 0.01 * rng.standard_normal(10_000)
+    assert fit.power_law(few, noisy).alpha == pytest.approx(0.4, abs=0.01)
 
 
 def test_memory_stays_bounded_because_fits_run_in_chunks(monkeypatch):

@@ -1,6 +1,7 @@
 """laws.json and what is read from it: contract, comparison, verdict, sentences."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,11 @@ def simulated(loss, seeds=3, sizes=7, seed=0):
 
 def test_the_content_is_json_and_keeps_the_contract(laws):
     assert json.loads(json.dumps(laws, allow_nan=False)) == laws
-    assert list(laws) == ["data-rich", "data-limited"] and list(laws["data-rich"]) == ["validation_mse"]
+    assert list(laws) == ["data-rich", "data-limited"]
+    assert list(laws["data-rich"]) == ["validation_mse"]
     contract = {
-        "form", "alpha", "a", "c", "r2", "n_sizes", "n_runs", "status", "intervals", "level", "floor_bits", "comparison",
-        "lack_of_fit", "rollout", "condition_number", "huber", "verdict", "profile",
+        "form", "alpha", "a", "c", "r2", "n_sizes", "n_runs", "status", "intervals", "level", "floor_bits",
+        "comparison", "lack_of_fit", "rollout", "condition_number", "huber", "verdict", "profile",
     }  # fmt: skip
     for by_metric in laws.values():
         assert contract <= set(by_metric["validation_mse"])
@@ -119,8 +121,6 @@ def test_three_sizes_give_a_law_without_an_interval():
     ],
 )
 def test_the_verdict_says_what_the_truth_is(loss, said):
-    import re
-
     assert re.search(said, fit.fit_laws(simulated(loss), 200, 0)["r"]["validation_mse"]["verdict"])
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import filelock
 import pytest
@@ -33,7 +32,6 @@ NOTEBOOKS = {
 }
 PAPERMILL = """
 import json, os, sys, time
-from pathlib import Path
 source, target = map(Path, sys.argv[1:3])
 given = dict(zip(sys.argv, sys.argv[1:]))  # each word and the one after it
 study, regime, size = (given.get(name, "") for name in ("study", "regime", "size"))

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import elementwise
 
-from lib.fit.projection import CHUNK_NUMBERS, Fits, alpha_grid, fit_many, project
+from lib.fit.projection import CHUNK_NUMBERS, Fits, Projection, alpha_grid, fit_many, project
 
 BOOTSTRAPS = {
     "bootstrap_runs": "runs",
@@ -34,7 +34,7 @@ class Profile(NamedTuple):
     limit: np.ndarray  # (datasets,) residual sum of squares at the rim of the region
     alpha: tuple  # (low, high), each (datasets,); -inf or inf where open
     path: np.ndarray  # (points, datasets) alphas across the region
-    along: object  # Projection at the path
+    along: Projection  # at the path
 
     def interval(self, basis=0.0, noise=None):
         """Ends of the loss where exp(-alpha d) is `basis(alpha)`: by default of the floor.

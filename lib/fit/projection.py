@@ -114,7 +114,7 @@ def _fit_chunk(d, y, w, grid, floor):
 
 
 def _refine(d, y, w, grid, best, floor):
-    """Move alpha from the grid point `best` to the stationary point beside it: alpha, and -1 or 1 at an end of the grid."""
+    """Move alpha from the grid point `best` to the stationary point beside it; also -1 or 1 at an end of the grid."""
     weight = w.sum(0)
     centred = y - (w * y).sum(0) / weight * floor
     bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]

@@ -50,11 +50,13 @@ def criterion(table, metric="validation_mse"):
     -------
     DataFrame
         regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual sum of
-        squares of the loss itself, which would have compared like with like.
+        squares of the loss itself, which would have compared like with like. No rows for a regime of one size.
     """
-    curves = []
+    curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
     for regime, runs in table.groupby("regime", sort=False):
         runs = usable(runs, metric)
+        if runs["parameters"].nunique() < 2:
+            continue
         x, losses = np.log(runs["parameters"].to_numpy(float)), runs[metric].to_numpy(float)
         c = np.linspace(0, 0.99 * losses.min(), POINTS)
         y = np.log(losses - c[:, None])
@@ -64,7 +66,7 @@ def criterion(table, metric="validation_mse"):
         rss = ((losses - a[:, None] * np.exp(slope[:, None] * x) - c[:, None]) ** 2).sum(1)
         r2 = slope**2 * (dx @ dx) / (dy**2).sum(1)
         curves.append(pd.DataFrame({"regime": regime, "c": c, "r2": r2, "alpha": -slope, "a": a, "rss": rss}))
-    return pd.concat(curves, ignore_index=True)
+    return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
 def fits(table, metric="validation_mse"):
@@ -136,9 +138,11 @@ def audit(table):
     rows = []
     for regime, runs in table.groupby("regime", sort=False):
         runs = usable(runs, "validation_mse")
+        if runs.empty:
+            continue
         found = {**_against_gene_mean(runs, regime), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
         rows += [{"regime": regime, "question": question, "found": answer} for question, answer in found.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["regime", "question", "found"])
 
 
 def _against_gene_mean(runs, regime):

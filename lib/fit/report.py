@@ -59,8 +59,10 @@ def curves(laws, metric="validation_mse", points=120):
 
 def comparison_table(laws, metric="validation_mse"):
     """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters."""
-    fitted = {regime: by_metric[metric] for regime, by_metric in laws.items() if metric in by_metric}
-    tables = {regime: pd.DataFrame(law["comparison"]).T for regime, law in fitted.items()}
+    fitted = {regime: by_metric[metric]["comparison"] for regime, by_metric in laws.items() if metric in by_metric}
+    tables = {regime: pd.DataFrame(comparison).T for regime, comparison in fitted.items() if comparison}
+    if not tables:
+        return pd.DataFrame(columns=["delta_aicc", "aicc", "loso_rmse", "parameters"])
     table = pd.concat(tables, names=["regime", "form"])
     table.insert(0, "delta_aicc", table["aicc"] - table["aicc"].groupby("regime").transform("min"))
     return table

@@ -1,13 +1,32 @@
-"""Progress that a notebook keeps as one line of text, the same on every rerun."""
+"""What only a notebook needs: its parameters checked, and progress kept as one line of text."""
 
+import ast
 import sys
 import time
 
 from IPython import get_ipython
 from IPython.display import TextDisplayObject, display
 
+from lib import params
+from lib.errors import InputError
+
 EVERY = 0.5
 """Seconds between two updates of the line."""
+
+
+def settings(study):
+    """The study of that name, after a look at what papermill was told: it passes over parameters that a notebook lacks."""
+    cells = get_ipython().user_ns["In"] if get_ipython() else []
+    for known, given in zip(cells, cells[1:], strict=False):
+        if given.startswith("# Parameters\n") and (unknown := sorted(_assigned(given) - _assigned(known))):
+            known = ", ".join(sorted(_assigned(known)))
+            raise InputError(f"this notebook has no parameter {', '.join(unknown)}; it has {known}.")
+    return params.load(study)
+
+
+def _assigned(cell):
+    """Names that a cell of plain assignments sets."""
+    return {target.id for line in ast.parse(cell).body if isinstance(line, ast.Assign) for target in line.targets}
 
 
 class Line(TextDisplayObject):
