@@ -20,7 +20,7 @@ help:
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
-	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv"
+	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
 	echo "make clean STUDY=name            delete what a study has produced"
 
 run: .venv/installed
@@ -46,7 +46,7 @@ notebooks: .venv/installed
 	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
 
 coverage: .venv/installed
-	$(BIN)/python -m lib.fit.coverage
+	$(BIN)/python -m lib coverage
 
 clean:
 	case "$(origin STUDY):$(STUDY)" in file:*|*:|*/*|*:.*|*:gallery) echo "name the study: make clean STUDY=name" >&2; exit 2;; esac

@@ -1,4 +1,4 @@
-"""Run a study from the command line: `python -m lib run STUDY --jobs N`."""
+"""The command line: `python -m lib run STUDY --jobs N` and `python -m lib coverage`."""
 
 import argparse
 import json
@@ -25,7 +25,9 @@ GRACE_SECONDS = 20
 def main(arguments=None):
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser("run", help="run what a study lacks")
+    commands = parser.add_subparsers(required=True, dest="command")
+    commands.add_parser("coverage", help="measure how often each interval holds the truth")
+    command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
     chosen = parser.parse_args(arguments)
@@ -33,13 +35,22 @@ def main(arguments=None):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
             signal.signal(number, signal.default_int_handler)
     try:
-        return run(chosen.study, chosen.jobs)
+        return measure_coverage() if chosen.command == "coverage" else run(chosen.study, chosen.jobs)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"Stopped. `make run STUDY={chosen.study}` goes on from here.", file=sys.stderr)
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def measure_coverage():
+    """Simulate studies, write how often each interval held the truth, and draw it."""
+    from lib import figures
+    from lib.fit import coverage
+
+    figures.save(figures.coverage(coverage.main()), files.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    return 0
 
 
 def run(name, jobs):

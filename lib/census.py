@@ -94,10 +94,10 @@ def made_from(study):
 
 
 def fingerprint(settings, *modules):
-    """SHA-256 of settings (JSON types) and of the text of modules of lib: results of other code are not reused."""
+    """SHA-256 of settings (JSON types) and of what modules of lib do: results of other code are not reused."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for module in modules:
-        digest.update((Path(__file__).parent / module).read_bytes())
+        digest.update(files.program(Path(__file__).parent / module).encode())
     return digest.hexdigest()
 
 

@@ -1,13 +1,14 @@
 """What only a notebook needs: its parameters checked, and progress kept as one line of text."""
 
 import ast
+import itertools
 import sys
 import time
 
 from IPython import get_ipython
 from IPython.display import TextDisplayObject, display
 
-from lib import params
+from lib import figures, params
 from lib.errors import InputError
 
 EVERY = 0.5
@@ -15,13 +16,21 @@ EVERY = 0.5
 
 
 def settings(study):
-    """The study of that name, after a look at what papermill was told: it passes over parameters that a notebook lacks."""
+    """The study of that name; colours and markers of all its figures are fixed from here on.
+
+    Raises
+    ------
+    InputError
+        Also for a parameter that the notebook lacks, which papermill would pass over.
+    """
     cells = get_ipython().user_ns["In"] if get_ipython() else []
-    for known, given in zip(cells, cells[1:], strict=False):
+    for known, given in itertools.pairwise(cells):
         if given.startswith("# Parameters\n") and (unknown := sorted(_assigned(given) - _assigned(known))):
             known = ", ".join(sorted(_assigned(known)))
             raise InputError(f"this notebook has no parameter {', '.join(unknown)}; it has {known}.")
-    return params.load(study)
+    chosen = params.load(study)
+    figures.use(chosen.regimes, [size.name for size in chosen.sizes])
+    return chosen
 
 
 def _assigned(cell):

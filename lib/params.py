@@ -25,13 +25,13 @@ Count = Annotated[int, Field(ge=1)]
 
 PROTOCOLS = {
     "tuned": {},
-    "published": dict(
-        library_size="panel", statistics_from="all", train_on="all", masks="bernoulli", report="best",
-        learning_rate=3.125e-5, width_exponent=0.0, warmup=0.0, final_rate=1.0, dropout=0.1, embedding_scale=0.02,
-        cells_seen=240_000, evaluations=61,
-    ),
+    "published": {
+        "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
+        "learning_rate": 3.125e-5, "width_exponent": 0.0, "warmup": 0.0, "final_rate": 1.0, "dropout": 0.1,
+        "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
+    },
 }  # fmt: skip
-"""What each protocol sets where the study file is silent; STUDY.md's faults are named switches of `published`."""
+"""What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault."""
 
 
 class Strict(BaseModel):
@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
 
 class Simulation(Strict):
-    """The simulated census (lib.simulate): a Zipf-distributed tree of cell states seen through negative-binomial counts."""
+    """The simulated census (lib.simulate): a tree of cell states seen through negative-binomial counts."""
 
     cells: Annotated[int, Field(ge=100)]
     genes: Annotated[int, Field(ge=10)] = 2000
@@ -177,7 +177,8 @@ def _size(given):
     if isinstance(given, str):
         if given not in PUBLISHED:
             raise ValueError(
-                f"{given!r} is not a size{_nearest(given, PUBLISHED)}; allowed: {', '.join(PUBLISHED)} or {{d, layers, heads, ff_mult}}"
+                f"{given!r} is not a size{_nearest(given, PUBLISHED)}; "
+                f"allowed: {', '.join(PUBLISHED)} or {{d, layers, heads, ff_mult}}"
             )
         return PUBLISHED[given]
     shape = SizeShape.model_validate(given)
@@ -186,7 +187,7 @@ def _size(given):
 
 
 class Given(Strict):
-    """Runs that were trained elsewhere: a CSV file under the project folder, and how its columns map to those of runs.csv.
+    """Runs that were trained elsewhere: a CSV file in the project, and how its columns map to those of runs.csv.
 
     `columns` renames {theirs: ours}; `regimes` names the regime by the value of one column, {column: {value: regime}}.
     """
@@ -197,7 +198,10 @@ class Given(Strict):
 
 
 class Study(Strict):
-    """A validated study: either data, sizes and seeds to train, or `runs` that are given. Paths are derived from its name, so that a study never writes outside its own folders."""
+    """A validated study: either data, sizes and seeds to train, or `runs` that are given.
+
+    Paths are derived from its name, so that a study never writes outside its own folders.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -217,9 +221,13 @@ class Study(Strict):
         parts = {key: bool(getattr(self, key)) for key in ("census", "regimes", "sizes", "seeds")}
         if self.runs is None and not all(parts.values()):
             missing = [key for key, there in parts.items() if not there]
-            raise ValueError(f"{', '.join(missing)} is missing or empty; add it, or name a table of finished runs with runs")
+            raise ValueError(
+                f"{', '.join(missing)} is missing or empty; add it, or name a table of finished runs with runs"
+            )
         if self.runs is not None and any(parts.values()):
-            raise ValueError("has runs that are given and also census, regimes, sizes or seeds to train; keep one of the two")
+            raise ValueError(
+                "has runs that are given and also census, regimes, sizes or seeds to train; keep one of the two"
+            )
         return self
 
     @model_validator(mode="after")
@@ -244,7 +252,8 @@ class Study(Strict):
         """Folder of one regime."""
         if regime not in self.regimes:
             raise InputError(
-                f"study {self.name} has no regime {regime!r}{_nearest(regime, self.regimes)}; it has {', '.join(self.regimes)}."
+                f"study {self.name} has no regime {regime!r}{_nearest(regime, self.regimes)}; "
+                f"it has {', '.join(self.regimes)}."
             )
         return self.data / regime
 
@@ -281,7 +290,7 @@ def load(name):
         raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise InputError(
-            f"params/{path.name} should hold keys such as census, regimes and sizes, and holds {type(content).__name__}."
+            f"params/{path.name} should hold keys such as census and sizes, and holds {type(content).__name__}."
         )
     return parse(content, name)
 

@@ -48,9 +48,14 @@ def given(study):
     table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
     missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
     if missing:
-        raise InputError(f"{source.table} has no column {', '.join(missing)}; name it under runs.columns in params/{study.name}.yaml.")
+        raise InputError(
+            f"{source.table} has no column {', '.join(missing)}; "
+            f"name it under runs.columns in params/{study.name}.yaml."
+        )
     if table["regime"].isna().any():
-        raise InputError(f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml.")
+        raise InputError(
+            f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml."
+        )
     extra = [column for column in table if column not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *extra])
 
@@ -93,12 +98,14 @@ def known_floors(measured, split="validation"):
 def summary(table):
     """One row per regime and size: seeds, mean losses, and the share explained of the reducible error.
 
-    The reducible error lies between the gene mean and the exact floor; where no floor is known, the share is of the gene
-    mean's whole error.
+    The reducible error lies between the gene mean and the exact floor; where no floor is known, the share is of the
+    gene mean's whole error.
     """
     rows = table[table["status"] == "ok"]
     by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
-    result = by_size.agg(seeds=("seed", "nunique"), validation_mse=("validation_mse", "mean"), test_mse=("test_mse", "mean"))
+    result = by_size.agg(
+        seeds=("seed", "nunique"), validation_mse=("validation_mse", "mean"), test_mse=("test_mse", "mean")
+    )
     means = by_size[["gene_mean_mse", "gaussian_mse", "bayes_mse"]].mean()
     reducible = means["gene_mean_mse"] - means["bayes_mse"].fillna(0)
     result["explained"] = (means["gene_mean_mse"] - result["validation_mse"]) / reducible

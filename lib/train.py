@@ -1,7 +1,6 @@
 """Train one size with one seed, from a panel to an exact loss. Needs torch and NumPy alone."""
 
 import hashlib
-import inspect
 import math
 import os
 import signal
@@ -62,7 +61,7 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
 
 
 def learning_rate(settings, width):
-    """Peak learning rate at this width: the rate at `reference_width` times (reference_width / width)**width_exponent."""
+    """Peak rate at this width: the rate at `reference_width` times (reference_width / width)**width_exponent."""
     return settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
 
 
@@ -158,7 +157,7 @@ class Run:
         return loss.detach()
 
     def batch(self):
-        """Rows of the next batch: each pass over the training cells is a new permutation, and batches run across passes."""
+        """Rows of the next batch. Each pass over the training cells is a new permutation; batches run across passes."""
         rows, n = self.rows["train"], len(self.rows["train"])
         places = self.update * self.settings.batch + np.arange(self.settings.batch)
         chosen = np.empty(len(places), dtype=np.int64)
@@ -193,11 +192,11 @@ class Run:
         else:
             validation = self.losses("validation", cells=CURVE_CELLS, masks=1).mean()
         self.history.append(
-            dict(
-                update=self.update, cells_seen=self.update * self.settings.batch,
-                learning_rate=self.peak * schedule(self.settings, min(self.update, self.total - 1), self.total),
-                train_mse=train_mse, validation_mse=float(validation),
-            )
+            {
+                "update": self.update, "cells_seen": self.update * self.settings.batch,
+                "learning_rate": self.peak * schedule(self.settings, min(self.update, self.total - 1), self.total),
+                "train_mse": train_mse, "validation_mse": float(validation),
+            }
         )  # fmt: skip
         with files.atomic(self.folder / "history.csv") as partial:
             lines = [",".join(self.history[0])] + [",".join(f"{v!r}" for v in row.values()) for row in self.history]
@@ -222,7 +221,7 @@ class Run:
 
     @torch.no_grad()
     def noisy_loss(self, batch=4):
-        """The published evaluation: fresh Bernoulli masks each time, averaged over the means of batches of four cells."""
+        """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
         self.model.eval()
         torch.manual_seed(_stream(self.seed, self.total + self.update))
         means = []
@@ -263,10 +262,11 @@ class Run:
 
     def save(self):
         with files.atomic(self.checkpoint) as partial:
-            state = dict(
-                identity=self.identity, update=self.update, seconds=self.seconds, history=self.history,
-                losses_since=self.losses_since, model=self.model.state_dict(), optimiser=self.optimiser.state_dict(),
-            )  # fmt: skip
+            state = {
+                "identity": self.identity, "update": self.update, "seconds": self.seconds, "history": self.history,
+                "losses_since": self.losses_since,
+                "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            }  # fmt: skip
             torch.save(state, partial)
 
     def restore(self):
@@ -287,7 +287,7 @@ def fingerprint(data, size, seed, settings):
     for array in (data.x, data.train, data.validation, data.test, data.masks["validation"], data.masks["test"]):
         digest.update(np.ascontiguousarray(array))
     words = [asdict(size), seed, sorted(vars(settings).items()), torch.__version__]
-    digest.update(repr(words).encode() + inspect.getsource(model).encode() + Path(__file__).read_bytes())
+    digest.update(repr(words).encode() + files.program(model.__file__).encode() + files.program(__file__).encode())
     return digest.hexdigest()
 
 

@@ -64,7 +64,9 @@ def test_every_run_is_one_row_of_the_stated_columns(project):
     assert len(table) == 2 * 4 * 2
     assert not table.duplicated(["regime", "size", "seed"]).any()
     assert (table["status"] == "ok").all()
-    numbers = table.drop(columns=["study", "regime", "size", "protocol", "objective", "device", "status", "code_version"])
+    numbers = table.drop(
+        columns=["study", "regime", "size", "protocol", "objective", "device", "status", "code_version"]
+    )
     assert numbers.notna().all().all()
     assert (table["bayes_mse"] < table["gaussian_mse"]).all() and (table["bayes_mse"] < table["gene_mean_mse"]).all()
 
@@ -90,7 +92,9 @@ def test_figures_come_as_pdf_svg_and_png(project):
     names = {path.stem for path in (project / "figures/demo").iterdir()}
     assert {"loss_against_parameters", "learning_curves", "intervals", "profile", "cells_per_parameter"} <= names
     for name in names:
-        assert all((project / "figures/demo" / f"{name}.{kind}").stat().st_size > 1000 for kind in ("pdf", "svg", "png"))
+        assert all(
+            (project / "figures/demo" / f"{name}.{kind}").stat().st_size > 1000 for kind in ("pdf", "svg", "png")
+        )
 
 
 def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(project):
@@ -122,7 +126,9 @@ def test_each_notebook_runs_from_its_default_parameters_in_any_folder(project, t
 def test_a_rerun_shows_the_same(project, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
-    assert papermill(project, "04_fit.ipynb", tmp_path).returncode == papermill(project, "04_fit.ipynb", again).returncode
+    assert (
+        papermill(project, "04_fit.ipynb", tmp_path).returncode == papermill(project, "04_fit.ipynb", again).returncode
+    )
     shown = [[output.get("data") for output in outputs(folder / "04_fit.ipynb")] for folder in (tmp_path, again)]
     assert shown[0] == shown[1]
 

@@ -32,6 +32,7 @@ NOTEBOOKS = {
 }
 PAPERMILL = """
 import json, os, sys, time
+from pathlib import Path
 source, target = map(Path, sys.argv[1:3])
 given = dict(zip(sys.argv, sys.argv[1:]))  # each word and the one after it
 study, regime, size = (given.get(name, "") for name in ("study", "regime", "size"))

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import textwrap
 from pathlib import Path
 
 import matplotlib.figure
@@ -140,6 +141,15 @@ def panels(rows, columns, height, width=None):
     axes = figure.subplots(rows, columns, squeeze=False)
     seaborn.despine(figure)
     return figure, axes
+
+
+def note(sentence):
+    """A figure that only says why there is nothing to draw."""
+    figure, axes = panels(1, 1, height=24, width=DOUBLE)
+    axes.flat[0].set_axis_off()
+    lines = "\n".join(textwrap.wrap(sentence, 100))
+    axes.flat[0].text(0.5, 0.5, lines, ha="center", va="center", color=GREY, transform=axes.flat[0].transAxes)
+    return settle(figure)
 
 
 def settle(figure):

@@ -11,8 +11,8 @@ WHAT = {False: "seed noise", True: "and size effect"}
 EFFECT = {False: look.PALETTE[5], True: "#882255"}
 
 
-def planner(plan, gains, frontier, grid, metric="validation_mse"):
-    """What limits a run, and what more parameters or more cells would buy.
+def planner(plan=None, gains=None, frontier=None, grid=None, metric="validation_mse", sentence="", **_):
+    """What limits a run, and what more parameters or more cells would buy; without a plan, the sentence that says why.
 
     Parameters
     ----------
@@ -24,11 +24,15 @@ def planner(plan, gains, frontier, grid, metric="validation_mse"):
         cells, parameters, low, high: where parameters and cells limit equally.
     grid : DataFrame
         parameters, cells_train: what the law was fitted to.
+    sentence : str
+        What `lib.fit.outlook` says.
 
     Returns
     -------
     Figure with two panels
     """
+    if plan is None:
+        return look.note(sentence)
     figure, _ = look.panels(1, 2, height=66)
     _frontier(figure.axes[0], plan, frontier, grid)
     _gains(figure.axes[1], gains, plan["level"], metric)

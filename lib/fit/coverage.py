@@ -1,6 +1,6 @@
 """The calibration: how often each interval, as implemented, holds the truth.
 
-`python -m lib.fit.coverage` simulates studies from stated laws and writes data/coverage.csv. Sizes are spread evenly in
+`make coverage` simulates studies from stated laws, writes data/coverage.csv and draws it. Sizes are spread evenly in
 log P over the published range. Every study has seed noise; half of the cells add a size effect, a deviation that all
 seeds of one size share, as real ladders have. Noise and size effect are those of the published 512-gene runs.
 """
@@ -116,6 +116,7 @@ def _score(ends, truth):
 
 
 def main():
+    """Measure the coverage, write data/coverage.csv, print it, and return the table."""
     table = coverage()
     target = files.ROOT / "data" / "coverage.csv"
     files.write_csv(target, table.round(4))
@@ -123,7 +124,4 @@ def main():
     print(shown.round(2).T.to_string())
     shares = table[table["method"] == HEADLINE][["alpha", "c"]].to_numpy()
     print(f"The headline interval covers {shares.min():.1%} to {shares.max():.1%}; {target.name} written.")
-
-
-if __name__ == "__main__":
-    main()
+    return table

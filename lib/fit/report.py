@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lib import entropy
 from lib.errors import InputError
 from lib.fit.intervals import FEWEST_SIZES, HEADLINE, profile
 from lib.fit.law import Law, power_law
@@ -99,7 +100,7 @@ def answer(laws, floors=None):
     """
     sentences = []
     for regime, by_metric in laws.items():
-        metric, law = next(iter(by_metric.items()))
+        law = next(iter(by_metric.values()))
         ends, bits = law["intervals"].get(HEADLINE), law["floor_bits"]
         if law["alpha"] is None or ends is None:
             sentences.append(f"{regime}: {law['verdict']}")
@@ -110,13 +111,14 @@ def answer(laws, floors=None):
             sentences.append(f"{regime}: no law can be named ({law['status']}: {numbers}). {law['verdict']}")
             continue
         if bits["value"] is not None:
-            numbers += f", {bits['value']:.2f} bits ({_between(bits['interval'], '.2f')}; {bits['kind']})"
+            unit = "Gaussian bits" if bits["kind"] == entropy.GAUSSIAN else "bits"
+            numbers += f", {bits['value']:.2f} {unit} ({_between(bits['interval'], '.2f')})"
         known = (floors or {}).get(regime)
         if known is not None:
             low, high = (sign * np.inf if end is None else end for end, sign in zip(ends["c"], (-1, 1), strict=True))
             place = "inside" if low <= known <= high else "outside"
             numbers += f"; the exact floor, {known:.4g}, lies {place} the interval of c"
-        sentences.append(f"{regime}: {numbers}; {law['level']:.0%} intervals, {metric}. {law['verdict']}")
+        sentences.append(f"{regime}: {numbers}; {law['level']:.0%} intervals. {law['verdict']}")
     return sentences
 
 
