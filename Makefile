@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks coverage clean
+.PHONY: help run test lint lab notebooks gallery coverage clean
 .SILENT:
 
 help:
@@ -44,6 +44,12 @@ notebooks: .venv/installed
 	  $(BIN)/papermill notebooks/$$name data/demo/$$name --cwd notebooks --no-progress-bar --log-level ERROR \
 	    2> data/demo/$$name.log || { cat data/demo/$$name.log; exit 1; }; \
 	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
+
+# The README's pictures, from studies that have been run.
+gallery:
+	mkdir -p figures/gallery
+	cp figures/demo/loss_against_parameters.svg figures/published-runs/published_audit.svg figures/gallery
+	cp figures/pbmc/loss_against_parameters.svg figures/gallery/pbmc.svg
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

@@ -28,6 +28,7 @@ def relative(path):
 
 PANELS = expand("{regime}/data.txt", regime=study.regimes)
 RUNS = expand("{regime}/runs/{size}/results.txt", regime=study.regimes, size=[size.name for size in study.sizes])
+SOURCES = [relative(path) for path in plan.sources(study)]
 PYTHON, NOTEBOOKS, FIGURES = sys.executable, relative(files.CODE / "notebooks"), relative(study.figures)
 
 
@@ -62,7 +63,7 @@ def priority(wildcards):
 
 
 rule all:  # a lost file is made again, wherever in the graph it belongs
-    input: "figures.txt", "sizes.csv", "runs.csv", "laws.json", PANELS, RUNS
+    input: "runs.csv", "laws.json", [] if study.runs else ["figures.txt", "sizes.csv", PANELS, RUNS]
 
 rule figures:
     message: "drawing the figures"
@@ -74,7 +75,7 @@ rule figures:
 
 rule data:
     message: "reading the cells of {wildcards.regime}"
-    input: **code("01_data"), files=[relative(path) for path in plan.sources(study)]
+    input: **code("01_data"), files=SOURCES
     output: "{regime}/data.txt"
     log: **logs("01_data-{regime}")
     params: **settings("data", "01_data")
@@ -103,7 +104,7 @@ rule train:
 
 rule fit:
     message: "fitting the law"
-    input: **code("04_fit"), panels=PANELS, runs=RUNS
+    input: **code("04_fit"), panels=PANELS, runs=RUNS, given=SOURCES if study.runs else []
     output: "runs.csv", "laws.json"
     log: **logs("04_fit")
     params: **settings("fit", "04_fit")

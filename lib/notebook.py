@@ -8,7 +8,7 @@ import time
 from IPython import get_ipython
 from IPython.display import TextDisplayObject, display
 
-from lib import figures, params
+from lib import figures, params, runs
 from lib.errors import InputError
 
 EVERY = 0.5
@@ -29,7 +29,10 @@ def settings(study):
             known = ", ".join(sorted(_assigned(known)))
             raise InputError(f"this notebook has no parameter {', '.join(unknown)}; it has {known}.")
     chosen = params.load(study)
-    figures.use(chosen.regimes, [size.name for size in chosen.sizes])
+    sizes = [size.name for size in chosen.sizes]
+    if chosen.runs:
+        sizes = runs.given(chosen).sort_values("parameters")["size"].unique()
+    figures.use(chosen.regimes, sizes)
     return chosen
 
 

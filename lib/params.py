@@ -189,12 +189,14 @@ def _size(given):
 class Given(Strict):
     """Runs that were trained elsewhere: a CSV file in the project, and how its columns map to those of runs.csv.
 
-    `columns` renames {theirs: ours}; `regimes` names the regime by the value of one column, {column: {value: regime}}.
+    `columns` renames {theirs: ours}; `regimes` names the regime by the value of one column, {column: {value: regime}};
+    `gene_mean_mse` is the loss of predicting each gene's mean, {regime: loss}, where it is known.
     """
 
     table: str
     columns: dict[str, str] = {}
     regimes: dict[str, dict[str | int, str]] = {}
+    gene_mean_mse: dict[str, Positive] = {}
 
 
 class Study(Strict):

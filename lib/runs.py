@@ -56,6 +56,8 @@ def given(study):
         raise InputError(
             f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml."
         )
+    if source.gene_mean_mse:
+        table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *extra])
 
@@ -86,7 +88,9 @@ def _row(study, regime, size, seed):
 
 
 def baselines(study):
-    """What 01_data measured, {regime: {split: {...}}}; empty for runs that were given."""
+    """What 01_data measured, {regime: {split: {...}}}; for runs that were given, what the study file says."""
+    if study.runs:
+        return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
     return {regime: files.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
 
 

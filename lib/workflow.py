@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from lib import files
+from lib.errors import InputError
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow small models many-fold on a busy machine
@@ -68,7 +69,7 @@ def _imported(source):
 
 def settings(study, rule, regime=None, size=None):
     """The part of the study file that a rule's results depend on, as canonical JSON."""
-    content = study.model_dump(mode="json", include={"census", "split", "masking", "train", "fit"})
+    content = study.model_dump(mode="json", include={"census", "split", "masking", "train", "fit", "runs"})
     train = content.pop("train")
     if rule == "data":
         normaliser = {key: train[key] for key in ("library_size", "statistics_from")}
@@ -80,12 +81,17 @@ def settings(study, rule, regime=None, size=None):
     elif rule == "train":
         chosen = {"train": train, "size": asdict(study.size(size))}
     else:
-        chosen = {"fit": content["fit"]} if rule == "fit" else {}
+        chosen = {"fit": content["fit"], "runs": content["runs"]} if rule == "fit" else {}
     return json.dumps(chosen, sort_keys=True)
 
 
 def sources(study):
-    """The .h5ad files that a study names, each pattern checked to match one."""
+    """The files that a study names, its .h5ad files or its table of runs, each checked to be there."""
+    if study.runs:
+        table = files.ROOT / study.runs.table
+        if not table.is_file():
+            raise InputError(f"params/{study.name}.yaml: runs.table {study.runs.table} is not there; name a CSV file.")
+        return [table]
     if not study.census.h5ad:
         return []
     from lib import h5ad

@@ -384,6 +384,11 @@ def test_a_gain_beyond_reach_is_refused_in_words():
     assert sum(text.startswith("not said") for text in texts) == 1
 
 
+def test_without_a_plan_the_figure_says_why():
+    shown = " ".join(text.get_text() for text, _ in visible_texts(figures.planner(sentence="three numbers of cells")))
+    assert "three numbers of cells" in shown
+
+
 def test_one_regime_and_three_sizes_are_enough():
     sizes = ("XXS", "TINY", "XS")
     runs = make_runs(sizes, ["data-limited"], (7, 8))

@@ -5,17 +5,17 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize
 
-from lib import fit
-from lib.fit import published
+from lib import fit, params
 from lib.fit.coverage import TRUTHS, coverage, simulate
 from lib.fit.intervals import all_intervals, bca, bootstrap, fit_draws, percentile, profile, resample
 from lib.fit.ladder import size_weights
 from lib.fit.projection import fit_many
+from lib.runs import given as given_runs
 
 
 @pytest.fixture(scope="module")
 def data():
-    runs = published.runs_table()
+    runs = given_runs(params.load("published-runs"))
     return fit.ladder(runs[runs["regime"] == "data-rich"])
 
 
@@ -86,7 +86,7 @@ def test_bca_of_a_symmetric_unbiased_draw_is_the_percentile_interval():
 
 
 def test_every_method_is_given_and_copied_seeds_do_not_sharpen_the_headline(data):
-    runs = published.runs_table()
+    runs = given_runs(params.load("published-runs"))
     runs = runs[runs["regime"] == "data-rich"].drop(columns="seed")
     once = all_intervals(data, 300, np.random.default_rng(0))
     assert set(once) == {

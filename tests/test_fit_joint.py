@@ -126,3 +126,30 @@ def test_draws_hold_the_truth_even_when_a_size_shares_an_error(by_size):
         low, high = np.quantile(draws.predict(1e6, 2e4) - draws.predict(2e6, 2e4), [0.025, 0.975])
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.87
+
+
+def as_runs(table, **columns):
+    return table.rename(columns={"loss": "validation_mse"}).assign(status="ok", genes=512, size="x", **columns)
+
+
+def test_the_outlook_plans_from_the_largest_run_and_says_so_in_words():
+    found = fit.outlook(as_runs(grid()), resamples=100)
+    assert (found["plan"]["parameters"], found["plan"]["cells"]) == pytest.approx((N[-1], D[-1]))
+    limit = found["plan"]["limited_by"]
+    assert ("neither" if limit == "not resolved" else f"limited by {limit}") in found["sentence"]
+    assert "lies more than 10 times beyond" not in found["sentence"], "ten times the largest run is within reach"
+    assert set(found["comparison"]["form"]) == {"additive", "repeated data", "interaction"}
+
+
+def test_runs_with_fewer_than_three_numbers_of_cells_get_a_sentence_instead_of_a_plan():
+    two = as_runs(grid()).query("cells_train < 1e4 and cells_train > 0")
+    two = two[two["cells_train"].isin(sorted(two["cells_train"].unique())[:2])]
+    found = fit.outlook(two)
+    assert list(found) == ["sentence"] and "at least three numbers of training cells" in found["sentence"]
+
+
+def test_panels_of_different_genes_are_not_one_grid():
+    mixed = as_runs(grid())
+    mixed["genes"] = np.where(mixed["cells_train"] > 1e5, 1024, 512)
+    found = fit.outlook(mixed, resamples=50)
+    assert found["grid"]["cells_train"].max() < 1e5

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit
+from lib import fit, params
 from lib.errors import InputError
-from lib.fit import published
 from lib.fit.compare import condition_number, runs_law, scaling_p
+from lib.runs import given as given_runs
 
 
 @pytest.fixture(scope="module")
 def table():
-    return published.runs_table()
+    return given_runs(params.load("published-runs"))
 
 
 @pytest.fixture(scope="module")

@@ -8,39 +8,19 @@ the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 gen
 import numpy as np
 import pandas as pd
 
-from lib import files
 from lib.fit.ladder import ladder, usable
 from lib.fit.law import power_law
 from lib.fit.laws import HEADLINE, fit_laws
 from lib.fit.report import band
 
 STUDY = "published-runs"
-REGIMES = {512: "data-rich", 1024: "data-limited"}
-NAMES = {"params": "parameters", "best_val_mse": "validation_mse", "cells": "cells_train"}
 PRINTED = {
     "data-rich": {"alpha": 0.266, "c": 1.444, "r2": 0.858},
     "data-limited": {"alpha": 0.009, "c": 0.113, "r2": 0.017},
 }
-GENE_MEAN = {"data-rich": 1.8752}
-"""Validation MSE of predicting each gene's training mean, printed with the results."""
 
 SETTINGS = ("cells_train", "micro_steps", "learning_rate", "micro_batch", "accumulation")
 POINTS = 300
-
-
-def runs_table():
-    """The 38 published runs with the columns of runs.csv, and what else was published about each.
-
-    validation_mse is the best of all evaluations, as published. cells_seen counts a cell once per visit. Training
-    cells are all cells, because the split was not applied to training.
-    """
-    raw = pd.read_csv(files.CODE / "data" / "published_runs.csv").rename(columns=NAMES)
-    regime = raw["genes"].map(REGIMES)
-    return raw.assign(
-        study=STUDY, regime=regime, cells_seen=raw["micro_steps"] * raw["micro_batch"], protocol="published",
-        updates=raw["micro_steps"] // raw["accumulation"], objective="mse", test_mse=np.nan,
-        gene_mean_mse=regime.map(GENE_MEAN), status="ok",
-    )  # fmt: skip
 
 
 def criterion(table, metric="validation_mse"):
@@ -140,15 +120,14 @@ def audit(table):
         runs = usable(runs, "validation_mse")
         if runs.empty:
             continue
-        found = {**_against_gene_mean(runs, regime), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
+        found = {**_against_gene_mean(runs), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
         rows += [{"regime": regime, "question": question, "found": answer} for question, answer in found.items()]
     return pd.DataFrame(rows, columns=["regime", "question", "found"])
 
 
-def _against_gene_mean(runs, regime):
-    published = GENE_MEAN.get(regime) if (runs["study"] == STUDY).all() else np.nan
-    baseline = runs["gene_mean_mse"].mean() if runs["gene_mean_mse"].notna().any() else published
-    if not baseline or np.isnan(baseline):
+def _against_gene_mean(runs):
+    baseline = runs["gene_mean_mse"].mean()
+    if np.isnan(baseline):
         return {}
     losses = runs.groupby("size", sort=False)["validation_mse"].mean()
     worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]

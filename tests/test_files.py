@@ -1,0 +1,38 @@
+"""Atomic writing and what counts as the same program."""
+
+import pytest
+
+from lib import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "result.json"
+    files.write_json(target, {"a": 1})
+    with pytest.raises(ValueError):
+        files.write_json(target, {"a": float("nan")})
+    assert files.read_json(target) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "census"
+    for content in ("old", "new"):
+        with files.atomic(target) as partial:
+            partial.mkdir()
+            (partial / content).touch()
+    with pytest.raises(OSError), files.atomic(target) as partial:
+        partial.mkdir()
+        raise OSError("no space left")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_layout_comments_and_docstrings_are_not_the_program_but_numbers_are(tmp_path):
+    sources = ["def f(x):\n    return x + 1\n", '"""Doc."""\n\n\ndef f(x):  # why\n    """Doc."""\n    return (x + 1)\n',
+               "def f(x):\n    return x + 2\n"]  # fmt: skip
+    programs = []
+    for number, source in enumerate(sources):
+        path = tmp_path / f"{number}.py"
+        path.write_text(source)
+        programs.append(files.program(path))
+    assert programs[0] == programs[1] != programs[2]
