@@ -302,7 +302,8 @@ def parse(content, name):
     try:
         return Study.model_validate({**content, "name": name})
     except ValidationError as error:
-        said = _sentence(error.errors()[0], error.error_count())
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # typos first
+        said = _sentence(problems[0], len(problems))
         raise InputError(f"params/{name}.yaml: {' '.join(said.split())}") from None
 
 

@@ -28,8 +28,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_layout_comments_and_docstrings_are_not_the_program_but_numbers_are(tmp_path):
-    sources = ["def f(x):\n    return x + 1\n", '"""Doc."""\n\n\ndef f(x):  # why\n    """Doc."""\n    return (x + 1)\n',
-               "def f(x):\n    return x + 2\n"]  # fmt: skip
+    same = '"""Doc."""\n\n\ndef f(x):  # why\n    """Doc."""\n    return (x + 1)\n'
+    sources = ["def f(x):\n    return x + 1\n", same, "def f(x):\n    return x + 2\n"]
     programs = []
     for number, source in enumerate(sources):
         path = tmp_path / f"{number}.py"

@@ -33,6 +33,7 @@ REFUSED = {
     "unknown key": ("trian", {}, "trian is not a known key (did you mean train?)"),
     "unknown nested key": ("train.learning_rte", 1.0, "did you mean learning_rate?"),
     "unknown regime key": ("regimes.data-rich.gene", 3, "did you mean genes?"),
+    "a typo in a required key": ("regimes.data-rich", {"gense": 20, "cells": 500}, "gense is not a known key"),
     "unknown simulation key": ("census.simulate.cell", 3, "did you mean cells?"),
     "unknown size": ("sizes", ["XXL"], "did you mean XL?"),
     "unknown size key": (
