@@ -51,18 +51,19 @@ class Line(TextDisplayObject):
 class Progress:
     """Shows how far a run is: in a notebook one line that is rewritten, in a terminal the same on standard error.
 
-    Rate and remaining time are shown while it runs; the line that stays in a saved notebook has neither.
+    Rate and remaining time are shown while it runs. The line that stays in a saved notebook has neither, and is the
+    same whether the run was trained just now or before.
     """
 
     def __init__(self, label):
         self.label, self.started, self.shown, self.first = label, time.monotonic(), 0.0, None
-        self.handle = display(Line(f"{label}: finished before"), display_id=True) if get_ipython() else None
+        self.handle = display(Line(f"{label}: finished"), display_id=True) if get_ipython() else None
 
     def __call__(self, done, total, loss):
         now = time.monotonic()
         self.first = done - 1 if self.first is None else self.first
         if done == total:
-            self.write(f"{self.label}: {total:,} updates, done", end="\n")
+            self.write(f"{self.label}: finished", end="\n")
         elif now - self.shown > EVERY:
             rate = (done - self.first) / (now - self.started)
             left = (total - done) / rate

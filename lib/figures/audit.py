@@ -85,13 +85,15 @@ def published_audit(runs, curves, refits):
 
     Returns
     -------
-    Figure with three panels
+    Figure with three panels, or two where the runs have no final_val_mse and evaluations beside the best loss
     """
-    figure, _ = look.panels(1, 3, height=72)
-    runs = runs.sort_values(["parameters", "evaluations", "validation_mse"])
+    best_of_many = {"evaluations", "final_val_mse"} <= set(runs)
+    figure, _ = look.panels(1, 3 if best_of_many else 2, height=72)
+    runs = runs.sort_values(["parameters", *(["evaluations"] if best_of_many else []), "validation_mse"])
     _both_fits(figure.axes[0], runs, curves)
-    _best_and_final(figure.axes[1], runs)
-    _refits(figure.axes[2], refits)
+    if best_of_many:
+        _best_and_final(figure.axes[1], runs)
+    _refits(figure.axes[-1], refits)
     keys = {
         "one run": Line2D([], [], color=OURS, marker="o", linestyle="", markersize=3.5),
         "least squares, band": Line2D([], [], color=OURS),
