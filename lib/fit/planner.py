@@ -153,7 +153,7 @@ def _turning_point(law, D, reach, level):
     point = _with_interval(lambda x: _balance(x, lambda N: D + 0 * N, low, high), law, level)
     if not np.isfinite(point["value"]):
         side = "above" if point["value"] > 0 else "below"
-        return {"refused": f"at {D:.3g} cells the turning point lies {side} {reach:g} times the fitted parameters"}
+        return {"refused": f"at {D:,.0f} cells the turning point lies {side} {reach:g} times the fitted parameters"}
     ends = [D / end if np.isfinite(end) else np.nan for end in point["interval"][::-1]]
     return {"parameters": point, "cells_per_parameter": {"value": D / point["value"], "interval": ends}}
 
