@@ -16,7 +16,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
-	echo "make lab                         open the notebooks in JupyterLab"
+	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
@@ -35,7 +35,7 @@ lint: .venv/installed
 	$(NORMALISE) --verify notebooks/*.ipynb
 
 lab: .venv/installed
-	$(BIN)/jupyter lab
+	$(BIN)/jupyter lab $(ARGS)
 
 # Executed without parameters, so that the committed copies show exactly what Run All shows.
 notebooks: .venv/installed
