@@ -171,10 +171,9 @@ def reason(notebook, messages):
 
 def report(study, seconds):
     """The answer, and where everything is."""
-    from lib import fit
+    from lib import fit, runs
 
-    floors = {name: files.read_json(study.folder(name) / "baselines.json")["validation"] for name in study.regimes}
-    floors = {name: found["bayes_mse"] for name, found in floors.items() if found.get("bayes_mse") is not None}
+    floors = runs.known_floors(runs.baselines(study))
     print(*fit.answer(files.read_json(study.data / "laws.json"), floors), sep="\n")
     figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")

@@ -57,8 +57,9 @@ def describe(plan):
     ]
     for gain in plan["gains"]:
         more = f"{gain['factor']} x the {gain['of']}"
-        saved = gain.get("refused") or f"saves {_number(gain)} of the loss"
-        said.append(f"{more}: {saved}." if "refused" in gain else f"{more} {saved}.")
+        said.append(
+            f"{more}: {gain['refused']}." if "refused" in gain else f"{more} saves {_number(gain)} of the loss."
+        )
     point, best = plan["turning_point"], plan["best"]
     if "refused" in point:
         said.append(f"Turning point: {point['refused']}.")

@@ -54,7 +54,7 @@ def fits(table, metric="validation_mse"):
 
     On the published runs the printed numbers stand beside it. At 512 genes every digit agrees, with c the last point of
     its grid. The 20 pooled runs at 1,024 genes give the printed alpha, 0.009, with c at the other end, 0; the c and R2
-    printed with it come from no subset of four or more of the 20 (all were tried), so from runs that were not released.
+    printed with it do not follow from these runs.
     """
     rows = []
     for regime, curve in criterion(table, metric).groupby("regime", sort=False):
