@@ -45,7 +45,7 @@ class File:
 
 
 def pooled(settings):
-    """Check every file, then give the pooled cells as `census.write` takes them.
+    """Check every file, then give the pooled cells as `soma.write` takes them.
 
     A gene is known by its name in the var index, so all files must name genes the same way; it keeps its Ensembl id
     where any file gives one. Equal donor names are taken to be one donor, in whichever file they stand.

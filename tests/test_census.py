@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, files, params
+from lib import census, files, params, soma
 from lib import h5ad as sources
 from lib.errors import CensusUnavailable
 
@@ -33,7 +33,7 @@ def pieces(counts, obs, cuts):
 
 
 def written(folder, counts, obs, cuts=(), summary=None):
-    census.write(folder / "soma", gene_table(counts.shape[1]), pieces(counts, obs, cuts), summary or {})
+    soma.write(folder / "soma", gene_table(counts.shape[1]), pieces(counts, obs, cuts), summary or {})
     return cellxgene_census.open_soma(uri=str(folder / "soma"))
 
 
@@ -118,7 +118,7 @@ def test_a_source_that_breaks_half_way_leaves_the_old_census(tmp_path, counts, l
 
     written(tmp_path, counts, labels).close()
     with pytest.raises(OSError, match="disk gone"):
-        census.write(tmp_path / "soma", gene_table(30), broken(), {})
+        soma.write(tmp_path / "soma", gene_table(30), broken(), {})
     assert [path.name for path in tmp_path.iterdir()] == ["soma"]
     with cellxgene_census.open_soma(uri=str(tmp_path / "soma")) as collection:
         assert len(cellxgene_census.get_obs(collection, HUMAN)) == 200

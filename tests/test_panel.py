@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, files, panel, split
+from lib import census, draw, files, panel, split
 from lib.errors import InputError
 from lib.params import Masking, Split
 
@@ -228,7 +228,7 @@ def test_gene_variability_is_that_of_scanpy():
     reference = scanpy.pp.highly_variable_genes(
         anndata.AnnData(sparse.csr_matrix(counts)), flavor="seurat_v3", n_top_genes=100, inplace=False
     )
-    ours = panel.variability(stream(counts), 600, 400)
+    ours = draw.variability(stream(counts), 600, 400)
     for column in ("means", "variances", "variances_norm"):
         assert np.allclose(ours[column], reference[column], rtol=1e-6, atol=1e-9)
     assert set(ours["variances_norm"].nlargest(100).index) == set(np.flatnonzero(reference["highly_variable"]))
@@ -257,9 +257,9 @@ def test_statistics_from_all_looks_at_held_out_cells(tiny, study_file):
 def test_equal_means_do_not_stop_the_selection():
     counts = np.tile(np.eye(20, dtype=np.float32), (5, 4))  # 80 genes of one mean: the plain fit is singular
     counts[:, :40] *= 2
-    ours = panel.variability(stream(counts), 100, 80)
+    ours = draw.variability(stream(counts), 100, 80)
     assert np.isfinite(ours.to_numpy()).all()
-    assert ours.equals(panel.variability(stream(counts), 100, 80))
+    assert ours.equals(draw.variability(stream(counts), 100, 80))
 
 
 def test_a_panel_normalised_by_itself_uses_its_own_sums(study_file):
