@@ -2,41 +2,44 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import linear
+
+from lib.kernels import attention, dropout, gelu
 
 
 class Block(nn.Module):
     """Pre-LayerNorm encoder block: multi-head attention with biases, then a GELU feed-forward layer."""
 
-    def __init__(self, size, dropout):
+    def __init__(self, size, probability):
         super().__init__()
-        self.heads, self.dropout = size.heads, dropout
-        self.norm1, self.norm2 = nn.LayerNorm(size.d), nn.LayerNorm(size.d)
+        self.heads, self.probability = size.heads, probability
+        self.norm1, self.norm2 = Norm(size.d), Norm(size.d)
         self.qkv = nn.Linear(size.d, 3 * size.d)
         self.out = nn.Linear(size.d, size.d)
         self.up = nn.Linear(size.d, size.ff_mult * size.d)
         self.down = nn.Linear(size.ff_mult * size.d, size.d)
-        self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens, queries=None):
         """Transform `tokens` (cells, genes, d); with `queries` (cells, k) only those positions, which see all tokens.
 
         The last block needs no more than the positions that the loss sees, for the same answer.
         """
-        d = tokens.shape[-1]
+        d, chance = tokens.shape[-1], self.probability if self.training else 0.0
         normed = self.norm1(tokens)
-        if queries is None:
-            query, key, value = self.qkv(normed).split(d, dim=-1)
-        else:
-            key, value = nn.functional.linear(normed, self.qkv.weight[d:], self.qkv.bias[d:]).split(d, dim=-1)
-            query = nn.functional.linear(_take(normed, queries), self.qkv.weight[:d], self.qkv.bias[:d])
-            tokens = _take(tokens, queries)
-        seen = scaled_dot_product_attention(
-            *(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        tokens = tokens + self.drop(self.out(seen.transpose(1, 2).flatten(-2)))
-        return tokens + self.drop(self.down(self.drop(gelu(self.up(self.norm2(tokens))))))
+        pair = linear(normed, self.qkv.weight[d:], self.qkv.bias[d:])
+        if queries is not None:
+            normed, tokens = _take(normed, queries), _take(tokens, queries)
+        query = linear(normed, self.qkv.weight[:d], self.qkv.bias[:d])
+        tokens = tokens + dropout(self.out(attention(query, pair, self.heads, chance)), chance)
+        inner = dropout(gelu(self.up(self.norm2(tokens))), chance)
+        return tokens + dropout(self.down(inner), chance)
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm. One value has no spread, so that of width 1 only the bias is left, which is quicker said."""
+
+    def forward(self, tokens):
+        return self.bias.expand_as(tokens) if tokens.shape[-1] == 1 else super().forward(tokens)
 
 
 class Transformer(nn.Module):
@@ -84,11 +87,18 @@ class Transformer(nn.Module):
         -------
         Tensor (cells, k) or (cells, genes)
         """
-        visible = self.value(expression.masked_fill(hidden, 0.0).unsqueeze(-1))
-        tokens = self.gene + torch.where(hidden.unsqueeze(-1), self.hidden, visible)
+        tokens = self.embed(expression, hidden)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         return self.head(self.blocks[-1](tokens, queries)).squeeze(-1)
+
+    def embed(self, expression, hidden):
+        """Tokens (cells, genes, d): what stands at visible and at hidden genes, both in one small matrix product."""
+        seen = torch.stack([expression.masked_fill(hidden, 0.0), hidden.to(expression.dtype)], dim=-1)
+        ways = torch.stack([self.value.weight[:, 0], self.hidden - self.value.bias])
+        return torch.baddbmm(
+            (self.gene + self.value.bias).expand(len(seen), -1, -1), seen, ways.expand(len(seen), -1, -1)
+        )
 
 
 def _take(tokens, positions):

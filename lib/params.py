@@ -27,8 +27,8 @@ PROTOCOLS = {
     "tuned": {},
     "published": {
         "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
-        "learning_rate": 3.125e-5, "width_exponent": 0.0, "warmup": 0.0, "final_rate": 1.0, "dropout": 0.1,
-        "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
+        "learning_rate": 3.125e-5, "width_exponent": 0.0, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
+        "dropout": 0.1, "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
     },
 }  # fmt: skip
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault."""
@@ -129,7 +129,9 @@ class Train(Strict):
     reference_width: Count = 64
     width_exponent: Number = 0.5
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.05
+    decay: Annotated[Number, Field(ge=0, lt=1)] = 0.2
     final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    tolerance: Positive = 0.01
     weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     clip: Positive = 1.0
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0

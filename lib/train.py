@@ -2,11 +2,10 @@
 
 import hashlib
 import math
-import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,19 +13,24 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from lib import files, model
+from lib import checkpoint, files, kernels, machine, model
+from lib.errors import InputError
 
 CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
 CHECKPOINT_SECONDS = 20
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PROGRESS = ("seconds", "history", "losses_since", "left_at", "half_mse")
+"""What a checkpoint keeps of a run besides its identity and its state."""
+ALIGNED = 16
+"""Every weight begins at a multiple of so many numbers, 64 bytes, in the one tensor that holds them all."""
 
 
-def train(data, size, seed, settings, folder, progress=lambda done, total, loss: None):
+def train(data, size, seed, settings, folder, progress=lambda done, total, loss: None, fabric=None):
     """Train one run to its end, or return the finished one.
 
-    A run that was stopped continues from its checkpoint and ends with the same numbers: batches, masks and dropout are
-    drawn from (seed, update), so that no generator's state has to survive.
+    A run that was stopped, however, continues from its checkpoint and ends with the same numbers: batches, masks and
+    dropout are drawn from (seed, update), so that no generator's state has to survive.
 
     Parameters
     ----------
@@ -36,28 +40,60 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
     seed : int
     settings : lib.params.Train, or any object with its attributes
     folder : Path
-        Receives history.csv and checkpoint.pt while the run goes on, result.json when it is done.
+        Receives history.csv and checkpoints while the run goes on, result.json when it is done.
     progress : callable(done, total, loss)
         Called after every update.
+    fabric : lightning.fabric.Fabric, optional
+        Already launched; its processes share every batch. Only the first writes.
 
     Returns
     -------
     dict
-        The run's record, as in result.json. A non-finite loss ends the run with status `diverged` and no loss.
+        The run's record, as in result.json. Status `diverged` (the loss is not finite) and `interrupted` (memory or
+        disk gave out) come without a loss and with a reason; an interrupted run leaves no result and may go on.
+
+    Raises
+    ------
+    InputError
+        This size does not fit into this machine's memory; nothing was started.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     identity = fingerprint(data, size, seed, settings)
-    with FileLock(folder / ".lock"):
+    first = fabric is None or fabric.is_global_zero
+    with FileLock(folder / ".lock") if first else nullcontext():
         finished = folder / "result.json"
         if finished.is_file() and files.read_json(finished)["fingerprint"] == identity:
             return files.read_json(finished)
-        run = Run(data, size, seed, settings, folder, identity)
-        run.advance(progress)
-        record = run.record()
-        files.write_json(finished, record)
-        files.remove(run.checkpoint)
-        return record
+        machine.check_room(size, data.x.shape[1], machine.device().type)
+        run = Run(data, size, seed, settings, folder, identity, fabric)
+        try:
+            run.advance(progress)
+            record = run.record()
+            if first:
+                files.write_json(finished, record)
+                checkpoint.clear(folder)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not (isinstance(error, OSError | MemoryError) or _out_of_memory(error)):
+                raise
+            record = run.interrupted(error)
+    if fabric is not None:
+        fabric.barrier()
+    return record
+
+
+def finished(records):
+    """The records of a size's runs, when all are finished.
+
+    Raises
+    ------
+    InputError
+        Naming the first that was interrupted, and why. The others are finished and are not trained again.
+    """
+    for record in records:
+        if record["status"] == "interrupted":
+            raise InputError(f"{record['size']}, seed {record['seed']}: {record['reason']}.")
+    return records
 
 
 def learning_rate(settings, width):
@@ -65,53 +101,65 @@ def learning_rate(settings, width):
     return settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
 
 
-def schedule(settings, update, total):
-    """Share of the peak learning rate at an update: linear warm-up, then a cosine down to `final_rate`."""
-    warmup = round(settings.warmup * total)
-    if update < warmup:
-        return (update + 1) / warmup
-    done = (update - warmup) / max(1, total - warmup)
-    return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+def schedule(settings, update, total, end=None):
+    """Share of the peak learning rate at an update: linear warm-up, a plateau, then a linear fall to `final_rate`.
+
+    With `end` the fall comes early, so that training ends at that update instead of `total`.
+    """
+    warmup, end = round(settings.warmup * total), end or total
+    fall = max(1, round(settings.decay * end))
+    left = min(1.0, (end - update) / fall)
+    return min((update + 1) / max(1, warmup), settings.final_rate + (1 - settings.final_rate) * left, 1.0)
 
 
 def protocol(settings, size, cells):
     """How one size is trained, in words and numbers, for a table."""
     updates = math.ceil(settings.cells_seen / settings.batch)
     reference, exponent = settings.reference_width, settings.width_exponent
+    fall = f"over the last {settings.decay:.0%} down to {settings.final_rate:.0%} of the peak"
     return {
         "protocol": settings.protocol,
         "updates": f"{updates:,} of {settings.batch} cells",
         "passes over the training cells": f"{settings.cells_seen / cells:.2f}",
         "peak learning rate": f"{learning_rate(settings, size.d):.3g}",
         "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}",
-        "schedule": f"warm-up over {settings.warmup:.0%}, then a cosine to {settings.final_rate:.0%} of the peak",
+        "schedule": f"warm-up over {settings.warmup:.0%}, a plateau, {fall}",
         "dropout, weight decay, gradient clip": f"{settings.dropout:g}, {settings.weight_decay:g}, {settings.clip:g}",
         "initial gene embeddings": f"normal, standard deviation {settings.embedding_scale:g}",
+        "converged": f"when half the updates give a loss within {settings.tolerance:.1%}",
     }
 
 
 class Run:
-    """One model, its optimiser and how far they have come."""
+    """One model, its optimiser and how far they have come.
 
-    def __init__(self, data, size, seed, settings, folder, identity):
+    Half-way the run makes an excursion: its learning rate falls as it would at the end, the loss is measured, and the
+    run goes on from where it left. So every run also knows the loss that half its updates would have given.
+    """
+
+    def __init__(self, data, size, seed, settings, folder, identity, fabric=None):
         self.size, self.seed, self.settings, self.folder, self.identity = size, seed, settings, folder, identity
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_num_threads(1 if size.d < 512 else os.cpu_count())
-        self.x = torch.as_tensor(data.x, device=self.device)
+        self.fabric, self.device = fabric, fabric.device if fabric else machine.device()
+        self.rank, self.world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+        machine.prepare(size)
+        self.x = torch.as_tensor(np.asarray(data.x), device=self.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
         self.rows = {"train": data.train, "validation": data.validation, "test": data.test}
         if settings.train_on == "all":
             self.rows["train"] = np.arange(len(data.x))
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
         self.total = math.ceil(settings.cells_seen / settings.batch)
+        self.half = self.total // 2
+        self.leaves = self.half - round(settings.decay * self.half)
+        self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
         torch.manual_seed(seed)
         self.model = model.Transformer(size, self.genes, settings.dropout, settings.embedding_scale).to(self.device)
+        self.fast = machine.compiled(self.model, self.device.type)
+        self.weights = _in_one(self.model)
         self.peak = learning_rate(settings, size.d)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.peak, weight_decay=settings.weight_decay, fused=True
-        )
-        self.update, self.seconds, self.history, self.losses_since, self.order = 0, 0.0, [], [], (None, None)
-        self.checkpoint = folder / "checkpoint.pt"
+        self.optimiser = torch.optim.AdamW([self.weights], lr=self.peak, weight_decay=settings.weight_decay, fused=True)
+        self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
+        self.left_at, self.half_mse, self.order = None, None, (None, None)
         self.restore()
 
     def advance(self, progress):
@@ -125,12 +173,15 @@ class Run:
             while self.update < self.total and not self.diverged:
                 if self.update == 0:
                     self.measure()
-                self.losses_since.append(self.step())
+                loss = self.step()
                 self.update += 1
                 self.seconds = time.monotonic() - started
-                if self.update in marks:
-                    self.measure()
-                progress(self.update, self.total, self.history[-1]["validation_mse"])
+                if self.left_at is None:
+                    self.losses_since.append(loss)
+                    if self.update in marks:
+                        self.measure()
+                self.excursion()
+                progress(*self.progress(), self.history[-1]["validation_mse"])
                 stop = bool(asked_to_stop)
                 if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
@@ -138,35 +189,88 @@ class Run:
                 if stop:
                     raise KeyboardInterrupt
 
+    def excursion(self):
+        """Leave for the half-way measurement, or come back from it, where it is time."""
+        if self.settings.report == "best":
+            return
+        if self.update == self.leaves and self.half_mse is None and self.left_at is None:
+            self.left_at = self.state()
+        if self.update == self.half and self.left_at is not None:
+            self.half_mse = float(self.losses("validation").mean())
+            self.set_state(self.left_at)
+            self.left_at = None
+
+    def progress(self):
+        """Updates done and updates in all, those of the excursion included."""
+        extra = 0 if self.settings.report == "best" else self.half - self.leaves
+        return self.update + (extra if self.half_mse is not None else 0), self.total + extra
+
     @property
     def diverged(self):
         return bool(self.history) and not math.isfinite(self.history[-1]["validation_mse"])
 
+    def rate(self):
+        """Learning rate of the next update."""
+        end = self.half if self.left_at is not None else self.total
+        return self.peak * schedule(self.settings, self.update, self.total, end)
+
     def step(self):
         """One update on one batch; returns its loss without waiting for the device."""
-        torch.manual_seed(_stream(self.seed, self.update))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak * schedule(self.settings, self.update, self.total)
+            group["lr"] = self.rate()
         self.model.train()
-        x = self.x[torch.as_tensor(self.batch(), device=self.device)]
-        loss = self.masked_error(x, *self.draw_masks(len(x))).mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        loss = self.gradient()
+        gradient = self.weights.grad
+        if self.fabric is not None:
+            gradient.copy_(self.fabric.all_reduce(gradient, reduce_op="sum"))
+            loss = self.fabric.all_reduce(loss, reduce_op="sum")
+        gradient.mul_((self.settings.clip / (gradient.norm() + 1e-6)).clamp(max=1.0))
         self.optimiser.step()
-        return loss.detach()
+        return loss
+
+    def gradient(self):
+        """Gradient of the next batch's mean squared error, into `weights.grad`; returns that error.
+
+        As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
+        """
+        while True:
+            torch.manual_seed(_stream(self.seed, self.update))
+            x = self.x[self.batch()].to(self.device)
+            hidden, positions = self.draw_masks(len(x))
+            masked = hidden.sum() if positions is None else positions.numel()
+            if self.fabric is not None:
+                torch.manual_seed(_stream(self.seed, self.update, self.rank))
+            self.weights.grad.zero_()
+            loss = torch.zeros((), device=self.device)
+            try:
+                for part in torch.arange(len(x)).tensor_split(self.world)[self.rank].split(self.at_once):
+                    cells = slice(part[0], part[-1] + 1)
+                    with machine.precision(self.device.type):
+                        chosen = None if positions is None else positions[cells]
+                        error = self.masked_error(self.fast, x[cells], hidden[cells], chosen).sum() / masked
+                    error.backward()
+                    loss += error.detach()
+                return loss
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self.at_once == 1:
+                    raise
+            self.at_once //= 2
 
     def batch(self):
         """Rows of the next batch. Each pass over the training cells is a new permutation; batches run across passes."""
-        rows, n = self.rows["train"], len(self.rows["train"])
-        places = self.update * self.settings.batch + np.arange(self.settings.batch)
-        chosen = np.empty(len(places), dtype=np.int64)
-        for epoch in np.unique(places // n):
-            if self.order[0] != epoch:
-                self.order = (epoch, np.random.default_rng([self.seed, int(epoch)]).permutation(n))
-            within = places // n == epoch
-            chosen[within] = rows[self.order[1][places[within] % n]]
-        return chosen
+        place, end, parts = self.update * self.settings.batch, (self.update + 1) * self.settings.batch, []
+        while place < end:
+            epoch, start = divmod(place, len(self.rows["train"]))
+            parts.append(self.permuted(epoch)[start : start + end - place])
+            place += len(parts[-1])
+        return torch.cat(parts)
+
+    def permuted(self, epoch):
+        """Training rows in the order of one pass."""
+        if self.order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows["train"])
+            self.order = (epoch, torch.as_tensor(order, device=self.x.device))
+        return self.order[1]
 
     def draw_masks(self, cells):
         """New masks: hidden (cells, genes) bool and, where their number is fixed, the k hidden positions (cells, k)."""
@@ -176,9 +280,10 @@ class Run:
         positions = chance.topk(self.k, dim=1).indices
         return _hidden(positions, self.genes), positions
 
-    def masked_error(self, x, hidden, positions):
+    @staticmethod
+    def masked_error(predict, x, hidden, positions):
         """Squared errors at the masked positions: (cells, k), or one flat vector when their number varies by cell."""
-        predicted = self.model(x, hidden, positions)
+        predicted = predict(x, hidden, positions).float()
         if positions is None:
             return (predicted - x).square()[hidden]
         return (predicted - x.gather(1, positions)).square()
@@ -194,7 +299,7 @@ class Run:
         self.history.append(
             {
                 "update": self.update, "cells_seen": self.update * self.settings.batch,
-                "learning_rate": self.peak * schedule(self.settings, min(self.update, self.total - 1), self.total),
+                "learning_rate": self.rate(),
                 "train_mse": train_mse, "validation_mse": float(validation),
             }
         )  # fmt: skip
@@ -210,11 +315,12 @@ class Run:
         """
         self.model.eval()
         rows, fixed, found = self.rows[part][:cells], self.masks[part][:cells, :masks], []
-        for block in range(0, len(rows), CURVE_CELLS):
-            x = self.x[torch.as_tensor(rows[block : block + CURVE_CELLS], device=self.device)]
+        step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
+        for block in range(0, len(rows), step):
+            x = self.x[torch.as_tensor(rows[block : block + step], device=self.x.device)].to(self.device)
             per_mask = [
-                self.masked_error(x, _hidden(positions, self.genes), positions).double().mean(1)
-                for positions in fixed[block : block + CURVE_CELLS].to(self.device).unbind(1)
+                self.masked_error(self.model, x, _hidden(positions, self.genes), positions).double().mean(1)
+                for positions in fixed[block : block + step].to(self.device).unbind(1)
             ]
             found.append(torch.stack(per_mask, 1).mean(1))
         return torch.cat(found).cpu().numpy()
@@ -226,17 +332,40 @@ class Run:
         torch.manual_seed(_stream(self.seed, self.total + self.update))
         means = []
         for block in range(0, len(self.rows["validation"]), batch):
-            x = self.x[torch.as_tensor(self.rows["validation"][block : block + batch], device=self.device)]
-            means.append(self.masked_error(x, *self.draw_masks(len(x))).mean())
+            x = self.x[torch.as_tensor(self.rows["validation"][block : block + batch], device=self.x.device)]
+            x = x.to(self.device)
+            means.append(self.masked_error(self.model, x, *self.draw_masks(len(x))).mean())
         return torch.stack(means).nanmean().item()
 
     def record(self):
         """Everything that is known of the finished run."""
         exact = {part: self.losses(part) for part in ("validation", "test")}
-        validation = exact["validation"].mean()
+        validation, half = exact["validation"].mean(), self.half_mse
         if self.settings.report == "best":
             validation = min(point["validation_mse"] for point in self.history)
         ok = not self.diverged and np.isfinite(validation) and np.isfinite(exact["test"].mean())
+        moved = abs(half - validation) / validation if ok and half is not None else None
+        return {
+            **self.origin(),
+            "validation_mse": float(validation) if ok else None,
+            "test_mse": float(exact["test"].mean()) if ok else None,
+            "validation_mse_se": _standard_error(exact["validation"]) if ok else None,
+            "validation_mse_half": half if ok else None,
+            "convergence": None if moved is None else _converged(moved, self.settings.tolerance),
+            "status": "ok" if ok else "diverged",
+            "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
+        }
+
+    def interrupted(self, error):
+        """Record of a run that memory or disk stopped."""
+        reason = " ".join(str(error).split())[:200]
+        advice = "free some memory and run it again"
+        if isinstance(error, OSError):
+            advice = "make room on the disk, or make it writable, and run it again: it goes on from its last checkpoint"
+        return {**self.origin(), "status": "interrupted", "reason": f"stopped ({reason}); {advice}"}
+
+    def origin(self):
+        """What was trained, how and where."""
         return {
             "fingerprint": self.identity,
             "size": self.size.name,
@@ -249,36 +378,38 @@ class Run:
             "learning_rate": self.peak,
             "protocol": self.settings.protocol,
             "objective": self.settings.objective,
-            "validation_mse": float(validation) if ok else None,
-            "test_mse": float(exact["test"].mean()) if ok else None,
-            "validation_mse_se": _standard_error(exact["validation"]) if ok else None,
             "seconds": round(self.seconds, 3),
-            "cells_per_second": round(self.update * self.settings.batch / self.seconds, 1),
+            "cells_per_second": round(self.progress()[0] * self.settings.batch / max(self.seconds, 1e-9), 1),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-            "status": "ok" if ok else "diverged",
             "code_version": files.code_version(),
             "versions": files.versions(),
+            "kernels": "compiled" if self.device.type == "cpu" and kernels.available() else "torch",
         }
 
+    def state(self):
+        """Where weights and optimiser stand: copies."""
+        moments = self.optimiser.state_dict()["state"]
+        copies = {name: value.clone() for name, value in moments[0].items()} if moments else {}
+        return {"update": self.update, "weights": self.weights.detach().clone(), "moments": copies}
+
+    def set_state(self, state):
+        self.update = state["update"]
+        self.weights.detach().copy_(state["weights"])
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": {0: state["moments"]}, "param_groups": groups})
+
     def save(self):
-        with files.atomic(self.checkpoint) as partial:
-            state = {
-                "identity": self.identity, "update": self.update, "seconds": self.seconds, "history": self.history,
-                "losses_since": self.losses_since,
-                "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-            }  # fmt: skip
-            torch.save(state, partial)
+        if self.rank == 0:
+            kept = {name: getattr(self, name) for name in ("identity", *PROGRESS)}
+            checkpoint.save(self.folder, self.progress()[0], {**kept, "state": self.state()})
 
     def restore(self):
-        """Continue from the checkpoint, if there is one of this very run."""
-        if not self.checkpoint.is_file():
-            return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["identity"] == self.identity:
-            self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            for name in ("update", "seconds", "history", "losses_since"):
-                setattr(self, name, state[name])
+        """Continue from the newest whole checkpoint, if it is one of this very run."""
+        saved = checkpoint.load(self.folder, self.device)
+        if saved and saved["identity"] == self.identity:
+            self.set_state(saved["state"])
+            for name in PROGRESS:
+                setattr(self, name, saved[name])
 
 
 def fingerprint(data, size, seed, settings):
@@ -287,7 +418,10 @@ def fingerprint(data, size, seed, settings):
     for array in (data.x, data.train, data.validation, data.test, data.masks["validation"], data.masks["test"]):
         digest.update(np.ascontiguousarray(array))
     words = [asdict(size), seed, sorted(vars(settings).items()), torch.__version__]
-    digest.update(repr(words).encode() + files.program(model.__file__).encode() + files.program(__file__).encode())
+    digest.update(repr(words).encode() + kernels.SOURCE.read_bytes())
+    for module in (model, kernels, machine):
+        digest.update(files.program(module.__file__).encode())
+    digest.update(files.program(__file__).encode())
     return digest.hexdigest()
 
 
@@ -306,9 +440,30 @@ def _stop_signals():
             signal.signal(number, handler)
 
 
-def _stream(seed, update):
-    """One generator seed for each (seed, update)."""
-    return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _in_one(network):
+    """All weights as one tensor, of which the network's become parts, gradients too: one kernel updates them all."""
+    weights = list(network.parameters())
+    starts = np.cumsum([0, *(-(-weight.numel() // ALIGNED) * ALIGNED for weight in weights)])
+    whole = torch.nn.Parameter(weights[0].new_zeros(int(starts[-1])))
+    whole.grad = torch.zeros_like(whole)
+    for weight, start in zip(weights, starts[:-1], strict=True):
+        place = slice(start, start + weight.numel())
+        whole.data[place] = weight.data.reshape(-1)
+        weight.data, weight.grad = whole.data[place].view_as(weight), whole.grad[place].view_as(weight)
+    return whole
+
+
+def _out_of_memory(error):
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _converged(moved, tolerance):
+    return "converged" if moved <= tolerance else "not converged"
+
+
+def _stream(*numbers):
+    """One generator seed for each combination of numbers, such as (seed, update)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _hidden(positions, genes):

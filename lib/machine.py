@@ -1,0 +1,98 @@
+"""What this machine offers to training: a device, threads, precision, memory. Needs torch alone."""
+
+import ctypes
+import os
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from lib.errors import InputError
+
+CACHE = 8 * 2**20
+"""Bytes of one layer's widest activations that are worked on at once by a CPU: they should stay in its cache."""
+KEPT = {-3: 2**30, -1: 2**31 - 1}
+"""mallopt: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that freed tensors are used again instead of given back."""
+
+
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def threads(size):
+    """Threads that train one run of this size: one for each 32 of its width, as far as there are cores.
+
+    Two small runs beside each other are faster than one on two cores. The number decides the last digits of a result,
+    so it must not depend on what else is running.
+    """
+    return min(os.cpu_count(), max(1, size.d // 32))
+
+
+def prepare(size):
+    """Set up the process for training: threads, and glibc's memory kept from one update to the next."""
+    torch.set_num_threads(threads(size))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    for option, value in KEPT.items() if mallopt else ():
+        mallopt(option, value)
+
+
+def cells_at_once(size, genes, batch, kind):
+    """Cells of a batch that go through the model together: all on a GPU, on a CPU as many as its cache holds."""
+    if kind == "cuda":
+        return batch
+    widest = 4 * genes * size.d * max(size.ff_mult, 3)
+    return min(batch, 2 ** max(0, (CACHE // widest).bit_length() - 1))
+
+
+def precision(kind):
+    """The context of training's forward pass: bf16 on a GPU, over weights that stay float32; float32 on a CPU."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if kind == "cuda" else nullcontext()
+
+
+def compiled(model, kind):
+    """The model, compiled by torch on a GPU; itself on a CPU (which has lib.kernels), and when compiling fails."""
+    if kind != "cuda":
+        return model
+    fast, failed = torch.compile(model), []
+
+    def forward(*inputs):
+        if not failed:
+            try:
+                return fast(*inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                failed.append(error)
+                said = " ".join(str(error).split())[:200]
+                warnings.warn(f"torch.compile failed ({said}); training goes on without it, slower.", stacklevel=2)
+        return model(*inputs)
+
+    return forward
+
+
+def memory_needed(size, genes, cells=1):
+    """Bytes that training takes at least: weights, gradient and AdamW's two moments, activations of `cells` cells."""
+    activations = size.layers * genes * size.d * (8 + 2 * size.ff_mult)
+    return 4 * (4 * size.parameters(genes) + cells * activations)
+
+
+def memory(kind):
+    """Bytes of memory that this process can have: the GPU's, or the machine's within its control group's limit."""
+    if kind == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        limits.append(int(limit.read_text()))
+    return min(limits, default=2**63)
+
+
+def check_room(size, genes, kind):
+    """Refuse a size that cannot be trained here, before anything is allocated."""
+    needed, there = memory_needed(size, genes), memory(kind)
+    if needed > there:
+        raise InputError(
+            f"training {size.name} on {genes:,} genes takes at least {needed / 2**30:.1f} GiB of memory and this "
+            f"machine has {there / 2**30:.1f}; leave {size.name} out of the study, or train it on a larger machine."
+        )
