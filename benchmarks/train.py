@@ -105,7 +105,7 @@ def main():
             )
         ratio = taken[0.1][1] / taken[0.0][0]
         print(
-            f"{name:<5}{ratio:6.1f}x: what one update of the published protocol costs against one of ours", flush=True
+            f"{name:<5}{ratio:6.1f}x: the cost of one update of the published protocol against one of ours", flush=True
         )
 
 

@@ -173,8 +173,9 @@ def report(study, seconds):
     """The answer, and where everything is."""
     from lib import fit, runs
 
+    table = runs.collect(study)
     floors = runs.known_floors(runs.baselines(study))
-    print(*fit.answer(files.read_json(study.data / "laws.json"), floors), sep="\n")
+    print(*fit.answer(files.read_json(study.data / "laws.json"), floors), *runs.unconverged(table), sep="\n")
     figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
 

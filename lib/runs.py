@@ -8,7 +8,8 @@ from lib.errors import InputError
 COLUMNS = [
     "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "cells_seen", "updates", "learning_rate",
     "protocol", "objective", "validation_mse", "test_mse", "validation_mse_se", "validation_bits", "gene_mean_mse",
-    "gaussian_mse", "bayes_mse", "seconds", "cells_per_second", "device", "status", "code_version",
+    "gaussian_mse", "bayes_mse", "validation_mse_half", "convergence", "seconds", "cells_per_second", "device", "status",
+    "reason", "code_version",
 ]  # fmt: skip
 
 
@@ -115,6 +116,25 @@ def summary(table):
     result["explained"] = (means["gene_mean_mse"] - result["validation_mse"]) / reducible
     result["explained_by_gaussian"] = (means["gene_mean_mse"] - means["gaussian_mse"]) / reducible
     return result.reset_index()
+
+
+def unconverged(table):
+    """One sentence for each regime in which some sizes would still move with more updates; none where all have settled.
+
+    A run has converged when half its updates would have given a loss within the study's tolerance of its own.
+    """
+    said = []
+    for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
+        moving = runs[runs["convergence"] == "not converged"]
+        if len(moving):
+            gain = (moving["validation_mse_half"] / moving["validation_mse"] - 1).astype(float)
+            sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
+            said.append(
+                f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "
+                f"updates changed the loss by {gain.abs().min():.1%} to {gain.abs().max():.1%}. Their law is that of "
+                "this budget, not of the sizes' capacity."
+            )
+    return said
 
 
 def with_provenance(laws, study):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
+from torch.optim.adamw import adamw
 
 from lib import checkpoint, files, kernels, machine, model
 from lib.errors import InputError
@@ -40,7 +41,8 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
     seed : int
     settings : lib.params.Train, or any object with its attributes
     folder : Path
-        Receives history.csv and checkpoints while the run goes on, result.json when it is done.
+        Receives history.csv and checkpoints while the run goes on, result.json and weights.pt (the model's state_dict)
+        when it is done.
     progress : callable(done, total, loss)
         Called after every update.
     fabric : lightning.fabric.Fabric, optional
@@ -71,6 +73,8 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
             run.advance(progress)
             record = run.record()
             if first:
+                with files.atomic(folder / "weights.pt") as partial:
+                    torch.save(run.model.state_dict(), partial)
                 files.write_json(finished, record)
                 checkpoint.clear(folder)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -157,7 +161,8 @@ class Run:
         self.fast = machine.compiled(self.model, self.device.type)
         self.weights = _in_one(self.model)
         self.peak = learning_rate(settings, size.d)
-        self.optimiser = torch.optim.AdamW([self.weights], lr=self.peak, weight_decay=settings.weight_decay, fused=True)
+        self.moments = {name: torch.zeros_like(self.weights.detach()) for name in ("mean", "square")}
+        self.moments["steps"] = torch.zeros((), device=self.device)
         self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
         self.left_at, self.half_mse, self.order = None, None, (None, None)
         self.restore()
@@ -216,8 +221,6 @@ class Run:
 
     def step(self):
         """One update on one batch; returns its loss without waiting for the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
         self.model.train()
         loss = self.gradient()
         gradient = self.weights.grad
@@ -225,8 +228,17 @@ class Run:
             gradient.copy_(self.fabric.all_reduce(gradient, reduce_op="sum"))
             loss = self.fabric.all_reduce(loss, reduce_op="sum")
         gradient.mul_((self.settings.clip / (gradient.norm() + 1e-6)).clamp(max=1.0))
-        self.optimiser.step()
+        self.descend()
         return loss
+
+    @torch.no_grad()
+    def descend(self):
+        """AdamW on all weights at once, by the function behind torch's optimiser, which would load a compiler for 2 s."""
+        moments = [[self.moments[name]] for name in ("mean", "square", "steps")]
+        adamw(
+            [self.weights], [self.weights.grad], *moments[:2], [], moments[2], fused=True, amsgrad=False,
+            beta1=0.9, beta2=0.999, eps=1e-8, lr=self.rate(), weight_decay=self.settings.weight_decay, maximize=False,
+        )  # fmt: skip
 
     def gradient(self):
         """Gradient of the next batch's mean squared error, into `weights.grad`; returns that error.
@@ -351,6 +363,7 @@ class Run:
             "test_mse": float(exact["test"].mean()) if ok else None,
             "validation_mse_se": _standard_error(exact["validation"]) if ok else None,
             "validation_mse_half": half if ok else None,
+            "weights_sha256": hashlib.sha256(self.weights.detach().cpu().numpy()).hexdigest(),
             "convergence": None if moved is None else _converged(moved, self.settings.tolerance),
             "status": "ok" if ok else "diverged",
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
@@ -388,15 +401,13 @@ class Run:
 
     def state(self):
         """Where weights and optimiser stand: copies."""
-        moments = self.optimiser.state_dict()["state"]
-        copies = {name: value.clone() for name, value in moments[0].items()} if moments else {}
-        return {"update": self.update, "weights": self.weights.detach().clone(), "moments": copies}
+        moving = {"weights": self.weights.detach(), **self.moments}
+        return {"update": self.update, **{name: tensor.clone() for name, tensor in moving.items()}}
 
     def set_state(self, state):
         self.update = state["update"]
-        self.weights.detach().copy_(state["weights"])
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": {0: state["moments"]}, "param_groups": groups})
+        for name, tensor in {"weights": self.weights.detach(), **self.moments}.items():
+            tensor.copy_(state[name])
 
     def save(self):
         if self.rank == 0:

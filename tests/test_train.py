@@ -163,9 +163,13 @@ def test_warm_up_and_decay_follow_the_stated_schedule():
     tuned = settings(warmup=0.1, final_rate=0.25)
     shares = [train.schedule(tuned, update, 100) for update in range(100)]
     assert shares[0] == pytest.approx(0.1)
-    assert shares[9] == shares[10] == 1.0
-    assert shares[-1] == pytest.approx(0.25, abs=1e-3)
+    assert shares[9] == shares[10] == shares[80] == 1.0
+    assert shares[90] == pytest.approx(0.625)
+    assert shares[99] == pytest.approx(0.25 + 0.75 / 20)
     assert np.all(np.diff(shares[10:]) <= 0)
+    halfway = [train.schedule(tuned, update, 100, 50) for update in range(50)]
+    assert halfway[:40] == shares[:40]
+    assert halfway[45] == pytest.approx(0.625)
     published = settings(protocol="published")
     assert {train.schedule(published, update, 100) for update in range(100)} == {1.0}
 
@@ -189,3 +193,27 @@ print(train.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
+
+
+def test_an_update_is_that_of_torchs_own_optimiser_and_clipping(data, tmp_path):
+    loop = train.Run(data, SIZE, 7, settings(warmup=0.0, clip=0.1), tmp_path, "identity")
+    twin = torch.nn.Parameter(loop.weights.detach().clone())
+    optimiser = torch.optim.AdamW([twin], lr=loop.peak, weight_decay=loop.settings.weight_decay)
+    for _ in range(3):
+        loop.gradient()
+        twin.grad = loop.weights.grad.clone()
+        torch.nn.utils.clip_grad_norm_([twin], 0.1)
+        optimiser.step()
+        loop.step()
+        torch.testing.assert_close(loop.weights, twin, rtol=1e-6, atol=1e-7)
+        loop.update += 1
+
+
+def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path):
+    loop = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    found = []
+    for loop.at_once in (16, 5, 1):
+        found.append((loop.gradient(), loop.weights.grad.clone()))
+    for loss, gradient in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-6)

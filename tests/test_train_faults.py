@@ -1,0 +1,265 @@
+"""What may befall a run: killed at any moment, memory or disk exhausted, odd panels, two at once, several processes."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import checkpoint, files, machine, params, train
+from lib.errors import InputError
+from lib.sizes import PUBLISHED, Size
+
+SIZE = Size("small", 8, 1, 2, 2)
+GENES, MASKED, CELLS = 16, 3, 60
+EXACT = ("validation_mse", "test_mse", "validation_mse_half", "weights_sha256", "updates")
+
+
+def panel(cells=CELLS, held_out=10, x=None):
+    rng = np.random.default_rng(0)
+    x = rng.random((cells + 2 * held_out, GENES), dtype=np.float32) if x is None else x
+    masks = np.argsort(rng.random((held_out, 2, GENES)))[..., :MASKED]
+    parts = np.split(np.arange(len(x)), [cells, cells + held_out])
+    names = ("train", "validation", "test")
+    return SimpleNamespace(
+        x=x, **dict(zip(names, parts, strict=True)), masks={"validation": masks, "test": masks.copy()}
+    )
+
+
+def settings(**changes):
+    return params.Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
+
+
+def run(data, folder, size=SIZE, **changes):
+    return train.train(data, size, 7, settings(**changes), folder)
+
+
+PROGRAM = """
+import os, random, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train_faults import panel, settings, SIZE
+from lib import files, train
+folder, data, chosen = Path({folder!r}), panel(), settings(dropout=0.2)
+train.CHECKPOINT_SECONDS = 0.02
+kills, chance = 0, random.Random(0)
+while not (folder / "result.json").is_file():
+    before, child = set(folder.glob("checkpoint-*")), os.fork()
+    if not child:
+        train.train(data, SIZE, 7, chosen, folder)
+        os._exit(0)
+    while not set(folder.glob("checkpoint-*")) - before and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.3))
+    if kills < 8:
+        os.kill(child, signal.SIGKILL)
+        kills += 1
+    os.waitpid(child, 0)
+print(kills)
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(tmp_path):
+    program = PROGRAM.format(tests=str(files.CODE / "tests"), folder=str(tmp_path / "killed"))
+    (tmp_path / "killed").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=files.CODE)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3, "the run was over before it could be killed"
+    whole = run(panel(), tmp_path / "whole", dropout=0.2)
+    killed = files.read_json(tmp_path / "killed" / "result.json")
+    assert [killed[name] for name in EXACT] == [whole[name] for name in EXACT]
+    histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
+    assert histories[0] == histories[1]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    data, whole = panel(), run(panel(), tmp_path / "whole")
+
+    def stop(done, total, loss):
+        if done == 60:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train.train(data, SIZE, 7, settings(), tmp_path / "cut", stop)
+    newest = max((tmp_path / "cut").glob("checkpoint-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = run(data, tmp_path / "cut")
+    assert [resumed[name] for name in EXACT] == [whole[name] for name in EXACT]
+
+
+def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
+    program = f"""
+import sys
+sys.path.insert(0, {str(files.CODE / "tests")!r})
+from pathlib import Path
+from test_train_faults import panel, run
+import lib.train
+steps, step = [], lib.train.Run.step
+lib.train.Run.step = lambda self: (steps.append(1), step(self))[1]
+run(panel(), Path({str(tmp_path)!r}))
+print(len(steps))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    steps = sorted(int(process.communicate()[0]) for process in both)
+    assert steps[0] == 0 and steps[1] >= 100
+
+
+def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(tmp_path, monkeypatch):
+    whole, error = run(panel(), tmp_path / "whole"), train.Run.masked_error
+    seen = []
+
+    def small_memory(predict, x, hidden, positions):
+        seen.append(len(x))
+        if len(x) > 4 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("out of memory")
+        return error(predict, x, hidden, positions)
+
+    monkeypatch.setattr(train.Run, "masked_error", staticmethod(small_memory))
+    split = run(panel(), tmp_path / "split")
+    assert split["status"] == "ok" and max(seen) > 4
+    assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
+
+
+def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(tmp_path, monkeypatch):
+    def no_memory(*inputs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(train.Run, "masked_error", staticmethod(no_memory))
+    record = run(panel(), tmp_path)
+    assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
+    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory"):
+        train.finished([record])
+
+
+def test_other_errors_are_not_taken_for_exhausted_memory(tmp_path, monkeypatch):
+    def broken(*inputs):
+        raise RuntimeError("a mistake in the code")
+
+    monkeypatch.setattr(train.Run, "masked_error", staticmethod(broken))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(panel(), tmp_path)
+
+
+def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(tmp_path, monkeypatch):
+    data, whole = panel(), run(panel(), tmp_path / "whole")
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    save, saved = checkpoint.save, []
+
+    def full(folder, number, state):
+        if number > 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved.append(number)
+        save(folder, number, state)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    record = run(data, tmp_path / "full")
+    assert record["status"] == "interrupted" and "No space left on device" in record["reason"]
+    with pytest.raises(InputError, match="make room on the disk"):
+        train.finished([whole, record])
+    assert len(list((tmp_path / "full").glob("checkpoint-*.pt"))) == 2
+    monkeypatch.setattr(checkpoint, "save", save)
+    resumed = run(data, tmp_path / "full")
+    assert [resumed[name] for name in EXACT] == [whole[name] for name in EXACT]
+
+
+def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocated(tmp_path):
+    giant = Size("GIANT", 2**20, 100, 16, 4)
+    with pytest.raises(InputError, match=r"training GIANT on 16 genes takes at least [\d,.]+ GiB .* leave GIANT out"):
+        run(panel(), tmp_path, size=giant)
+    assert machine.memory_needed(PUBLISHED["XL"], 512) < 12 * 2**30
+    assert 100 * 2**20 < machine.memory("cpu") < 2**50
+
+
+@pytest.mark.parametrize(
+    "odd", ["constant genes", "one training cell", "one validation cell", "batch larger than data"]
+)
+def test_odd_panels_are_trained_to_a_finite_loss(tmp_path, odd):
+    data, changes = panel(), {}
+    if odd == "constant genes":
+        data.x[:, 3:] = 0
+    if odd == "one training cell":
+        data.train = data.train[:1]
+    if odd == "one validation cell":
+        data = panel(held_out=1)
+    if odd == "batch larger than data":
+        changes = {"batch": 500, "cells_seen": 5000}
+    record = run(data, tmp_path, **changes)
+    assert record["status"] == "ok" and np.isfinite(record["validation_mse"])
+    json.dumps(record, allow_nan=False)
+
+
+def test_exploding_gradients_are_clipped_to_the_stated_norm(tmp_path):
+    data = panel(x=1e4 * np.random.default_rng(0).random((80, GENES), dtype=np.float32))
+    loop = train.Run(data, SIZE, 7, settings(clip=0.5), tmp_path, "identity")
+    loop.step()
+    assert loop.weights.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(tmp_path):
+    """Up to the warm-up, which counts from the whole run: without it the two are the same run."""
+    whole = run(panel(), tmp_path / "whole", warmup=0.0)
+    half = run(panel(), tmp_path / "half", cells_seen=800, warmup=0.0)
+    assert whole["validation_mse_half"] == half["validation_mse"]
+    assert whole["validation_mse"] != half["validation_mse"]
+
+
+def test_a_run_is_called_converged_only_when_half_its_updates_would_have_done(tmp_path):
+    short = run(panel(), tmp_path / "short", cells_seen=160)
+    loose = run(panel(), tmp_path / "loose", cells_seen=160, tolerance=10.0)
+    assert (short["convergence"], loose["convergence"]) == ("not converged", "converged")
+    moved = abs(short["validation_mse_half"] / short["validation_mse"] - 1)
+    assert moved > settings().tolerance
+
+
+def test_the_excursion_changes_nothing_of_the_run_itself(tmp_path, monkeypatch):
+    plain = run(panel(), tmp_path / "plain")
+    monkeypatch.setattr(train.Run, "excursion", lambda self: None)
+    without = run(panel(), tmp_path / "without")
+    assert without["validation_mse_half"] is None
+    assert without["weights_sha256"] == plain["weights_sha256"]
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from lightning_fabric import Fabric
+from lib import train
+from test_train_faults import panel, settings, SIZE
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+train.train(panel(), SIZE, 7, settings(), Path({folder!r}), fabric=fabric)
+"""
+
+
+def test_two_processes_that_share_every_batch_follow_the_curve_of_one(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    program = tmp_path / "shared.py"
+    program.write_text(SHARED.format(tests=str(files.CODE / "tests"), folder=str(tmp_path / "two")))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, cwd=files.CODE, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run(panel(), tmp_path / "one")
+    curves = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True) for name in ("one", "two")]
+    for name in ("train_mse", "validation_mse"):
+        np.testing.assert_allclose(curves[1][name][1:], curves[0][name][1:], rtol=2e-5)
+
+
+def test_a_model_that_cannot_be_compiled_on_a_gpu_is_trained_without(monkeypatch):
+    def broken(model):
+        def call(*inputs):
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    forward = machine.compiled(torch.nn.Identity(), "cuda")
+    with pytest.warns(UserWarning, match="no compiler here"):
+        assert forward(torch.tensor(3.0)) == 3.0
+    assert forward(torch.tensor(4.0)) == 4.0  # and does not try again
