@@ -8,8 +8,8 @@ from lib.errors import InputError
 COLUMNS = [
     "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "cells_seen", "updates", "learning_rate",
     "protocol", "objective", "validation_mse", "test_mse", "validation_mse_se", "validation_bits", "gene_mean_mse",
-    "gaussian_mse", "bayes_mse", "validation_mse_half", "convergence", "seconds", "cells_per_second", "device", "status",
-    "reason", "code_version",
+    "gaussian_mse", "bayes_mse", "validation_mse_half", "convergence", "seconds", "cells_per_second", "device",
+    "status", "reason", "code_version",
 ]  # fmt: skip
 
 

@@ -233,7 +233,7 @@ class Run:
 
     @torch.no_grad()
     def descend(self):
-        """AdamW on all weights at once, by the function behind torch's optimiser, which would load a compiler for 2 s."""
+        """AdamW on all weights at once: the function behind torch's optimiser, which itself would load a compiler."""
         moments = [[self.moments[name]] for name in ("mean", "square", "steps")]
         adamw(
             [self.weights], [self.weights.grad], *moments[:2], [], moments[2], fused=True, amsgrad=False,
