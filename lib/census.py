@@ -15,7 +15,8 @@ import pandas as pd
 
 from lib import files
 from lib.errors import CensusUnavailable
-from lib.h5ad import expand, pooled, shown
+from lib.files import shown
+from lib.own import MODULES, marks, pooled
 from lib.soma import ORGANISM, write
 
 PATIENCE = 60.0
@@ -56,8 +57,9 @@ def prepare(study):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".census.lock")):
         if _metadata(path).get("settings") != settings:
-            var, chunks, summary = _simulated(source.simulate) if source.simulate else pooled(source)
-            write(path, var, chunks, summary | {"settings": settings})
+            files.sweep(path)
+            var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
+            write(path, var, chunks, summary | {"settings": settings}, presence)
     return str(path)
 
 
@@ -67,10 +69,9 @@ def made_from(study):
     A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
     """
     source = study.census.model_dump(exclude={"filter", "seed"})
-    if study.census.h5ad:
-        found = [(path, path.stat()) for path in expand(study.census.h5ad)]
-        source["h5ad"] = [(shown(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
-    return fingerprint(source, "census.py", "soma.py", "simulate.py" if study.census.simulate else "h5ad.py")
+    if study.census.h5ad or study.census.files:
+        source |= {"h5ad": None, "files": marks(study.census)}
+    return fingerprint(source, "census.py", "soma.py", *(["simulate.py"] if study.census.simulate else MODULES))
 
 
 def fingerprint(settings, *modules):
@@ -178,4 +179,4 @@ def _simulated(settings):
     from lib import simulate
 
     truth = simulate.truth(settings)
-    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}
+    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None
