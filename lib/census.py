@@ -17,7 +17,7 @@ from lib import files
 from lib.errors import CensusUnavailable
 from lib.files import shown
 from lib.own import MODULES, marks, pooled
-from lib.soma import ORGANISM, write
+from lib.soma import ORGANISM, write, writing
 
 PATIENCE = 60.0
 """Seconds that opening a Census may take. The client's own request for the list of releases has no time limit."""
@@ -54,12 +54,13 @@ def prepare(study):
 
     path = study.data / "census"
     settings = made_from(study)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".census.lock")):
-        if _metadata(path).get("settings") != settings:
-            files.sweep(path)
-            var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
-            write(path, var, chunks, summary | {"settings": settings}, presence)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(".census.lock")):
+            if _metadata(path).get("settings") != settings:
+                files.sweep(path)
+                var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
+                write(path, var, chunks, summary | {"settings": settings}, presence)
     return str(path)
 
 

@@ -31,10 +31,10 @@ def table(names, columns, name):
     own = pd.Series(names, dtype=object)
     ids, symbols = ensembl(own), own.mask(own.str.fullmatch(ENSEMBL) | own.str.fullmatch(r"\d*"))
     for key in [key for key in IDS if key in columns][:1]:
-        ids = ids.fillna(ensembl(pd.Series(columns[key]()).astype(str)))
+        ids = _first(ids, ensembl(pd.Series(columns[key]()).astype(str)))
     for key in [key for key in SYMBOLS if key in columns][:1]:
         given = pd.Series(columns[key]()).astype(object)
-        symbols = symbols.fillna(given.where(given.notna() & ~given.isin(["", "unknown"])).map(str, na_action="ignore"))
+        symbols = _first(symbols, given.mask(given.isna() | given.isin(["", "unknown"])).map(str, na_action="ignore"))
     nameless = np.flatnonzero(ids.isna() & symbols.isna())
     if len(nameless):
         raise InputError(
@@ -52,8 +52,12 @@ def table(names, columns, name):
 
 def ensembl(names):
     """Ensembl ids without genome and version, NaN for what is none. The copy of a gene on Y keeps its _PAR_Y."""
-    found = names.str.extract(f"^{ENSEMBL}$")
-    return found[0] + found[1].fillna("")
+    found = names.astype(object).str.extract(f"^{ENSEMBL}$").astype(object)
+    return found[0] + found[1].where(found[1].notna(), "")
+
+
+def _first(known, otherwise):
+    return known.astype(object).where(known.notna(), otherwise)
 
 
 def keys(tables):
@@ -73,7 +77,7 @@ def keys(tables):
     found = []
     for each in tables:
         borrowed = each["symbol"].map(known).where(each["id"].isna())
-        key = each["id"].fillna(borrowed).fillna(each["symbol"])
+        key = _first(_first(each["id"], borrowed), each["symbol"])
         # Two symbols of this file that would become one id are two genes here, and keep their names.
         key = key.mask(borrowed.notna() & key.duplicated(keep=False), each["symbol"])
         found.append(key.to_numpy(object))

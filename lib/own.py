@@ -146,11 +146,20 @@ def survey(settings, labelled=True):
             "median_counts": float(cells["total"].median()),
             "zeros": round(1 - float(cells["stored"].sum()) / (len(labels) * each.shape[0]), 4),
             "empty_cells": int((cells["total"] == 0).sum()),
-            "left_out": left,
+            "left_out": left or "nothing",
         }
         for source, labels, each, cells, left in zip(found, obs, placed, read, left_out, strict=True)
     ]
     return Pool(found, list(obs), var, placed, pd.DataFrame(rows))
+
+
+def said(pool):
+    """What a pool holds, on one line."""
+    labels = {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}
+    labels = {kind: [obs[column] for obs in pool.obs if column in obs] for kind, column in labels.items()}
+    numbers = "; ".join(f"{kind}: {pd.concat(each).nunique() if each else 0:,}" for kind, each in labels.items())
+    cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
+    return f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
 
 
 # ---------------------------------------------------------------- which files

@@ -1,5 +1,7 @@
 """Write a local CELLxGENE Census, a chunk of cells at a time, as the unmodified `cellxgene_census` client reads it."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -56,6 +58,19 @@ def write(path, var, chunks, summary, presence=None):
         _write_table(f"{human}/ms/RNA", "var", var)
         _write_information(f"{partial}/census_info", obs, summary)
         _write_presence(f"{human}/ms/RNA", present)
+
+
+@contextmanager
+def writing(path):
+    """What keeps a Census from being written, a full disk above all, becomes one sentence."""
+    import tiledbsoma
+
+    try:
+        yield
+    except (OSError, tiledbsoma.SOMAError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rsplit(";", 1)[-1].removeprefix(" POSIX write error:")
+        advice = "free space on its disk, or take a folder that may be written"
+        raise InputError(f"{files.shown(path)} cannot be written ({reason[:200]}); {advice}.") from None
 
 
 def _lay_out(path, genes, settings):

@@ -230,7 +230,7 @@ def test_a_census_that_is_not_there(study_file):
         ("sizes: [{d: 10, heads: 3, layers: 1}]", "d = 10 is not a multiple of heads = 3"),
         ("sizes: [SX]", "'SX' is not a size"),
         ("seeds: []", "seeds"),
-        ("census: {uri: a, version: 2025-11-08}", "exactly one of simulate, version, uri or h5ad"),
+        ("census: {uri: a, version: 2025-11-08}", "exactly one of simulate, version, uri, h5ad or files"),
         ("census: {version: latest}", "not a dated release"),
         ("census: {version: stable}", "not a dated release"),
         ("census: {simulate: {cells: 1000, donor: 3}}", "did you mean donors?"),
