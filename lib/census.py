@@ -16,7 +16,8 @@ import pandas as pd
 from lib import files
 from lib.errors import CensusUnavailable
 from lib.files import shown
-from lib.own import MODULES, marks, pooled
+from lib.own import MODULES, pooled
+from lib.samples import marks
 from lib.soma import ORGANISM, write, writing
 
 PATIENCE = 60.0

@@ -1,20 +1,17 @@
 """Your own counts, .h5ad files and 10x output: checked to the last value, then pooled over genes that they share."""
 
-import glob
-import os
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lib import counts, files, genes, h5ad, params, tenx
+from lib import counts, genes
 from lib.errors import InputError
 from lib.files import shown
+from lib.samples import opened, sources
 
-MODULES = ("own.py", "counts.py", "genes.py", "h5ad.py", "tenx.py")
+MODULES = ("own.py", "samples.py", "counts.py", "genes.py", "h5ad.py", "tenx.py")
 """What decides the content of a Census of one's own files."""
 CARRIED = (
     "assay", "cell_type", "tissue_general", "tissue_type", "is_primary_data",
@@ -25,14 +22,6 @@ EMPTY = 0.5
 """A larger share of cells without a single count is that of unfiltered droplets."""
 SAME_BARCODE, ANY_BARCODE = 10, 100
 """Genes that a cell must show for equal counts to mean one cell: under the same barcode, and under two names."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file or folder of counts, and the labels that the study gives to all of its cells."""
-
-    path: Path
-    labels: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,22 +124,25 @@ def survey(settings, labelled=True):
     shared = np.all([each.getnnz(axis=0) > 0 for each in placed], axis=0)
     read = [_read(source, each[:, shared], chosen[shared]) for source, each in zip(found, placed, strict=True)]
     _check_duplicates(found, obs, read)
-    rows = [
-        {
-            "file": shown(source.path),
-            "cells": len(labels),
-            "genes": each.shape[0],
-            "genes_shared": int(shared.sum()),
-            "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
-            "datasets": labels["dataset_id"].nunique(),
-            "median_counts": float(cells["total"].median()),
-            "zeros": round(1 - float(cells["stored"].sum()) / (len(labels) * each.shape[0]), 4),
-            "empty_cells": int((cells["total"] == 0).sum()),
-            "left_out": left or "nothing",
-        }
-        for source, labels, each, cells, left in zip(found, obs, placed, read, left_out, strict=True)
-    ]
+    rows = [_row(*each, int(shared.sum())) for each in zip(found, obs, tables, left_out, read, strict=True)]
     return Pool(found, list(obs), var, placed, pd.DataFrame(rows))
+
+
+def _row(source, labels, table, left_out, read, shared):
+    """One file of the report."""
+    cells = len(labels)
+    return {
+        "file": shown(source.path),
+        "cells": cells,
+        "genes": len(table),
+        "genes_shared": shared,
+        "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
+        "datasets": labels["dataset_id"].nunique(),
+        "median_counts": float(read["total"].median()),
+        "zeros": round(1 - read["stored"].sum() / (cells * len(table)), 4),
+        "empty_cells": int((read["total"] == 0).sum()),
+        "left_out": left_out or "nothing",
+    }
 
 
 def said(pool):
@@ -160,96 +152,6 @@ def said(pool):
     numbers = "; ".join(f"{kind}: {pd.concat(each).nunique() if each else 0:,}" for kind, each in labels.items())
     cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
     return f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
-
-
-# ---------------------------------------------------------------- which files
-
-
-def sources(settings):
-    """The files that a study names, each once, in the order of their paths, with the labels it gives them."""
-    found = {}
-    for sample, place in _samples(settings):
-        labels = sample.model_dump(exclude={"path"}, exclude_none=True)
-        matches = glob.glob(str(files.ROOT / Path(sample.path).expanduser()), recursive=True)
-        if not matches:
-            raise InputError(f"{place}: {sample.path!r} matches no file; a relative path starts at the project folder.")
-        for path in (Path(os.path.abspath(match)) for match in matches):
-            if not os.path.exists(path):
-                raise InputError(f"{shown(path)} is a link to a file that is not there; restore the file or the link.")
-            if found.setdefault(path.resolve(), Source(path, labels)).labels != labels:
-                raise InputError(f"{place}: {shown(path)} is named twice, with different labels; name it once.")
-    return sorted(found.values(), key=lambda source: source.path)
-
-
-def inputs(settings):
-    """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
-    listed = [files.ROOT / sample.path for sample in settings.files or () if _is_sheet(sample)]
-    for source in sources(settings):
-        listed += tenx.parts(source.path).values() if _is_text(source.path) else [source.path]
-    return listed
-
-
-def marks(settings):
-    """What tells whether the files of a study have changed, as JSON types: labels; name, size and time of each file."""
-    labels = [(shown(source.path), source.labels) for source in sources(settings)]
-    return labels + [(shown(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs(settings)]
-
-
-def _samples(settings):
-    """Every params.Sample of a study, those of its sample sheets included, and where it stands."""
-    for pattern in settings.h5ad or ():
-        yield params.Sample(path=pattern), "census.h5ad"
-    for sample in settings.files or ():
-        if _is_sheet(sample):
-            yield from _sheet(files.ROOT / Path(sample.path).expanduser())
-        else:
-            yield sample, "census.files"
-
-
-def _is_sheet(sample):
-    return sample.path.endswith(".csv")
-
-
-def _is_text(path):
-    return path.is_dir() or "matrix.mtx" in path.name
-
-
-def _sheet(path):
-    """The rows of a sample sheet."""
-    name, known = shown(path), list(params.Sample.model_fields)
-    if not path.is_file():
-        raise InputError(f"census.files: there is no sample sheet {name}; relative paths start at the project folder.")
-    with counts.reading(path):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    unknown = [column for column in table if column not in known]
-    if unknown or "path" not in table:
-        said = f"an unknown column {unknown[0]!r}" if unknown else "no column 'path'"
-        raise InputError(f"{name} has {said}; a sample sheet has columns {', '.join(known)}, with commas between.")
-    for number, row in enumerate(table.to_dict("records"), 2):
-        given = {key: value.strip() for key, value in row.items() if value.strip()}
-        if "path" not in given:
-            raise InputError(f"{name}, line {number}: the path is empty; name a file, or delete the line.")
-        yield params.Sample(**given), f"{name}, line {number}"
-
-
-@contextmanager
-def opened(path):
-    """Context manager: any file or folder of counts as `counts.Counts`."""
-    import h5py
-
-    if _is_text(path):
-        with tenx.folder(path) as file:
-            yield file
-        return
-    with counts.reading(path):
-        if not h5py.is_hdf5(path):
-            kind = f"an {path.suffix}" if path.suffix in (".h5ad", ".h5") else "a known kind of"
-            raise InputError(
-                f"{shown(path)} is not {kind} file (it is not HDF5); give an .h5ad file, or 10x output as .h5 or as a "
-                "folder with matrix.mtx."
-            )
-        with h5py.File(path) as h5:
-            yield (tenx if tenx.is_tenx(h5) else h5ad).opened(h5, shown(path))
 
 
 # ---------------------------------------------------------------- what they hold
@@ -371,21 +273,16 @@ def _read(source, placed, chosen):
     Returns
     -------
     DataFrame, (cells,)
-        total and stored (non-zero) counts; `seen`, how many of the chosen genes a cell shows; `mark`, a hash of which
-        ones and how often: equal for equal counts, whatever the order of the genes.
+        total and stored (non-zero) counts; `seen`, how many of the chosen genes a cell shows; `mark`, see `cell_marks`.
     """
-    salt, parts = pd.util.hash_array(chosen, categorize=False), []
+    parts = []
     with opened(source.path) as file:
         for start, block in file.blocks():
             counts.check_values(file, start, block)
             block.eliminate_zeros()
             pooled = block @ placed
-            values = pd.util.hash_array(pooled.data.astype(np.uint64))
-            ends = np.zeros(len(values) + 1, np.uint64)
-            np.cumsum(pd.util.hash_array(salt[pooled.indices] + values), out=ends[1:])  # modulo 2^64
             part = {"total": np.asarray(block.sum(axis=1)).ravel(), "stored": np.diff(block.indptr)}
-            mark = ends[pooled.indptr[1:]] - ends[pooled.indptr[:-1]]
-            parts.append(pd.DataFrame(part | {"seen": np.diff(pooled.indptr), "mark": mark}))
+            parts.append(pd.DataFrame(part | {"seen": np.diff(pooled.indptr), "mark": cell_marks(pooled, chosen)}))
     cells = pd.concat(parts, ignore_index=True)
     empty = int((cells["total"] == 0).sum())
     if empty == len(cells):
@@ -396,6 +293,15 @@ def _read(source, placed, chosen):
             "use the filtered matrix."
         )
     return cells
+
+
+def cell_marks(block, names):
+    """Hash of each cell's counts by the names of their genes, (cells,) uint64; the order of the genes plays no part."""
+    salt = pd.util.hash_array(names, categorize=False)[block.indices]
+    each = pd.util.hash_array(salt + pd.util.hash_array(block.data.astype(np.uint64)))
+    ends = np.zeros(block.nnz + 1, np.uint64)
+    np.cumsum(each, out=ends[1:])  # modulo 2^64, and so is the difference
+    return ends[block.indptr[1:]] - ends[block.indptr[:-1]]
 
 
 def _check_duplicates(found, obs, read):

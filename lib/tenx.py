@@ -38,7 +38,7 @@ def opened(h5, name):
             raise InputError(f"{name} has cells of {len(genomes)} genomes ({', '.join(genomes)}); keep those of one.")
         group = h5[genomes[0]]
         ids, symbols, types = _texts(group["genes"]), _texts(group["gene_names"]), None
-    cells, shape = pd.Index(_texts(group["barcodes"])), tuple(int(length) for length in group["shape"][::-1])
+    cells, shape = pd.Index(_texts(group["barcodes"])), tuple(int(length) for length in group["shape"][:][::-1])
     counts.check_shape(name, shape, len(cells), len(ids), ("shape", "barcodes", "features"))
     counts.check_numbers(name, group["data"].dtype)
     return _counts(name, cells, (ids, symbols, types), partial(counts.rows, group, shape))

@@ -94,9 +94,9 @@ def sources(study):
         return [table]
     if not (study.census.h5ad or study.census.files):
         return []
-    from lib import own
+    from lib import samples
 
-    return own.inputs(study.census)
+    return samples.inputs(study.census)
 
 
 def flops(study, regime, size):

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, files, params, soma
+from lib import census, files, own, params, soma
 from lib import counts as blocks
-from lib import own
 from lib.errors import CensusUnavailable
 
 HUMAN = "homo_sapiens"
