@@ -173,7 +173,7 @@ def _lines(path, first):
     except (ValueError, pd.errors.ParserWarning):
         with _text(path) as lines:
             for number, line in enumerate(lines, 1):
-                if number >= first and not re.fullmatch(r"\s*(\d+\s+\d+\s+[-+.\deE]+\s*)?", line):
+                if number >= first and not re.fullmatch(r"\s*(\d{1,18}\s+\d{1,18}\s+[-+.\deE]+\s*)?", line):
                     said = f"{shown(path)}, line {number}: {line.strip()[:40]!r} is not 'gene cell count'"
                     raise InputError(f"{said}; copy or download the file again.") from None
         raise
