@@ -170,7 +170,7 @@ def _lines(path, first):
         return
     except UnicodeDecodeError:
         raise
-    except (ValueError, pd.errors.ParserWarning):
+    except (ValueError, OverflowError, pd.errors.ParserWarning):
         with _text(path) as lines:
             for number, line in enumerate(lines, 1):
                 if number >= first and not re.fullmatch(r"\s*(\d{1,18}\s+\d{1,18}\s+[-+.\deE]+\s*)?", line):
