@@ -151,7 +151,7 @@ def describe(collection):
 
 
 def sources(collection):
-    """The .h5ad files behind a local Census: file, cells, genes, genes_shared, donors; no rows for any other Census."""
+    """The files behind a Census of one's own, as `own.survey` reports them; no rows for any other Census."""
     return pd.DataFrame(json.loads(_summary(collection).get("files", "[]")))
 
 

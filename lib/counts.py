@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.files import shown
 
 ENTRIES = 2_000_000
-"""Stored counts in one block (of a dense matrix: numbers). A cell with more is a block of its own."""
+"""Stored counts in one block. A cell with more is a block of its own."""
 LARGEST = 2**24
 """Above this, float32 (the type of a Census' counts) no longer holds every integer."""
 ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("count", np.float64)])
@@ -52,12 +52,19 @@ class Counts:
     left_out: str = ""
 
 
+def check_access(path):
+    """Refuse what is neither file nor folder (a pipe would never answer), or may not be read."""
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        raise InputError(f"{shown(path)} may not be read; ask its owner for the permission (chmod +r).")
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{shown(path)} is neither a file nor a folder; name a file of counts.")
+
+
 @contextmanager
 def reading(path):
     """Whatever goes wrong in reading a file becomes one sentence."""
     name = shown(path)
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{name} may not be read; ask its owner for the permission (chmod +r).")
+    check_access(path)
     if path.is_file() and not path.stat().st_size:
         raise InputError(f"{name} is an empty file (0 bytes); copy or download it again.")
     try:
@@ -121,7 +128,8 @@ def check_values(counts, start, block):
         kind = "not a whole number, as in normalised data"
     gene = counts.genes["name"].iloc[block.indices[at]]
     raise InputError(
-        f"{counts.name}: cell {cell}, gene {gene} has {value:g}, which is {kind}; put the raw UMI counts in X."
+        f"{counts.name}: cell {cell}, gene {gene} has {value:g}, which is {kind}; raw UMI counts are needed (in an "
+        ".h5ad file, in X)."
     )
 
 

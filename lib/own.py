@@ -114,7 +114,7 @@ def survey(settings, labelled=True):
     """
     found = sources(settings)
     obs, tables, left_out = zip(*(_inspect(source, settings, labelled) for source in found), strict=True)
-    _name_datasets(found, obs)
+    _name_datasets(found, obs, labelled)
     keys = genes.keys(tables)
     for source, table, key in zip(found, tables, keys, strict=True):
         _check_repeated(source, table, key, settings.genes.duplicates)
@@ -186,8 +186,8 @@ def _labels(file, source, settings, labelled):
 def _no_column(file, column, key, columns):
     if not columns:
         return (
-            f"{file.name} names no {column.removesuffix('_id')}, as 10x output never does; give it one in the study "
-            f"file ({{path: ..., {column}: ...}} under census.files) or in a sample sheet."
+            f"{file.name} names no {column.removesuffix('_id')}; give it one in the study file "
+            f"({{path: ..., {column}: ...}} under census.files) or in a sample sheet."
         )
     setting = f"census.{column.removesuffix('_id')}"
     has = ", ".join(sorted(columns))
@@ -209,15 +209,15 @@ def _column(values, key, name):
     return values.astype(str).to_numpy()
 
 
-def _name_datasets(found, obs):
+def _name_datasets(found, obs, distinct):
     """A file whose cells have no data set is one by itself, called like the file."""
     named = {}
     for source, labels in zip(found, obs, strict=True):
         if "dataset_id" in labels:
             continue
-        name = source.path.name.split(".")[0] if source.path.is_dir() else source.path.stem
+        name = source.path.name if source.path.is_dir() else source.path.stem.removesuffix("matrix.mtx").rstrip("_.")
         first = named.setdefault(name, source)
-        if first is not source:
+        if distinct and first is not source:
             raise InputError(
                 f"{shown(first.path)} and {shown(source.path)} would both be called data set {name}; give each a "
                 "dataset_id in a sample sheet or in an obs column."
@@ -308,17 +308,13 @@ def _check_duplicates(found, obs, read):
     """Refuse a cell that is there twice: equal counts under the same barcode, or under two names if there are many.
 
     Cells that are marked as no primary data may be copies. What a barcode has before and after its bases, such as a
-    sample's name and -1, is not compared.
+    sample's name and -1, is not compared; genes are those that all files measured.
     """
-    cells = pd.concat(
-        [
-            each[["seen", "mark"]].assign(file=number, name=labels.index, barcode=_barcodes(labels.index))[
-                np.broadcast_to(labels.get("is_primary_data", True), len(labels))
-            ]
-            for number, (labels, each) in enumerate(zip(obs, read, strict=True))
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for number, (labels, each) in enumerate(zip(obs, read, strict=True)):
+        part = each[["seen", "mark"]].assign(file=number, name=labels.index, barcode=_barcodes(labels.index))
+        parts.append(part[np.broadcast_to(labels.get("is_primary_data", True), len(part))])
+    cells = pd.concat(parts, ignore_index=True)
     for least, same in ((SAME_BARCODE, ["mark", "barcode"]), (ANY_BARCODE, ["mark"])):
         rich = cells[cells["seen"] >= least]
         copies = rich[rich.duplicated(same)]

@@ -32,6 +32,7 @@ def sources(settings):
         for path in (Path(os.path.abspath(match)) for match in matches):
             if not os.path.exists(path):
                 raise InputError(f"{shown(path)} is a link to a file that is not there; restore the file or the link.")
+            counts.check_access(path)
             if found.setdefault(path.resolve(), Source(path, labels)).labels != labels:
                 raise InputError(f"{place}: {shown(path)} is named twice, with different labels; name it once.")
     if not found:

@@ -99,8 +99,10 @@ def folder(path):
         shape, entries, first = _header(place["matrix"])
         counts.check_shape(name, shape, len(cells), len(table), [place[part].name for part in NAMES])
         columns = [table[column].tolist() if column in table else None for column in range(3)]
-        read = partial(_entries, place["matrix"], shape, entries, first)
-        blocks = lambda: counts.by_cell(read(), shape, name)  # noqa: E731
+
+        def blocks():
+            return counts.by_cell(_entries(place["matrix"], shape, entries, first), shape, name)
+
         yield _counts(name, cells, (columns[0], columns[1] or columns[0], columns[2]), blocks, direct=False)
 
 

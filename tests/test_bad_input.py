@@ -235,6 +235,12 @@ def test_a_good_file_beside_a_bad_one_is_not_half_used(h5ad, refused_file, count
 # ---------------------------------------------------------------- more of .h5ad
 
 
+def test_a_pipe_in_place_of_a_file(refused_file, project):
+    (project / "input").mkdir()
+    os.mkfifo(project / "input" / "bad.h5ad")
+    refused_file("input/bad.h5ad is neither a file nor a folder")
+
+
 @pytest.mark.parametrize("dtype", ["S1", np.complex64])
 def test_a_matrix_that_holds_no_numbers(h5ad, refused_file, counts, dtype):
     with h5py.File(h5ad("bad", counts), "r+") as h5:
