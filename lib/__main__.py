@@ -1,6 +1,7 @@
-"""The command line: `python -m lib run STUDY --jobs N` and `python -m lib coverage`."""
+"""The command line: `python -m lib run STUDY --jobs N`, `check STUDY`, and `coverage`."""
 
 import argparse
+import glob
 import json
 import os
 import signal
@@ -27,6 +28,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     commands.add_parser("coverage", help="measure how often each interval holds the truth")
+    command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
+    command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
@@ -35,7 +38,9 @@ def main(arguments=None):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
             signal.signal(number, signal.default_int_handler)
     try:
-        return measure_coverage() if chosen.command == "coverage" else run(chosen.study, chosen.jobs)
+        if chosen.command == "coverage":
+            return measure_coverage()
+        return check(chosen.what) if chosen.command == "check" else run(chosen.study, chosen.jobs)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -50,6 +55,25 @@ def measure_coverage():
     from lib.fit import coverage
 
     figures.save(figures.coverage(coverage.main()), files.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    return 0
+
+
+def check(what):
+    """Check the files of a study, or files given by their paths, and say what they hold."""
+    from lib import own
+
+    named = (files.ROOT / "params" / f"{what[0]}.yaml").is_file() or not os.path.exists(what[0])
+    if len(what) > 1 or not named:
+        paths = [glob.escape(os.path.abspath(path)) for path in what]
+        pool = own.survey(params.Census(files=paths), labelled=False)
+    else:
+        study = params.load(what[0])
+        if not (study.census and (study.census.h5ad or study.census.files)):
+            raise InputError(
+                f"study {study.name} reads no files of your own; name them in census.h5ad or census.files."
+            )
+        pool = own.survey(study.census)
+    print(pool.report.to_string(index=False), own.said(pool), sep="\n")
     return 0
 
 

@@ -15,8 +15,10 @@ import pandas as pd
 
 from lib import files
 from lib.errors import CensusUnavailable
-from lib.h5ad import expand, pooled, shown
-from lib.soma import ORGANISM, write
+from lib.files import shown
+from lib.own import MODULES, pooled
+from lib.samples import marks
+from lib.soma import ORGANISM, write, writing
 
 PATIENCE = 60.0
 """Seconds that opening a Census may take. The client's own request for the list of releases has no time limit."""
@@ -53,11 +55,13 @@ def prepare(study):
 
     path = study.data / "census"
     settings = made_from(study)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".census.lock")):
-        if _metadata(path).get("settings") != settings:
-            var, chunks, summary = _simulated(source.simulate) if source.simulate else pooled(source)
-            write(path, var, chunks, summary | {"settings": settings})
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(".census.lock")):
+            if _metadata(path).get("settings") != settings:
+                files.sweep(path)
+                var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
+                write(path, var, chunks, summary | {"settings": settings}, presence)
     return str(path)
 
 
@@ -67,10 +71,9 @@ def made_from(study):
     A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
     """
     source = study.census.model_dump(exclude={"filter", "seed"})
-    if study.census.h5ad:
-        found = [(path, path.stat()) for path in expand(study.census.h5ad)]
-        source["h5ad"] = [(shown(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
-    return fingerprint(source, "census.py", "soma.py", "simulate.py" if study.census.simulate else "h5ad.py")
+    if study.census.h5ad or study.census.files:
+        source |= {"h5ad": None, "files": marks(study.census)}
+    return fingerprint(source, "census.py", "soma.py", *(["simulate.py"] if study.census.simulate else MODULES))
 
 
 def fingerprint(settings, *modules):
@@ -148,7 +151,7 @@ def describe(collection):
 
 
 def sources(collection):
-    """The .h5ad files behind a local Census: file, cells, genes, genes_shared, donors; no rows for any other Census."""
+    """The files behind a Census of one's own, as `own.survey` reports them; no rows for any other Census."""
     return pd.DataFrame(json.loads(_summary(collection).get("files", "[]")))
 
 
@@ -178,4 +181,4 @@ def _simulated(settings):
     from lib import simulate
 
     truth = simulate.truth(settings)
-    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}
+    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None

@@ -1,6 +1,7 @@
 """Where things lie, and how they are written: to a temporary name first, then renamed."""
 
 import ast
+import glob
 import json
 import os
 import shutil
@@ -35,6 +36,25 @@ def atomic(path):
         remove(partial)
 
 
+def sweep(path):
+    """Remove what killed processes have left of `path`; to be called by whoever holds the lock that guards `path`."""
+    path = Path(path)
+    for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not _runs(int(pid)):
+            remove(left)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True
+
+
 def remove(path):
     """Remove a file or a folder, if it is there."""
     path = Path(path)
@@ -42,6 +62,12 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def shown(place):
+    """A path as a reader on any machine may see it: relative to the project folder; a uri as it is."""
+    place = str(place).removeprefix("file://")
+    return place if "://" in place or not os.path.isabs(place) else os.path.relpath(place, ROOT)
 
 
 def write_json(path, content):

@@ -60,13 +60,54 @@ def _date(value):
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
+def _text(value):
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Label = Annotated[str, BeforeValidator(_text), Field(min_length=1)] | None
+
+
+class Sample(Strict):
+    """A file or folder of counts (or a glob), and labels that hold for all of its cells and go before the file's own.
+
+    A path that ends in .csv is a sample sheet: a table with these columns, one file to a row.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    donor_id: Label = None
+    dataset_id: Label = None
+    tissue: Label = None
+    assay: Label = None
+    disease: Label = None
+    sex: Label = None
+    development_stage: Label = None
+    suspension_type: Label = None
+
+
+def _sample(given):
+    return {"path": given} if isinstance(given, str) else given
+
+
+def _listed(given):
+    return [given] if isinstance(given, str) else given
+
+
+class Genes(Strict):
+    """How one's own files are pooled: over the genes of all files, or of any; a gene named twice refused or summed."""
+
+    pool: Literal["intersection", "union"] = "intersection"
+    duplicates: Literal["refuse", "sum"] = "refuse"
+
+
 class Census(Strict):
-    """Where the counts come from. Exactly one of `simulate`, `version`, `uri` and `h5ad` is given."""
+    """Where the counts come from. Exactly one of `simulate`, `version`, `uri`, `h5ad` and `files` is given."""
 
     simulate: Simulation | None = None
     version: Annotated[str, BeforeValidator(_date)] | None = None
     uri: str | None = None
     h5ad: list[str] | None = None
+    files: Annotated[list[Annotated[Sample, BeforeValidator(_sample)]] | None, BeforeValidator(_listed)] = None
+    genes: Genes = Genes()
     donor: str = "donor_id"
     dataset: str = "dataset_id"
     tissue: str = "tissue"
@@ -75,9 +116,10 @@ class Census(Strict):
 
     @model_validator(mode="after")
     def one_source(self):
-        given = [key for key in ("simulate", "version", "uri", "h5ad") if getattr(self, key) is not None]
+        given = [key for key in ("simulate", "version", "uri", "h5ad", "files") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of simulate, version, uri or h5ad, and has {given or 'none of them'}")
+            sources = "simulate, version, uri, h5ad or files"
+            raise ValueError(f"needs exactly one of {sources}, and has {given or 'none of them'}")
         if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
             raise ValueError(
                 f"version {self.version!r} is not a dated release such as 2025-11-08; moving names cannot be rerun"
@@ -329,9 +371,16 @@ def _allowed_keys(place):
     """Keys that the model at `place` (a pydantic location) knows."""
     model = {"sizes": SizeShape, "regimes": Regime}.get(place[0]) if place else Study
     for part in () if model else place:
-        field = (model or Study).model_fields[part]
-        model = next(kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields"))
+        if isinstance(part, str):  # else the number of an entry in a list
+            model = _model((model or Study).model_fields[part].annotation)
     return [key for key in model.model_fields if model is not Study or key != "name"]
+
+
+def _model(annotation):
+    """The first pydantic model in an annotation such as list[Sample] | None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for kind in get_args(annotation) if (found := _model(kind))), None)
 
 
 def _nearest(word, words):

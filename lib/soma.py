@@ -1,5 +1,7 @@
 """Write a local CELLxGENE Census, a chunk of cells at a time, as the unmodified `cellxgene_census` client reads it."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -20,11 +22,13 @@ OBS = {
 }  # fmt: skip
 """The obs columns of a Census written here, and what stands where the source says nothing (None: counted)."""
 
+PRESENCE = "feature_dataset_presence_matrix"
+
 COUNTED = ["assay", "cell_type", "tissue_general", "disease", "sex", "suspension_type"]
 """The columns whose labels census_info counts."""
 
 
-def write(path, var, chunks, summary):
+def write(path, var, chunks, summary, presence=None):
     """Write a local SOMA Census, one chunk of cells in memory at a time; `path` appears when it is complete.
 
     Parameters
@@ -35,6 +39,8 @@ def write(path, var, chunks, summary):
         obs has columns of `OBS`; what it lacks is filled in. A given raw_sum is kept: it may cover more genes.
     summary : dict of str
         Rows added to census_info/summary; `settings` is also the mark by which `prepare` knows the Census again.
+    presence : dict of str to (genes,) bool, optional
+        Which genes each data set measured; all of them where it is not given.
     """
     repeated = var["feature_id"][var["feature_id"].duplicated()]
     if len(repeated):
@@ -42,12 +48,29 @@ def write(path, var, chunks, summary):
     with files.atomic(path) as partial:
         human = f"{partial}/census_data/{ORGANISM}"
         _lay_out(partial, len(var), summary.get("settings", ""))
-        obs, measured = _write_counts(f"{human}/ms/RNA/X", chunks, len(var))
-        var = var.assign(feature_length=var.get("feature_length", 0), nnz=measured, n_measured_obs=len(obs))
+        obs, nnz = _write_counts(f"{human}/ms/RNA/X", chunks, len(var))
+        cells = obs["dataset_id"].value_counts(sort=False)
+        present = np.ones((len(cells), len(var)), bool)
+        if presence is not None:
+            present[:] = [presence[name] for name in cells.index]
+        var = var.assign(feature_length=var.get("feature_length", 0), nnz=nnz, n_measured_obs=cells.values @ present)
         _write_table(human, "obs", obs)
         _write_table(f"{human}/ms/RNA", "var", var)
         _write_information(f"{partial}/census_info", obs, summary)
-        _write_presence(f"{human}/ms/RNA", obs["dataset_id"].nunique(), len(var))
+        _write_presence(f"{human}/ms/RNA", present)
+
+
+@contextmanager
+def writing(path):
+    """What keeps a Census from being written, a full disk above all, becomes one sentence."""
+    import tiledbsoma
+
+    try:
+        yield
+    except (OSError, tiledbsoma.SOMAError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rsplit(";", 1)[-1].removeprefix(" POSIX write error:")
+        advice = "free space on its disk, or take a folder that may be written"
+        raise InputError(f"{files.shown(path)} cannot be written ({reason[:200]}); {advice}.") from None
 
 
 def _lay_out(path, genes, settings):
@@ -155,14 +178,36 @@ def _write_information(folder, obs, summary):
     _write_table(folder, "summary", pd.Series(rows, dtype=str).rename_axis("label").reset_index(name="value"))
 
 
-def _write_presence(parent, datasets, genes):
-    """Which gene was measured in which data set: all of them, since a local Census holds shared genes only."""
+def _write_presence(parent, present):
+    """Which gene was measured in which data set: `present`, (data sets, genes) bool."""
     import pyarrow as pa
     import tiledbsoma as soma
 
-    name = "feature_dataset_presence_matrix"
     with soma.open(parent, "w") as measurement:
-        measurement.add_new_sparse_ndarray(name, type=pa.uint8(), shape=(datasets, genes))
-    dataset, gene = (axis.ravel() for axis in np.indices((datasets, genes)))
-    with soma.SparseNDArray.open(f"{parent}/{name}", "w") as array:
+        measurement.add_new_sparse_ndarray(PRESENCE, type=pa.uint8(), shape=present.shape)
+    dataset, gene = np.nonzero(present)
+    with soma.SparseNDArray.open(f"{parent}/{PRESENCE}", "w") as array:
         array.write(pa.table({"soma_dim_0": dataset, "soma_dim_1": gene, "soma_data": np.ones(dataset.size, np.uint8)}))
+
+
+def measured(collection, datasets):
+    """Which genes all of the given data sets measured: elsewhere the zeros of a gene are no counts.
+
+    Parameters
+    ----------
+    collection : an open Census
+    datasets : sequence of str
+        Labels of dataset_id.
+
+    Returns
+    -------
+    (genes,) bool
+        By soma_joinid.
+    """
+    table = collection["census_info"]["datasets"].read(column_names=["soma_joinid", "dataset_id"]).concat().to_pandas()
+    rows = table["soma_joinid"][table["dataset_id"].isin(datasets)].to_numpy()
+    matrix = collection["census_data"][ORGANISM].ms["RNA"][PRESENCE]
+    found = np.zeros(matrix.shape[1], np.int64)
+    for part in matrix.read((rows,)).tables():
+        found += np.bincount(part["soma_dim_1"].to_numpy()[part["soma_data"].to_numpy() > 0], minlength=len(found))
+    return found == len(rows)

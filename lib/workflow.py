@@ -86,17 +86,17 @@ def settings(study, rule, regime=None, size=None):
 
 
 def sources(study):
-    """The files that a study names, its .h5ad files or its table of runs, each checked to be there."""
+    """The files that a study names, its own counts or its table of runs, each checked to be there."""
     if study.runs:
         table = files.ROOT / study.runs.table
         if not table.is_file():
             raise InputError(f"params/{study.name}.yaml: runs.table {study.runs.table} is not there; name a CSV file.")
         return [table]
-    if not study.census.h5ad:
+    if not (study.census.h5ad or study.census.files):
         return []
-    from lib import h5ad
+    from lib import samples
 
-    return h5ad.expand(study.census.h5ad)
+    return samples.inputs(study.census)
 
 
 def flops(study, regime, size):

@@ -1,6 +1,9 @@
 """Fixtures shared by all tests: a project folder of their own, small inputs, the real data where it is."""
 
+import gzip
+
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,6 +78,66 @@ def h5ad(project):
         return path
 
     return write
+
+
+@pytest.fixture
+def tenx(project):
+    """Write input/<name> as Cell Ranger does: layout `v3` or `v2` (.h5), `mtx` or `mtx.gz` (a folder); return its path.
+
+    Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy, see test_own.
+    """
+
+    def write(name, counts, layout="v3", ids=None, symbols=None, types=None, barcodes=None):
+        cells, width = counts.shape
+        ids = [f"ENSG{gene:011d}" for gene in range(width)] if ids is None else ids
+        symbols = [f"G{gene}" for gene in range(width)] if symbols is None else symbols
+        barcodes = bases(cells) if barcodes is None else barcodes
+        types = ["Gene Expression"] * width if types is None else types
+        path = project / "input" / (name if layout.startswith("mtx") else f"{name}.h5")
+        path.parent.mkdir(exist_ok=True)
+        if layout.startswith("mtx"):
+            path.mkdir()
+            packed = layout.removeprefix("mtx")
+            features = zip(ids, symbols, types, strict=True)
+            text = {"barcodes.tsv": barcodes, "features.tsv": ["\t".join(row) for row in features]}
+            entries = sparse.coo_matrix(sparse.csr_matrix(counts))
+            sizes = f"{width} {cells} {entries.nnz}"
+            lines = [f"{g + 1} {c + 1} {n:g}" for c, g, n in zip(*entries.coords, entries.data, strict=True)]
+            text["matrix.mtx"] = [
+                "%%MatrixMarket matrix coordinate integer general",
+                "% written by a test",
+                sizes,
+                *lines,
+            ]
+            for part, content in text.items():
+                with (gzip.open if packed else open)(path / f"{part}{packed}", "wt", encoding="utf-8") as file:
+                    file.write("\n".join(content) + "\n")
+            return path
+        matrix = sparse.csr_matrix(counts)
+        with h5py.File(path, "w") as h5:
+            group = h5.create_group("matrix" if layout == "v3" else "GRCh38")
+            group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices.astype(np.int64)
+            group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array([width, cells], np.int32)
+            group["barcodes"] = np.array(barcodes, "S")
+            if layout == "v3":
+                for key, values in {
+                    "id": ids,
+                    "name": symbols,
+                    "feature_type": types,
+                    "genome": ["GRCh38"] * width,
+                }.items():
+                    group[f"features/{key}"] = np.array(values, "S")
+            else:
+                group["genes"], group["gene_names"] = np.array(ids, "S"), np.array(symbols, "S")
+        return path
+
+    return write
+
+
+def bases(cells, seed=0):
+    """Barcodes as of 10x: 16 bases and -1."""
+    letters = np.random.default_rng(seed).choice(list("ACGT"), (cells, 16))
+    return ["".join(row) + "-1" for row in letters]
 
 
 @pytest.fixture

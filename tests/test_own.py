@@ -1,0 +1,346 @@
+"""Your own files: all formats give the same counts in bounded memory, genes meet by id or symbol, copies are found."""
+
+import tracemalloc
+
+import anndata
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import bases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import io, sparse
+
+from lib import __main__ as command
+from lib import census, genes, own, params, samples, soma
+from lib import counts as blocks
+from lib.errors import InputError
+
+HUMAN = "homo_sapiens"
+LAYOUTS = ("v2", "v3", "mtx", "mtx.gz")
+
+
+def everything(path):
+    """The whole matrix of a file, dense."""
+    with samples.opened(path) as file:
+        return np.vstack([block.toarray() for _, block in file.blocks()])
+
+
+def read(study):
+    with census.open_census(study) as collection:
+        return cellxgene_census.get_anndata(collection, HUMAN), census.sources(collection)
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_10x_output_is_read_as_scanpy_reads_it(tenx, counts, layout, monkeypatch):
+    import scanpy
+
+    monkeypatch.setattr(blocks, "ENTRIES", 100)
+    counts[40:44] = 0
+    path = tenx("one", counts, layout)
+    if layout == "mtx":  # scanpy knows it packed, or with the table of genes under its old name
+        (path / "features.tsv").rename(path / "genes.tsv")
+    theirs = scanpy.read_10x_mtx(path, make_unique=False) if path.is_dir() else scanpy.read_10x_h5(path)
+    with samples.opened(path) as file:
+        assert file.cells.equals(theirs.obs_names)
+        assert file.genes["id"].tolist() == theirs.var["gene_ids"].tolist()
+        assert file.genes["symbol"].tolist() == theirs.var_names.tolist()
+    assert np.array_equal(everything(path), theirs.X.toarray()) and np.array_equal(everything(path), counts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_10x_layout_becomes_the_census_that_its_labels_ask_for(tenx, study_file, counts, layout):
+    path = tenx("one", counts, layout)
+    entry = {"path": f"input/{path.name}", "donor_id": 7, "tissue": "blood", "assay": "10x 3' v3"}
+    adata, report = read(study_file(census={"files": [entry]}))
+    assert np.array_equal(adata.X.toarray(), counts)
+    assert adata.var["feature_id"].tolist() == [f"ENSG{gene:011d}" for gene in range(30)]
+    assert adata.var["feature_name"].tolist() == [f"G{gene}" for gene in range(30)]
+    labels = adata.obs[["donor_id", "dataset_id", "tissue", "tissue_general", "assay"]].drop_duplicates()
+    assert labels.to_numpy().tolist() == [["7", "one", "blood", "blood", "10x 3' v3"]]
+    assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1))]
+
+
+def test_a_matrix_of_a_prefixed_geo_deposit_is_named_by_its_path(tenx, counts, project):
+    folder = tenx("deposit", counts, "mtx.gz")
+    for part in list(folder.iterdir()):
+        part.rename(folder / f"GSM1_{part.name}")
+    assert np.array_equal(everything(folder / "GSM1_matrix.mtx.gz"), counts)
+
+
+def test_antibodies_are_left_out_of_counts_and_totals_and_that_is_said(tenx, study_file, counts):
+    types = np.resize(["Gene Expression", "Gene Expression", "Antibody Capture"], 30)
+    for layout in ("v3", "mtx"):
+        path = tenx(layout, counts, layout, types=list(types))
+        adata, report = read(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
+        assert np.array_equal(adata.X.toarray(), counts[:, types == "Gene Expression"])
+        assert adata.obs["raw_sum"].tolist() == counts[:, types == "Gene Expression"].sum(axis=1).tolist()
+        assert report["left_out"].tolist() == ["10 Antibody Capture"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from(["cell", "gene", "shuffled"]))
+def test_entries_in_any_order_become_the_same_blocks(seed, entries, order):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(0.7, (13, 6)) * (rng.random((13, 1)) < 0.8)
+    cell, gene = np.nonzero(counts if order != "gene" else counts.T)[:: 1 if order != "gene" else -1]
+    shuffle = rng.permutation(len(cell)) if order == "shuffled" else np.arange(len(cell))
+    stream = np.empty(len(cell), blocks.ENTRY)
+    stream["cell"], stream["gene"], stream["count"] = cell[shuffle], gene[shuffle], counts[cell, gene][shuffle]
+    cuts = np.array_split(stream, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "ENTRIES", entries)
+        parts = list(blocks.by_cell(cuts, counts.shape, "test"))
+    assert np.array_equal(np.vstack([part.toarray() for _, part in parts]), counts)
+    assert [start for start, _ in parts] == np.cumsum([0, *(part.shape[0] for _, part in parts)])[:-1].tolist()
+    assert all(part.nnz <= max(entries, 6) for _, part in parts)
+
+
+def big(project, layout):
+    """A file of 1.2 million counts, 4,000 cells x 3,000 genes; its path and the bytes of its counts in memory."""
+    rng = np.random.default_rng(0)
+    matrix = sparse.random(
+        4000, 3000, 0.1, format="csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size)
+    )
+    if layout.startswith("mtx"):
+        path = project / "big"
+        path.mkdir()
+        io.mmwrite(
+            path / "matrix.mtx", matrix.T.tocsr() if layout == "mtx by gene" else matrix.T.tocsc(), field="integer"
+        )
+        (path / "barcodes.tsv").write_text("\n".join(f"cell{cell}" for cell in range(4000)))
+        (path / "genes.tsv").write_text("\n".join(f"G{gene}" for gene in range(3000)))
+        return path, 12 * matrix.nnz
+    stored = {"csr": matrix, "csc": matrix.tocsc(), "dense": matrix.toarray().astype(np.float32)}[layout]
+    adata = anndata.AnnData(stored)
+    adata.obs_names, adata.var_names = [f"cell{cell}" for cell in range(4000)], [f"G{gene}" for gene in range(3000)]
+    adata.write_h5ad(project / "big.h5ad")
+    return project / "big.h5ad", stored.nbytes if layout == "dense" else 12 * matrix.nnz
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense", "mtx", "mtx by gene"])
+def test_memory_is_bounded_by_a_block_and_not_by_the_file(project, layout, monkeypatch):
+    path, size = big(project, layout)
+    monkeypatch.setattr(blocks, "ENTRIES", 20_000)
+    with samples.opened(path) as file:
+        next(file.blocks())  # what is imported on the way is not counted
+        tracemalloc.start()
+        total = sum(block.sum() for _, block in file.blocks())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert total > 0 and peak < size / 5, f"{peak / 2**20:.1f} MiB for a matrix of {size / 2**20:.1f} MiB"
+
+
+# ---------------------------------------------------------------- genes
+
+
+def table(*rows):
+    return pd.DataFrame(rows, columns=["name", "id", "symbol"], dtype=object)
+
+
+def test_ids_lose_genome_and_version_but_keep_the_y_copy():
+    names = pd.Series(
+        ["ENSG00000000003.15", "GRCh38_ENSG00000000005", "ENSG00000002586.20_PAR_Y", "ENSA", "CD8A", None]
+    )
+    found = genes.ensembl(names)
+    assert found[:3].tolist() == ["ENSG00000000003", "ENSG00000000005", "ENSG00000002586_PAR_Y"]
+    assert found[3:].isna().all()
+
+
+def test_files_with_ids_and_files_with_symbols_meet_through_one_that_knows_both():
+    by_id = table(("a", "ENSG1", None), ("b", "ENSG2", None))
+    by_symbol = table(("B", None, "B"), ("A", None, "A"), ("C", None, "C"))
+    both = table(("A", "ENSG1", "A"), ("B", "ENSG2", "B"))
+    keys = genes.keys([by_id, by_symbol, both])
+    assert [list(key) for key in keys] == [["ENSG1", "ENSG2"], ["ENSG2", "ENSG1", "C"], ["ENSG1", "ENSG2"]]
+    assert list(genes.keys([by_id, by_symbol])[1]) == ["B", "A", "C"]
+
+
+def test_a_symbol_of_two_ids_is_not_guessed():
+    keys = genes.keys([table(("A", "ENSG1", "A")), table(("A", "ENSG2", "A")), table(("A", None, "A"))])
+    assert [list(key) for key in keys] == [["ENSG1"], ["ENSG2"], ["A"]]
+
+
+def test_two_symbols_of_one_file_never_become_one_gene_by_what_other_files_say():
+    old_and_new = table(("OLD", "ENSG1", "OLD")), table(("NEW", "ENSG1", "NEW"))
+    assert list(genes.keys([*old_and_new, table(("OLD", None, "OLD"), ("NEW", None, "NEW"))])[2]) == ["OLD", "NEW"]
+    assert list(genes.keys([*old_and_new, table(("OLD", None, "OLD"))])[2]) == ["ENSG1"]
+
+
+def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, study_file, counts):
+    ids, symbols = [f"ENSG{gene:011d}" for gene in range(30)], [f"G{gene}" for gene in range(30)]
+    h5ad("census", counts, genes=[f"{name}.{gene}" for gene, name in enumerate(ids)], var={"feature_name": symbols})
+    h5ad("scanpy", counts[:, ::-1] + 1, genes=symbols[::-1], donors=("E",))
+    path = tenx("cellranger", counts + 2)
+    study = study_file(census={"files": ["input/*.h5ad", {"path": f"input/{path.name}", "donor_id": "F"}]})
+    adata, report = read(study)
+    assert adata.var["feature_id"].tolist() == ids and adata.var["feature_name"].tolist() == symbols
+    assert np.array_equal(adata.X.toarray(), np.vstack([counts + 2, counts, counts + 1]))
+    assert set(report["genes_shared"]) == {30}
+
+
+def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
+    h5ad("one", counts, genes=["A", "B", "A", *(f"G{gene}" for gene in range(27))])
+    adata, _ = read(study_file(census={"h5ad": ["input/one.h5ad"], "genes": {"duplicates": "sum"}}))
+    assert adata.var["feature_id"].tolist()[:3] == ["A", "B", "G0"]
+    assert np.array_equal(
+        adata.X.toarray()[:, :3], np.column_stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]])
+    )
+
+
+def test_a_symbol_that_stands_twice_is_no_repeat_when_ids_tell_the_genes_apart(tenx, study_file, counts):
+    path = tenx("one", counts, symbols=["same"] * 30)
+    adata, _ = read(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
+    assert np.array_equal(adata.X.toarray(), counts)
+
+
+@pytest.fixture
+def union(h5ad, study_file, counts):
+    """Two files of data sets x (genes 0 to 19) and y, z (genes 10 to 29), pooled over all genes."""
+    names = np.array([f"G{gene}" for gene in range(30)])
+    h5ad("a", counts[:, :20], genes=names[:20], dataset_id="x")
+    h5ad("b", counts[:, 10:] + 1, genes=names[10:], dataset_id=np.repeat(["y", "z"], 100), donors=("E",))
+    return study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})
+
+
+def test_a_union_says_which_data_set_measured_which_gene(union, counts):
+    with census.open_census(union) as collection:
+        presence = cellxgene_census.get_presence_matrix(collection, HUMAN).toarray()
+        var = cellxgene_census.get_var(collection, HUMAN)
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+        names = collection["census_info"]["datasets"].read().concat().to_pandas()["dataset_id"].tolist()
+    assert names == ["x", "y", "z"] and var["feature_id"].tolist() == [f"G{gene}" for gene in range(30)]
+    assert np.array_equal(presence, np.repeat([[1, 1, 0], [0, 1, 1]], [1, 2], axis=0).repeat(10, axis=1))
+    assert var["n_measured_obs"].tolist() == [200] * 10 + [400] * 10 + [200] * 10
+    assert np.array_equal(adata.X.toarray()[:200, :20], counts[:, :20]) and not adata.X[:200, 20:].nnz
+
+
+def test_only_genes_that_all_chosen_data_sets_measured_count_as_measured(union):
+    with census.open_census(union) as collection:
+        measured = {chosen: np.flatnonzero(soma.measured(collection, list(chosen))) for chosen in ("x", "yz", "xy")}
+    assert measured["x"].tolist() == list(range(20)) and measured["yz"].tolist() == list(range(10, 30))
+    assert measured["xy"].tolist() == list(range(10, 20))
+
+
+def test_a_data_set_in_two_files_measured_what_both_measured(h5ad, study_file, counts):
+    h5ad("a", counts[:, :20], genes=[f"G{gene}" for gene in range(20)], dataset_id="x")
+    h5ad("b", counts + 1, dataset_id="x", donors=("E",))
+    with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
+        assert np.flatnonzero(soma.measured(collection, ["x"])).tolist() == list(range(20))
+
+
+# ---------------------------------------------------------------- samples
+
+
+def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(tenx, project, study_file, counts):
+    for number, name in enumerate(("s1", "s2")):
+        tenx(name, counts + number, "mtx.gz")
+    sheet = project / "input" / "samples.csv"
+    sheet.write_bytes("\ufeffpath,donor_id,dataset_id,tissue\ninput/s1,é,d1,blood\ninput/s[2],2,d2,\n".encode())
+    study = study_file(census={"files": "input/samples.csv"})
+    adata, _ = read(study)
+    labels = adata.obs[["donor_id", "dataset_id", "tissue"]].drop_duplicates().to_numpy().tolist()
+    assert labels == [["é", "d1", "blood"], ["2", "d2", "unknown"]]
+    before = census.made_from(study)
+    assert census.made_from(study) == before
+    sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace("d2", "d3"), encoding="utf-8")
+    assert census.made_from(study) != before
+    assert {path.name for path in samples.inputs(study.census)} >= {"samples.csv", "matrix.mtx.gz", "features.tsv.gz"}
+
+
+def test_a_label_of_the_study_goes_before_the_column_of_the_file(h5ad, study_file, counts):
+    path = h5ad("one", counts, tissue="wrong")
+    skin, lung = (study_file(census={"files": [{"path": str(path), "tissue": name}]}) for name in ("skin", "lung"))
+    adata, _ = read(skin)
+    assert set(adata.obs["tissue"]) == {"skin"} and set(adata.obs["donor_id"]) == set("ABCD")
+    assert census.made_from(skin) != census.made_from(lung)
+
+
+# ---------------------------------------------------------------- copies
+
+
+WIDE = np.random.default_rng(5).poisson(1.5, (60, 200)).astype(np.float32)
+"""Cells that show about 155 genes."""
+
+
+def surveyed(*paths):
+    return own.survey(params.Census(files=[str(path) for path in paths]), labelled=False)
+
+
+def test_a_cell_of_two_files_is_found_whatever_its_barcode_is_dressed_in(tenx, h5ad):
+    narrow = WIDE[:, :60]  # too few genes to be known without their barcode
+    first = tenx("a", narrow[:40], "mtx")
+    path = h5ad("b", narrow[30:, ::-1], genes=[f"G{gene}" for gene in range(60)][::-1])
+    adata = anndata.read_h5ad(path)
+    adata.obs_names = [f"lung_{name[:-2]}-7" for name in bases(40)[30:] + bases(60)[40:]]
+    adata.write_h5ad(path)
+    with pytest.raises(InputError, match=r"b\.h5ad: cell lung_[ACGT]+-7 has the same counts as cell [ACGT]+-1 of .*"):
+        surveyed(first, path)
+    adata[10:].write_h5ad(path)
+    assert surveyed(first, path).report["cells"].tolist() == [40, 20]
+
+
+def test_copies_are_found_over_the_genes_that_files_share(h5ad):
+    h5ad("a", WIDE, genes=[f"G{gene}" for gene in range(200)])
+    path = h5ad("b", WIDE[:, 20:], genes=[f"G{gene}" for gene in range(20, 200)])
+    with pytest.raises(InputError, match="and 59 more cells like it"):
+        surveyed(path.with_name("a.h5ad"), path)
+
+
+def test_equal_barcodes_or_equal_poor_cells_alone_are_no_copies(tenx, counts):
+    same = tenx("a", counts), tenx("b", counts + 1)
+    assert len(surveyed(*same).report) == 2  # same barcodes, other counts
+    poor = np.zeros((50, 30), np.float32)
+    poor[:, :9] = 1
+    assert len(surveyed(tenx("c", poor), tenx("d", poor)).report) == 2  # nine genes are no fingerprint
+
+
+def test_a_copy_that_is_marked_as_no_primary_data_is_allowed(h5ad):
+    h5ad("a", WIDE, genes=[f"G{gene}" for gene in range(200)])
+    path = h5ad("b", WIDE, genes=[f"G{gene}" for gene in range(200)], is_primary_data=False)
+    assert surveyed(path.with_name("a.h5ad"), path).report["cells"].sum() == 120
+
+
+def test_a_copy_in_the_same_file_is_found_under_another_name(h5ad):
+    path = h5ad("a", WIDE[[*range(60), 3]], genes=[f"G{gene}" for gene in range(200)])
+    with pytest.raises(InputError, match=r"a\.h5ad: cell a-60 has the same counts as cell a-3 of"):
+        surveyed(path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_mark_tells_cells_apart_by_a_single_count_and_not_by_the_order_of_genes(seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(1, (2, 12)) + 0.0
+    counts[1] = counts[0]
+    counts[1, rng.integers(12)] += 1
+    order, names = rng.permutation(12), np.array([f"G{gene}" for gene in range(12)], object)
+    one, other = (own.cell_marks(sparse.csr_matrix(counts[:, part]), names[part]) for part in (np.arange(12), order))
+    assert one[0] != one[1] and np.array_equal(one, other)
+
+
+# ---------------------------------------------------------------- the command, and the real files
+
+
+def test_the_command_says_what_files_hold_and_writes_nothing(tenx, h5ad, study_file, counts, project, capsys):
+    path = tenx("one", counts)
+    before = sorted(project.rglob("*"))
+    assert command.main(["check", str(path)]) == 0
+    assert "cells: 200; donors: 0; data sets: 1; tissues: 0; genes in the pool: 30" in capsys.readouterr().out
+    assert sorted(project.rglob("*")) == before
+    h5ad("bad", counts - 1)
+    study_file("mine", census={"h5ad": ["input/bad.h5ad"]})
+    assert command.main(["check", "mine"]) == 2
+    assert "input/bad.h5ad: cell 0, gene" in capsys.readouterr().err and not (project / "data").exists()
+    study_file("simulated")
+    assert command.main(["check", "simulated"]) == 2
+
+
+def test_real_files_hold_no_copies_and_share_their_known_genes(real_data):
+    pool = surveyed(*sorted(real_data.glob("*.h5ad")))
+    assert pool.report["cells"].sum() == 19_003 and len(pool.var) == 8047
+    assert pool.report.set_index("file").filter(like="pbmc3k", axis=0)["median_counts"].tolist() == [2197]
