@@ -118,8 +118,8 @@ def _trend(mean, variance):
     raise InputError(f"{len(mean)} varying genes are too few or too alike to choose among; give more cells or genes.")
 
 
-def read(collection, cells, genes, out, folder=None, progress=lambda done, total: None):
-    """Counts of the given cells and genes (ascending soma_joinids) into `out`, (cells, genes) int32, by blocks of rows."""
+def read(collection, cells, genes, out, folder=None, progress=None):
+    """Counts of the given cells and genes (ascending soma_joinids) into `out`, (cells, genes) int32, block by block."""
     import tiledbsoma as soma
 
     human = collection["census_data"][census.ORGANISM]
@@ -132,4 +132,5 @@ def read(collection, cells, genes, out, folder=None, progress=lambda done, total
                 row = np.searchsorted(rows, table["soma_dim_0"].to_numpy())
                 counts[row, np.searchsorted(genes, table["soma_dim_1"].to_numpy())] = table["soma_data"].to_numpy()
         out[start : start + len(rows)] = counts
-        progress(start + len(rows), len(cells))
+        if progress:
+            progress(start + len(rows), len(cells))

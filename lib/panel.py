@@ -42,7 +42,7 @@ class Arrays:
     masks: dict
 
 
-def build(study, regime, progress=lambda done, total: None):
+def build(study, regime, progress=None):
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings and code is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
@@ -51,8 +51,8 @@ def build(study, regime, progress=lambda done, total: None):
 
     Parameters
     ----------
-    progress : callable(done, total)
-        Called after every block of cells that is read.
+    progress : callable, optional
+        Called with (cells read, cells to read) after every block.
 
     Returns
     -------

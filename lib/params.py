@@ -62,7 +62,7 @@ class Simulation(Strict):
     @model_validator(mode="after")
     def genes_of_a_transcriptome(self):
         if self.genes > self.transcriptome:
-            raise ValueError(f"genes is {self.genes:,}, more than the {self.transcriptome:,} of transcriptome; raise it")
+            raise ValueError(f"genes is {self.genes:,}, above the {self.transcriptome:,} of transcriptome; raise it")
         return self
 
 
@@ -103,8 +103,9 @@ class Regime(Strict):
 class Split(Strict):
     """Which cells are held out: whole groups of the obs column `by`, or `random` cells.
 
-    Donors with one label of the obs column `related` (a family, one person under several names) stay together. Each held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in
-    every regime, and a regime's own number counts training cells.
+    Donors with one label of the obs column `related` (a family, one person under several names) stay together. Each
+    held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in every
+    regime, and a regime's own number counts training cells.
     """
 
     by: str = "donor_id"

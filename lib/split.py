@@ -167,7 +167,7 @@ def draw(side, cells, split, seed):
 
 
 def held_out(side, group, split):
-    """Share of the Census' cells that each held-out side got, in words, and the reason where it misses what was asked."""
+    """Share of the Census' cells that each held-out side got, in words, and why where it misses what was asked."""
     sizes, said, missed = np.bincount(group), [], False
     for number, name in enumerate(SPLITS[1:], 1):
         asked, got = getattr(split, name), np.mean(side == number)

@@ -77,7 +77,7 @@ def realism(table, panel, regime):
     simulated = {"color": look.INK, "linewidth": 0.9, "linestyle": "--"}
     own = {"color": look.colours([regime])[regime], "linewidth": 1.8}
     kinds = [(rows, simulated if rows["simulated"].iloc[0] else real) for _, rows in table.groupby("source")]
-    for rows, style in sorted(kinds, key=lambda kind: kind[1] is simulated) + [(panel, own)]:
+    for rows, style in [*sorted(kinds, key=lambda kind: kind[1] is simulated), (panel, own)]:
         depth.plot(rows["library"], 100 * rows["quantile"], **style)
         zeros.plot(100 * rows["zeros"], 100 * rows["quantile"], **style)
         spread.plot(rows["mean"], rows["variance"], **style)
@@ -89,8 +89,9 @@ def realism(table, panel, regime):
     spread.set(xlabel="mean count of a gene (counts per cell)", ylabel="variance (counts²)")
     correlation.set(xlabel="correlation of two genes (Pearson's r)", ylabel="pairs of genes below (%)")
     number = table.groupby("simulated")["source"].nunique()
-    said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})", panel["source"].iloc[0]]
-    look.legend(figure, [Line2D([], [], **style) for style in (real, simulated, own)], said)
+    said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})"]
+    lines = [Line2D([], [], **style) for style in (real, simulated, own)]
+    look.legend(figure, lines, [*said, panel["source"].iloc[0]])
     return look.settle(figure)
 
 
