@@ -1,11 +1,13 @@
 """From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed."""
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from lib import census, draw, files, split
+from lib.errors import InputError
 
 TARGET = 1e4
 """Counts that every cell is scaled to before the logarithm."""
@@ -23,7 +25,7 @@ class Arrays:
     Attributes
     ----------
     x : (cells, genes) float32
-        log1p(1e4 * counts / library).
+        log1p(1e4 * counts / library). Mapped from the file where it comes from `read`, as the counts are.
     counts : (cells, genes) int32
     library : (cells,) float64
         Counts of the whole transcriptome.
@@ -61,7 +63,8 @@ def build(study, regime, progress=None):
     Raises
     ------
     InputError
-        Too few cells, donors or genes for what is asked; CensusUnavailable where there is no Census.
+        Too few cells, donors or genes for what is asked, no room on the disk; CensusUnavailable where there is no
+        Census.
     """
     from filelock import FileLock
 
@@ -73,12 +76,23 @@ def build(study, regime, progress=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:
+            _need_room(path.parent, study.regimes[regime], study.split)
             with census.open_census(study) as collection, files.atomic(path) as partial:
                 adata = plan(collection, study, regime)
                 adata.uns["provenance"]["settings"] = settings
-                adata.write_h5ad(partial)
-                fill(partial, collection, study, path.parent, progress)
+                write(partial, adata, collection, study, path.parent, progress)
     return path
+
+
+def _need_room(folder, asked, held):
+    """Refuse a panel that the disk has no room for: eight bytes a value, and half as much for all the rest."""
+    cells = asked.cells + 2 * (held.cells or 0)
+    need, free = 12 * cells * asked.genes, shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(
+            f"a panel of {cells:,} cells x {asked.genes:,} genes needs {need / 2**30:,.1f} GiB, and its disk has "
+            f"{free / 2**30:,.1f} GiB free; make room, or ask for fewer cells or genes."
+        )
 
 
 def _settings(path):
@@ -200,8 +214,20 @@ def plan(collection, study, regime):
     return adata
 
 
-def fill(path, collection, study, folder, progress):
-    """Write the values of a planned panel, and its split as it can be counted in the file.
+def write(path, adata, collection, study, folder, progress):
+    """Write a planned panel and its values; a disk that fails on the way is one sentence."""
+    try:
+        adata.write_h5ad(path)
+        _fill(path, collection, study, folder, progress)
+    except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
+        raise InputError(
+            f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it was kept; "
+            "see that its disk has room and can be written to, and run again."
+        ) from error
+
+
+def _fill(path, collection, study, folder, progress):
+    """Read the counts into the file, block by block, and write the values and the split as counted in the file.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
     """
@@ -212,7 +238,7 @@ def fill(path, collection, study, folder, progress):
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
         report = split.report(obs, study.split)
         if report["labels_in_two_splits"]:
-            raise RuntimeError(f"the split leaks: {report}")
+            raise AssertionError(f"the split leaks: {report}")
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))

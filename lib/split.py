@@ -196,10 +196,8 @@ def report(obs, split):
     """
     sides = {name: obs[obs["split"] == name] for name in SPLITS}
     kept = columns(split) or ["soma_joinid"]
-    in_two = {
-        name: int((obs.groupby(name, observed=True)["split"].nunique() > 1).sum())
-        for name in {"donor_id", "soma_joinid", *kept}
-    }
+    pairs = {name: obs[[name, "split"]].drop_duplicates() for name in ("donor_id", "soma_joinid", *kept)}
+    in_two = {name: int((pairs[name][name].value_counts(dropna=False) > 1).sum()) for name in pairs}
     return {
         **split.model_dump(exclude_none=True),
         "cells": {name: len(rows) for name, rows in sides.items()},
