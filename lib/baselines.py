@@ -9,6 +9,7 @@ from lib import panel, simulate
 from lib.errors import InputError
 
 ROWS = 10_000  # training cells held in float64 at a time
+HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
 WORKSPACE = 8_000_000  # numbers in the largest temporary array of a prediction
 
 
@@ -45,17 +46,27 @@ def measure(adata, truth=None):
     losses = {}
     for split in ("validation", "test"):
         cells, masked = getattr(data, split), data.masks[split]
-        hidden = np.take_along_axis(data.x[cells][:, None, :], masked, axis=2).astype(np.float64)
-        errors = {
-            "gene_mean_mse": (hidden - gaussian.mean[masked]) ** 2,
-            "gaussian_mse": (hidden - predict_gaussian(gaussian, data.x[cells], masked)) ** 2,
-        }
-        if known:
-            exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
-            errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
-            errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
-        losses[split] = {key: value for name in errors for key, value in _over_cells(name, errors[name]).items()}
+        blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
+        parts = [_errors(data, cells[block], masked[block], gaussian, truth, columns) for block in blocks]
+        losses[split] = {}
+        for name in parts[0]:
+            losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
     return losses
+
+
+def _errors(data, cells, masked, gaussian, truth, columns):
+    """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
+    x = data.x[cells]
+    hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
+    errors = {
+        "gene_mean_mse": (hidden - gaussian.mean[masked]) ** 2,
+        "gaussian_mse": (hidden - predict_gaussian(gaussian, x, masked)) ** 2,
+    }
+    if columns is not None:
+        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
+        errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
+        errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
+    return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
 
 
 def _columns(adata, truth):
@@ -67,9 +78,8 @@ def _columns(adata, truth):
     return columns
 
 
-def _over_cells(name, errors):
-    """Mean of (cells, masks, k) errors and its standard error, cells being the independent unit."""
-    per_cell = errors.mean(axis=(1, 2))
+def _over_cells(name, per_cell):
+    """Mean of the errors of cells, (cells,), and its standard error: cells are the independent unit."""
     spread = float(per_cell.std(ddof=1) / np.sqrt(len(per_cell))) if len(per_cell) > 1 else None
     return {name: float(per_cell.mean()), f"{name}_se": spread}
 

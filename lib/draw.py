@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from lib import census
+from lib import census, split
 from lib.errors import InputError
 
 COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_sum"]
 """obs columns read from the Census; raw_sum becomes total_counts."""
+ROWS = 20_000
+"""Cells whose counts are held in memory at a time."""
 SPAN = 0.3
 """Share of the genes in one local fit of seurat_v3's variance trend, as in scanpy."""
 
@@ -17,7 +19,7 @@ def cells(collection, study):
     import cellxgene_census
 
     known = collection["census_data"][census.ORGANISM].obs.keys()
-    names = list(dict.fromkeys([*COLUMNS, *({study.split.by} - {"random"})]))
+    names = list(dict.fromkeys([*COLUMNS, *split.columns(study.split)]))
     absent = [name for name in names if name not in known]
     if absent:
         raise InputError(f"the Census has no obs column {absent[0]!r}; it has {', '.join(known)}.")
@@ -116,15 +118,19 @@ def _trend(mean, variance):
     raise InputError(f"{len(mean)} varying genes are too few or too alike to choose among; give more cells or genes.")
 
 
-def read(collection, cells, genes):
-    """Counts of the given cells and genes (ascending soma_joinids), (cells, genes) int32."""
+def read(collection, cells, genes, out, folder=None, progress=None):
+    """Counts of the given cells and genes (ascending soma_joinids) into `out`, (cells, genes) int32, block by block."""
     import tiledbsoma as soma
 
-    counts = np.zeros((len(cells), len(genes)), np.int32)
-    queries = soma.AxisQuery(coords=(cells,)), soma.AxisQuery(coords=(genes,))
     human = collection["census_data"][census.ORGANISM]
-    with human.axis_query("RNA", obs_query=queries[0], var_query=queries[1]) as query:
-        for table in query.X("raw").tables():
-            row = np.searchsorted(cells, table["soma_dim_0"].to_numpy())
-            counts[row, np.searchsorted(genes, table["soma_dim_1"].to_numpy())] = table["soma_data"].to_numpy()
-    return counts
+    var_query = soma.AxisQuery(coords=(genes,))
+    for start in range(0, len(cells), ROWS):
+        rows = cells[start : start + ROWS]
+        counts = np.zeros((len(rows), len(genes)), np.int32)
+        with human.axis_query("RNA", obs_query=soma.AxisQuery(coords=(rows,)), var_query=var_query) as query:
+            for table in query.X("raw").tables():
+                row = np.searchsorted(rows, table["soma_dim_0"].to_numpy())
+                counts[row, np.searchsorted(genes, table["soma_dim_1"].to_numpy())] = table["soma_data"].to_numpy()
+        out[start : start + len(rows)] = counts
+        if progress:
+            progress(start + len(rows), len(cells))

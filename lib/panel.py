@@ -1,14 +1,21 @@
 """From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed."""
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from lib import census, draw, files, split
+from lib.errors import InputError
 
 TARGET = 1e4
 """Counts that every cell is scaled to before the logarithm."""
+COUNTS = "layers/counts"
+ROWS = 20_000
+"""Cells whose values are held in memory at a time."""
+ALIGNMENT = 64
+"""Bytes; a cache line."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Arrays:
     Attributes
     ----------
     x : (cells, genes) float32
-        log1p(1e4 * counts / library).
+        log1p(1e4 * counts / library). Mapped from the file where it comes from `read`, as the counts are.
     counts : (cells, genes) int32
     library : (cells,) float64
         Counts of the whole transcriptome.
@@ -37,11 +44,17 @@ class Arrays:
     masks: dict
 
 
-def build(study, regime):
+def build(study, regime, progress=None):
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings and code is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
-    same donors. Each regime then draws from the three sides in the shares asked for; see `split`.
+    same donors. Each regime then draws from the three sides in the shares asked for; see `split`. Memory is bounded by
+    a block of cells, not by the panel.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with (cells read, cells to read) after every block.
 
     Returns
     -------
@@ -50,7 +63,8 @@ def build(study, regime):
     Raises
     ------
     InputError
-        Too few cells, donors or genes for what is asked; CensusUnavailable where there is no Census.
+        Too few cells, donors or genes for what is asked, no room on the disk; CensusUnavailable where there is no
+        Census.
     """
     from filelock import FileLock
 
@@ -62,12 +76,23 @@ def build(study, regime):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:
-            with census.open_census(study) as collection:
-                adata = assemble(collection, study, regime)
-            adata.uns["provenance"]["settings"] = settings
-            with files.atomic(path) as partial:
-                adata.write_h5ad(partial)
+            _need_room(path.parent, study.regimes[regime], study.split)
+            with census.open_census(study) as collection, files.atomic(path) as partial:
+                adata = plan(collection, study, regime)
+                adata.uns["provenance"]["settings"] = settings
+                write(partial, adata, collection, study, path.parent, progress)
     return path
+
+
+def _need_room(folder, asked, held):
+    """Refuse a panel that the disk has no room for: eight bytes a value, and half as much for all the rest."""
+    cells = asked.cells + 2 * (held.cells or 0)
+    need, free = 12 * cells * asked.genes, shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(
+            f"a panel of {cells:,} cells x {asked.genes:,} genes needs {need / 2**30:,.1f} GiB, and its disk has "
+            f"{free / 2**30:,.1f} GiB free; make room, or ask for fewer cells or genes."
+        )
 
 
 def _settings(path):
@@ -82,10 +107,24 @@ def _settings(path):
 
 
 def read(path):
-    """The panel as AnnData."""
-    import anndata
+    """The panel as AnnData, its matrices mapped from the file: memory holds the rows that are looked at, no more.
 
-    return anndata.read_h5ad(path)
+    A change of a value stays in this process; the file is never written to.
+    """
+    import anndata
+    import h5py
+
+    with h5py.File(path) as h5:
+        parts = {name: anndata.io.read_elem(h5[name]) for name in ("obs", "var", "uns")}
+        x, counts = _mapped(h5["X"]), _mapped(h5[COUNTS])
+    return anndata.AnnData(x, layers={"counts": counts}, **parts)
+
+
+def _mapped(dataset):
+    """A contiguous HDF5 dataset as an array; one that another program chunked or compressed is loaded."""
+    if (start := dataset.id.get_offset()) is None:
+        return dataset[()]
+    return np.memmap(dataset.file.filename, dataset.dtype, "c", start, dataset.shape)  # "c": torch wants it writable
 
 
 def arrays(adata):
@@ -109,31 +148,36 @@ def origin(adata):
         "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
         "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
         "cells of this panel": ", ".join(sides),
-        "held out by": str(held["by"]),
+        "held out by": " and ".join(str(held[key]) for key in ("by", "related") if key in held),
+        "held out of the census": str(held["held_out"]),
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
         "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
         "library size": str(made["library_size"]),
         "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
-        "zeros": f"{np.mean(adata.layers['counts'] == 0):.1%} of the panel",
+        "zeros": f"{gene_statistics(adata)['zeros'].mean():.1%} of the panel",
     }
 
 
 def gene_statistics(adata):
     """Mean and variance of every gene's counts, and its share of cells without any: a DataFrame, one row per gene."""
-    counts = adata.layers["counts"]
+    counts, n = adata.layers["counts"], adata.n_obs
+    total, squares, zeros = np.zeros((3, adata.n_vars))
+    for start in range(0, n, ROWS):
+        block = counts[start : start + ROWS].astype(np.float64)  # sums of integers below 2^53 are exact
+        total, squares, zeros = total + block.sum(0), squares + (block**2).sum(0), zeros + (block == 0).sum(0)
+    mean = total / n
     return pd.DataFrame(
-        {"mean": counts.mean(0), "variance": counts.var(0), "zeros": np.mean(counts == 0, axis=0)},
-        index=adata.var_names,
+        {"mean": mean, "variance": (squares - total * mean) / n, "zeros": zeros / n}, index=adata.var_names
     )
 
 
-def assemble(collection, study, regime):
-    """Draw, split, select, read and normalise one regime's panel from an open Census.
+def plan(collection, study, regime):
+    """Draw, split and select from an open Census: all of one regime's panel but its values.
 
     Returns
     -------
     AnnData
-        X, layers["counts"], obs, var, uns["masks"], uns["provenance"].
+        obs, var, uns["masks"], uns["provenance"].
     """
     import anndata
 
@@ -145,10 +189,7 @@ def assemble(collection, study, regime):
     obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS)
     ids = obs["soma_joinid"].to_numpy()
     fitted = ids[side[chosen] == 0] if study.train.statistics_from == "train" else ids
-    var = draw.select(collection, fitted, asked.genes)
-    counts = draw.read(collection, ids, var["soma_joinid"].to_numpy())
-    library = obs["total_counts"].to_numpy() if study.train.library_size == "transcriptome" else counts.sum(axis=1)
-    adata = anndata.AnnData(normalise(counts, library), obs, var, layers={"counts": counts})
+    adata = anndata.AnnData(obs=obs, var=draw.select(collection, fitted, asked.genes))
     adata.uns["masks"] = {
         name: draw_masks((side[chosen] == number).sum(), asked.genes, study.masking, number)
         for number, name in enumerate(split.SPLITS)
@@ -162,7 +203,7 @@ def assemble(collection, study, regime):
         "cells_available": len(cells),
         "cells_without_counts": empty,
         "sample_seed": study.census.seed,
-        "split": split.report(obs, group[chosen], study.split),
+        "split": {"held_out": split.held_out(side, group, study.split)},
         "masking": study.masking.model_dump(),
         "gene_selection": "seurat_v3",
         "statistics_from": study.train.statistics_from,
@@ -171,6 +212,47 @@ def assemble(collection, study, regime):
         "code_version": files.code_version(),
     }
     return adata
+
+
+def write(path, adata, collection, study, folder, progress):
+    """Write a planned panel and its values; a disk that fails on the way is one sentence."""
+    try:
+        adata.write_h5ad(path)
+        _fill(path, collection, study, folder, progress)
+    except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
+        raise InputError(
+            f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it was kept; "
+            "see that its disk has room and can be written to, and run again."
+        ) from error
+
+
+def _fill(path, collection, study, folder, progress):
+    """Read the counts into the file, block by block, and write the values and the split as counted in the file.
+
+    Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
+    """
+    import anndata
+    import h5py
+
+    with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT) as h5:
+        obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
+        report = split.report(obs, study.split)
+        if report["labels_in_two_splits"]:
+            raise AssertionError(f"the split leaks: {report}")
+        for key, value in report.items():
+            anndata.io.write_elem(h5["uns/provenance/split"], key, value)
+        x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
+        draw.read(collection, obs["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), counts, folder, progress)
+        for start in range(0, len(obs), ROWS):
+            block, library = counts[start : start + ROWS], obs["total_counts"].to_numpy()[start : start + ROWS]
+            x[start : start + ROWS] = normalise(block, block.sum(1) if study.train.library_size == "panel" else library)
+
+
+def _matrix(h5, name, shape, kind):
+    """An empty dense matrix as AnnData stores it, whose room in the file is not filled with zeros first."""
+    dataset = h5.create_dataset(name, shape, kind, fill_time="never")
+    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return dataset
 
 
 def normalise(counts, library):

@@ -41,10 +41,14 @@ class Strict(BaseModel):
 
 
 class Simulation(Strict):
-    """The simulated census (lib.simulate): a tree of cell states seen through negative-binomial counts."""
+    """The simulated census (lib.simulate): a tree of cell states seen through negative-binomial counts.
+
+    `depth` is the median library size over `transcriptome` genes, of which the census holds `genes`.
+    """
 
     cells: Annotated[int, Field(ge=100)]
     genes: Annotated[int, Field(ge=10)] = 2000
+    transcriptome: Count = 20_000
     states: Count = 256
     zipf: Positive = 1.0
     donors: Count = 40
@@ -54,6 +58,12 @@ class Simulation(Strict):
     depth: Positive = 3000.0
     depth_sd: Annotated[Number, Field(ge=0)] = 0.4
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def genes_of_a_transcriptome(self):
+        if self.genes > self.transcriptome:
+            raise ValueError(f"genes is {self.genes:,}, above the {self.transcriptome:,} of transcriptome; raise it")
+        return self
 
 
 def _date(value):
@@ -135,11 +145,13 @@ class Regime(Strict):
 class Split(Strict):
     """Which cells are held out: whole groups of the obs column `by`, or `random` cells.
 
-    Each held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in
-    every regime, and a regime's own number counts training cells.
+    Donors with one label of the obs column `related` (a family, one person under several names) stay together. Each
+    held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in every
+    regime, and a regime's own number counts training cells.
     """
 
     by: str = "donor_id"
+    related: str | None = None
     validation: Share = 0.05
     test: Share = 0.05
     cells: Count | None = None
@@ -149,6 +161,12 @@ class Split(Strict):
     def leaves_training_cells(self):
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together leave no cells to train on; keep their sum below 1")
+        return self
+
+    @model_validator(mode="after")
+    def keeps_what_is_related_together(self):
+        if self.by == "random" and self.related:
+            raise ValueError(f"by: random splits the groups of {self.related} too; drop related, or split by a column")
         return self
 
 

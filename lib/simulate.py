@@ -5,13 +5,15 @@
   Zipf's law, so that a model which can tell more states apart always has rarer ones left to find.
 - **Batches.** There is a finite set of batch profiles, factors on the genes, of equal prior probability. A donor has
   one of them, and donors are nested in data sets. A mixture component is a pair (state, profile).
-- **Counts.** A cell has a library size l, log-normal, rounded, and *recorded* as the obs column raw_sum. Given its
-  component c the counts are independent negative binomials of mean m = l p_cg and variance m + m^2 / theta.
+- **Counts.** A cell has a library size l, log-normal, rounded, and *recorded* as the obs column raw_sum. It counts a
+  whole transcriptome, of which the census holds some genes, with the same share of the counts in every component. Given
+  its component c the counts are independent negative binomials of mean m = l p_cg and variance m + m^2 / theta.
 
 What makes the floor exact is that l is recorded and is not the realised sum of the counts: a sum would tie the genes of
 a cell to each other, whereas given l and c they are independent. Hence the posterior of c given the visible genes is a
 softmax of sums of log-probabilities, and every masked gene is a finite mixture of negative binomials, with a known
-mean, variance and entropy. It also means that raw_sum is near the row sum of the counts and does not equal it.
+mean, variance and entropy. It also means that raw_sum does not equal the row sum of the counts, even where the census
+holds the whole transcriptome.
 
 The floor is that of a predictor which knows this truth, the visible counts and l, but not whose cell it is. A model
 sees log1p(1e4 x / l) only; the value that a count of one takes tells l too, unless all visible counts are zero.
@@ -31,7 +33,8 @@ from lib.params import Simulation
 SPREAD = 2.0  # standard deviation over genes of the log-proportion at the root; 1.7 to 2.2 in public 10x data sets
 RAISED = (0.2, 0.15, 0.1, 0.08)  # share of the genes that a branch raises: tissue, type, subtype, programme
 EFFECT = 2.5  # scale of the half-normal log-fold change of a raised gene
-CEILING = 0.02  # proportion at which expression saturates, so that no gene makes up a cell by itself
+MARKERS = 2000  # genes to which that share applies at most: of a whole transcriptome, most mark no state
+CEILING = 0.02  # share of the census' counts at which a gene saturates, so that none makes up a cell by itself
 PER_DATA_SET = 8  # donors in one data set
 BLOCK = 250  # cells drawn from one random stream; fixed, so that the census does not depend on the chunk size
 WORKSPACE = 8_000_000  # numbers in the largest temporary array of the exact answers
@@ -44,7 +47,7 @@ class Truth:
     settings: Simulation
     states: np.ndarray  # (states, genes): expression of each state, before batch and normalisation
     profiles: np.ndarray  # (profiles, genes): factors of each batch profile on the genes
-    total: np.ndarray  # (states, profiles): sum over genes of their product, which turns expression into proportions
+    total: np.ndarray  # (states, profiles): what turns their product into proportions of the whole transcriptome
     prior: np.ndarray  # (states,): frequency of each state
     tree: np.ndarray  # (states, 4) int64: number of the tissue, type, subtype and programme that a state belongs to
     donor_profile: np.ndarray  # (donors,) int64: batch profile of each donor
@@ -74,7 +77,8 @@ def truth(settings):
     profiles = np.exp(rng.normal(0, settings.profile_sd, (settings.profiles, settings.genes)))
     prior = rng.permutation(np.arange(1, settings.states + 1) ** -settings.zipf)
     donor_profile = rng.permutation(np.arange(settings.donors) % settings.profiles)
-    return Truth(settings, states, profiles, states @ profiles.T, prior / prior.sum(), tree, donor_profile)
+    total = states @ profiles.T / (settings.genes / settings.transcriptome)
+    return Truth(settings, states, profiles, total, prior / prior.sum(), tree, donor_profile)
 
 
 def _tree(states):
@@ -87,7 +91,7 @@ def _tree(states):
 
 def _raised(rng, node_of_state, share, genes):
     """Log-fold change of every gene on the branch above each state's node, (states, genes)."""
-    shape = (node_of_state.max() + 1, genes)
+    shape, share = (node_of_state.max() + 1, genes), share * min(1, MARKERS / genes)
     return (np.abs(rng.normal(0, EFFECT, shape)) * (rng.random(shape) < share))[node_of_state]
 
 

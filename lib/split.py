@@ -14,13 +14,13 @@ ORDERS, TOLERANCE = 1000, 0.2
 def assign(cells, split):
     """Put every cell of the Census on one side.
 
-    Cells that share `split.by`, or a donor, directly or through others, stay together. With `random` each cell is drawn
-    by itself, and donors are in several splits.
+    Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together.
+    With `random` each cell is drawn by itself, and donors are in several splits.
 
     Parameters
     ----------
     cells : DataFrame
-        donor_id and the column `split.by`.
+        donor_id and the columns that `split` names.
     split : params.Split
 
     Returns
@@ -37,7 +37,7 @@ def assign(cells, split):
         validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
         side[order[:validation]], side[order[validation : validation + test]] = 1, 2
         return side, np.arange(len(cells))
-    group = related(cells[split.by], cells["donor_id"])
+    group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     if len(sizes) < len(SPLITS):
         donors = cells["donor_id"].nunique()
@@ -48,16 +48,29 @@ def assign(cells, split):
     return hold_out(sizes, (split.validation, split.test), split.seed)[group], group
 
 
-def related(labels, donors):
-    """Number the groups of cells, (cells,) int: connected components of the graph that joins labels to their donors."""
+def columns(split):
+    """obs columns of which no label may stand on two sides; none for a random split."""
+    return [] if split.by == "random" else list(dict.fromkeys(filter(None, (split.by, "donor_id", split.related))))
+
+
+def related(*labels):
+    """Number the groups of cells, (cells,) int: connected components of the graph that joins the labels of a cell.
+
+    Parameters
+    ----------
+    labels : (cells,) each
+        Columns of labels; cells with an equal label in any of them are of one group.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    label, donor = pd.factorize(labels)[0], pd.factorize(donors)[0]
-    first = label.max() + 1
-    size = first + donor.max() + 1
-    edges = coo_matrix((np.ones(len(label), bool), (label, first + donor)), shape=(size, size))
-    return connected_components(edges, directed=False)[1][label]
+    nodes, size = [], 0
+    for column in labels:
+        nodes.append(size + pd.factorize(column, use_na_sentinel=False)[0])  # what has no label counts as one group
+        size = nodes[-1].max() + 1
+    ends = np.tile(nodes[0], len(nodes)), np.concatenate(nodes)
+    edges = coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
+    return connected_components(edges, directed=False)[1][nodes[0]]
 
 
 def hold_out(sizes, shares, seed):
@@ -153,17 +166,44 @@ def draw(side, cells, split, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def report(obs, group, split):
-    """Who is where, for the provenance. The leakage counts are taken from the finished table, not from `assign`."""
-    sides = {name: obs["split"].to_numpy() == name for name in SPLITS}
-    donors = {name: np.unique(obs["donor_id"][rows].astype(str)).astype(object) for name, rows in sides.items()}
+def held_out(side, group, split):
+    """Share of the Census' cells that each held-out side got, in words, and why where it misses what was asked."""
+    sizes, said, missed = np.bincount(group), [], False
+    for number, name in enumerate(SPLITS[1:], 1):
+        asked, got = getattr(split, name), np.mean(side == number)
+        said.append(f"{name} {got:.1%} of the cells ({asked:.1%} asked)")
+        missed |= abs(got / asked - 1) > TOLERANCE
+    reason = (
+        f"; none of {ORDERS:,} choices among the {len(sizes):,} groups, which stay whole and have {sizes.min():,} to "
+        f"{sizes.max():,} cells, came nearer"
+    )
+    return ", ".join(said) + (reason if missed else "")
+
+
+def report(obs, split):
+    """Who is where, for the provenance: counted from the table as it was written, and not from `assign`.
+
+    Parameters
+    ----------
+    obs : DataFrame
+        soma_joinid, donor_id, split and the columns that `split` names.
+
+    Returns
+    -------
+    dict
+        Settings; cells, groups and donors of each side; and how many donors, cells, and labels of the columns that
+        the split keeps together are found on two sides.
+    """
+    sides = {name: obs[obs["split"] == name] for name in SPLITS}
+    kept = columns(split) or ["soma_joinid"]
+    pairs = {name: obs[[name, "split"]].drop_duplicates() for name in ("donor_id", "soma_joinid", *kept)}
+    in_two = {name: int((pairs[name][name].value_counts(dropna=False) > 1).sum()) for name in pairs}
     return {
-        **split.model_dump(),
-        "cells": {name: int(rows.sum()) for name, rows in sides.items()},
-        "groups": {name: len(np.unique(group[rows])) for name, rows in sides.items()},
-        "donors": donors,
-        "donors_in_two_splits": int(
-            (np.unique(np.concatenate(list(donors.values())), return_counts=True)[1] > 1).sum()
-        ),
-        "cells_in_two_splits": int(obs["soma_joinid"].duplicated().sum()),
+        **split.model_dump(exclude_none=True),
+        "cells": {name: len(rows) for name, rows in sides.items()},
+        "groups": {name: len(np.unique(related(*(rows[column] for column in kept)))) for name, rows in sides.items()},
+        "donors": {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in sides.items()},
+        "donors_in_two_splits": in_two["donor_id"],
+        "cells_in_two_splits": in_two["soma_joinid"],
+        "labels_in_two_splits": sum(in_two[name] for name in kept),
     }

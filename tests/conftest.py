@@ -13,7 +13,9 @@ from scipy import sparse
 from lib import files, params
 
 TINY = {
-    "census": {"simulate": {"cells": 600, "genes": 120, "states": 8, "donors": 12, "profiles": 2}},
+    "census": {
+        "simulate": {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 12, "profiles": 2}
+    },
     "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 40, "cells": 120}},
     "split": {"validation": 0.1, "test": 0.1},
     "sizes": ["XXS", {"name": "small", "d": 8, "layers": 1, "heads": 2, "ff_mult": 1}],

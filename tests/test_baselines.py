@@ -33,7 +33,7 @@ def panel_of(truth, columns, library_size="transcriptome", held_out=200):
 
 @pytest.fixture(scope="module")
 def truth():
-    return simulate.truth(Simulation(cells=4000, genes=300, states=40, donors=20, depth=800.0))
+    return simulate.truth(Simulation(cells=4000, genes=300, transcriptome=300, states=40, donors=20, depth=800.0))
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,7 @@ def test_blocks_of_cells_change_nothing(adata, monkeypatch):
     whole = baselines.measure(adata)
     monkeypatch.setattr(baselines, "ROWS", 700)
     monkeypatch.setattr(baselines, "WORKSPACE", 1)
+    monkeypatch.setattr(baselines, "HELD_OUT", 7)
     in_blocks = baselines.measure(adata)
     assert len(data.train) % 700
     for split in whole:

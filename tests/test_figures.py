@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import figures
+from lib import figures, realism
 from lib.figures import look
 from lib.sizes import PUBLISHED
 
@@ -163,6 +163,7 @@ DRAWN = {
     "sizes": lambda: figures.sizes(make_sizes()),
     "panel": lambda: figures.panel_statistics(*make_panel(), "data-limited"),
     "splits": lambda: figures.splits(make_panel()[0]),
+    "realism": lambda: figures.realism(realism.compared(), realism.compared().tail(25), "data-rich"),
     "criterion": lambda: figures.criterion_curve(make_criterion(), make_laws()),
     "audit": lambda: figures.published_audit(*make_audit()),
     "coverage": lambda: figures.coverage(make_coverage()),

@@ -14,7 +14,9 @@ from lib import files, runs
 
 NOTEBOOKS = files.CODE / "notebooks"
 STUDY = {
-    "census": {"simulate": {"cells": 900, "genes": 150, "states": 8, "donors": 12, "profiles": 2}},
+    "census": {
+        "simulate": {"cells": 900, "genes": 150, "transcriptome": 150, "states": 8, "donors": 12, "profiles": 2}
+    },
     "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 24, "cells": 60}},
     "split": {"validation": 0.1, "test": 0.1, "cells": 40},
     "sizes": ["XXS", *({"name": f"d{d}", "d": d, "layers": 1} for d in (4, 8, 16))],

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import warnings
 
+import anndata
 import cellxgene_census
 import numpy as np
 import pandas as pd
@@ -58,6 +60,70 @@ def test_arrays_are_those_of_the_file(rich):
     assert (rich.obs["split"].to_numpy()[data.test] == "test").all()
     assert data.masks["validation"].shape == (50, 4, round(0.15 * 24)) == data.masks["test"].shape
     assert not np.array_equal(data.masks["validation"], data.masks["test"])
+
+
+def test_the_matrices_are_mapped_and_torch_takes_them_as_they_are(rich):
+    import torch
+
+    data = panel.arrays(rich)
+    assert isinstance(data.x, np.memmap) and isinstance(data.counts, np.memmap)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.as_tensor(data.x).data_ptr() == data.x.ctypes.data
+    assert data.x.ctypes.data % panel.ALIGNMENT == 0 == data.counts.ctypes.data % panel.ALIGNMENT
+
+
+def test_a_changed_value_never_reaches_the_file(rich, tiny):
+    before = rich.X[0, 0]
+    rich.X[0, 0] = before + 1
+    assert panel.read(tiny.folder("data-rich") / "panel.h5ad").X[0, 0] == before
+
+
+def test_anndata_reads_the_same_panel_and_one_that_it_compressed_is_read_too(rich, tiny, project):
+    theirs = anndata.read_h5ad(tiny.folder("data-rich") / "panel.h5ad")
+    theirs.write_h5ad(project / "other.h5ad", compression="gzip")
+    for other in (theirs, panel.read(project / "other.h5ad")):
+        assert np.array_equal(other.X, rich.X) and np.array_equal(other.layers["counts"], rich.layers["counts"])
+        assert other.obs.equals(rich.obs) and other.var.equals(rich.var)
+        assert np.array_equal(other.uns["masks"]["test"], rich.uns["masks"]["test"])
+
+
+@pytest.mark.parametrize("library_size", ["transcriptome", "panel"])
+def test_a_panel_built_in_blocks_is_the_one_built_at_once(study_file, monkeypatch, library_size):
+    study = study_file(train={"cells_seen": 320, "library_size": library_size})
+    whole = panel.build(study, "data-rich").read_bytes()
+    files.remove(study.folder("data-rich"))
+    monkeypatch.setattr(panel, "ROWS", 7)
+    monkeypatch.setattr(draw, "ROWS", 11)
+    done = []
+    path = panel.build(study, "data-rich", lambda *at: done.append(at))
+    assert path.read_bytes() == whole
+    assert done[0] == (11, 500) and done[-1] == (500, 500)
+    statistics = panel.gene_statistics(panel.read(path))
+    assert np.allclose(statistics["variance"], np.var(panel.read(path).layers["counts"], axis=0), rtol=1e-12)
+
+
+def test_a_panel_larger_than_the_disk_is_refused_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr(panel.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 12 * 500 * 24 - 1}))
+    with pytest.raises(InputError, match=r"500 cells x 24 genes needs 0\.0 GiB, and its disk has 0\.0 GiB free"):
+        panel.build(tiny, "data-rich")
+    assert not (tiny.data / "census").exists()
+
+
+def test_a_file_that_cannot_be_finished_is_one_sentence_and_leaves_nothing(tiny):
+    """A limit on the size of a file stands in for a full disk."""
+    census.prepare(tiny)
+    code = """
+import resource
+from lib import panel, params
+resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
+panel.build(params.load("tiny"), "data-rich")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=files.CODE, capture_output=True, text=True)
+    *_, said = done.stderr.strip().splitlines()
+    assert said.startswith("lib.errors.InputError: the panel of tiny could not be finished (")
+    assert "File too large" in said and said.endswith("disk has room and can be written to, and run again.")
+    assert [path.name for path in tiny.folder("data-rich").iterdir()] == [".panel.lock"]
 
 
 def test_the_same_study_gives_the_same_bytes(tiny):
@@ -118,6 +184,53 @@ def test_no_cell_and_no_donor_is_on_two_sides(rich):
     report = rich.uns["provenance"]["split"]
     assert report["cells_in_two_splits"] == 0 == report["donors_in_two_splits"]
     assert set(report["donors"]["test"]) == set(rich.obs.query("split == 'test'")["donor_id"])
+
+
+def test_a_leak_is_counted_from_the_table_and_not_taken_from_the_plan():
+    obs = pd.DataFrame(
+        {
+            "soma_joinid": [0, 1, 2, 3, 4, 4],
+            "donor_id": ["a", "a", "b", "c", "b", "d"],
+            "family": ["x", "x", "y", "x", "y", "z"],
+            "split": ["train", "train", "validation", "test", "validation", "test"],
+        }
+    )
+    told = split.report(obs, Split(related="family"))
+    assert (told["donors_in_two_splits"], told["cells_in_two_splits"], told["labels_in_two_splits"]) == (0, 1, 1)
+    told = split.report(obs.assign(donor_id="a"), Split())
+    assert (told["donors_in_two_splits"], told["labels_in_two_splits"]) == (1, 1)
+    assert told["cells"] == {"train": 2, "validation": 2, "test": 2}
+
+
+def test_a_panel_that_leaks_is_not_written(tiny, monkeypatch):
+    def leaking(cells, settings):
+        return np.digitize(np.arange(len(cells)) % 10, [8, 9]), np.arange(len(cells))
+
+    monkeypatch.setattr(split, "assign", leaking)
+    with pytest.raises(AssertionError, match="leaks"):
+        panel.build(tiny, "data-rich")
+    assert [path.name for path in tiny.folder("data-rich").iterdir()] == [".panel.lock"]
+
+
+def test_related_donors_stay_together(study_file):
+    simulated = {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 60}
+    study = study_file(
+        census={"simulate": simulated}, split={"validation": 0.15, "test": 0.15, "related": "dataset_id"}
+    )
+    adata = panel.read(panel.build(study, "data-rich"))
+    told = adata.uns["provenance"]["split"]
+    assert (adata.obs.groupby("dataset_id", observed=True)["split"].nunique() == 1).all()
+    assert sum(told["groups"].values()) == 8 == adata.obs["dataset_id"].nunique() and told["labels_in_two_splits"] == 0
+    assert panel.origin(adata)["held out by"] == "donor_id and dataset_id"
+
+
+def test_what_no_choice_of_groups_can_meet_is_explained(study_file):
+    met = panel.origin(panel.read(panel.build(study_file(), "data-rich")))["held out of the census"]
+    assert "validation 8.3% of the cells (10.0% asked)" in met and "groups" not in met
+    study = study_file(split={"validation": 0.02, "test": 0.1}, regimes={"all": {"genes": 24, "cells": 400}})
+    missed = panel.origin(panel.read(panel.build(study, "all")))["held out of the census"]
+    assert "validation 8.3% of the cells (2.0% asked)" in missed
+    assert "none of 1,000 choices among the 12 groups, which stay whole and have 50 to 50 cells, came nearer" in missed
 
 
 def test_regimes_hold_out_the_same_donors_and_the_small_one_is_part_of_the_large_one(rich, tiny):
@@ -181,6 +294,11 @@ def test_another_seed_holds_out_other_donors():
     assert len({tuple(split.hold_out(sizes, (0.1, 0.1), seed)) for seed in range(5)}) == 5
 
 
+def test_cells_without_a_label_count_as_related():
+    group = split.related(pd.Series(["a", "b", "c", "d"]), pd.Series([None, "x", None, "y"]))
+    assert group[0] == group[2] and len(set(group)) == 3
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), min_size=1, max_size=60))
 def test_cells_of_one_data_set_or_one_donor_move_together(pairs):
     labels, donors = zip(*pairs, strict=True)
@@ -218,7 +336,6 @@ def stream(counts):
 
 
 def test_gene_variability_is_that_of_scanpy():
-    import anndata
     import scanpy
 
     rng = np.random.default_rng(3)
@@ -313,6 +430,7 @@ def test_real_data_sets_of_one_donor_stay_together(real_data, study_file):
         ({"regimes": {"data-rich": {"genes": 20, "cells": 600}}}, "ask for at most"),
         ({"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}}, "would be empty"),
         ({"split": {"by": "batch"}}, "no obs column 'batch'; it has soma_joinid, dataset_id"),
+        ({"split": {"related": "family"}}, "no obs column 'family'; it has soma_joinid, dataset_id"),
         ({"split": {"by": "assay"}}, "form 1, of 12 donor"),
     ],
 )
@@ -322,6 +440,11 @@ def test_a_panel_that_cannot_be_made_is_refused(study_file, changed, said):
         panel.build(study, "data-rich")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in study.folder("data-rich").iterdir()] == [".panel.lock"]
+
+
+def test_a_random_split_of_related_donors_is_refused(study_file):
+    with pytest.raises(InputError, match=r"split: by: random splits the groups of family too; drop related"):
+        study_file(split={"by": "random", "related": "family"})
 
 
 @pytest.mark.parametrize("condition", ["donor_id == 'nobody'", "donor_id = 'x'", "colour == 'red'"])

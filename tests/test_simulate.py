@@ -1,5 +1,6 @@
 """The simulated census is what it says, and its floor is exact."""
 
+import tracemalloc
 from dataclasses import replace
 from itertools import product
 
@@ -9,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nbinom
 
-from lib import simulate
+from lib import params, simulate
+from lib.errors import InputError
 from lib.params import Simulation
 
-SMALL = Simulation(cells=1200, genes=60, states=12, donors=18, profiles=3, profile_sd=0.4, depth=400.0)
+SMALL = Simulation(
+    cells=1200, genes=60, transcriptome=60, states=12, donors=18, profiles=3, profile_sd=0.4, depth=400.0
+)
 CENSUS_COLUMNS = [
     "dataset_id", "assay", "cell_type", "tissue", "tissue_general", "donor_id", "is_primary_data", "suspension_type",
     "disease", "sex", "development_stage", "raw_sum", "nnz",
@@ -299,3 +303,23 @@ def test_no_gene_makes_up_a_cell_by_itself():
 def test_a_census_smaller_than_a_block_has_its_number_of_cells():
     ((obs, counts),) = simulate.chunks(simulate.truth(Simulation(cells=100, genes=10, states=2, donors=3)))
     assert len(obs) == counts.shape[0] == 100
+
+
+def test_the_census_holds_its_share_of_the_transcriptome_in_every_component():
+    truth = simulate.truth(Simulation(cells=1000, genes=500, transcriptome=2000))
+    np.testing.assert_allclose(truth.proportions().sum(axis=1), 500 / 2000)
+    ((obs, counts),) = simulate.chunks(truth)
+    assert counts.sum() / obs["raw_sum"].sum() == pytest.approx(0.25, rel=0.02)
+    with pytest.raises(InputError, match=r"simulate: genes is 500, above the 499 of transcriptome"):
+        params.parse({"census": {"simulate": {"cells": 100, "genes": 500, "transcriptome": 499}}}, "x")
+
+
+def test_a_census_of_more_cells_takes_no_more_memory():
+    peaks = []
+    for cells in (1000, 8000):
+        made = simulate.truth(SMALL.model_copy(update={"cells": cells, "genes": 200}))
+        tracemalloc.start()
+        assert sum(len(obs) for obs, _ in simulate.chunks(made, 500)) == cells
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

@@ -1,7 +1,7 @@
 """Every figure of the study, one function each; they draw what they are given and compute no science."""
 
 from lib.figures.audit import criterion_curve, published_audit
-from lib.figures.inputs import panel_statistics, sizes, splits
+from lib.figures.inputs import panel_statistics, realism, sizes, splits
 from lib.figures.look import Figure, save, use
 from lib.figures.outlook import coverage, planner
 from lib.figures.schematic import architecture
@@ -20,6 +20,7 @@ __all__ = [
     "planner",
     "profile",
     "published_audit",
+    "realism",
     "save",
     "sizes",
     "splits",

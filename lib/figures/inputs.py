@@ -55,6 +55,46 @@ def panel_statistics(cells, genes, regime):
     return look.settle(figure)
 
 
+def realism(table, panel, regime):
+    """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
+
+    Parameters
+    ----------
+    table : DataFrame
+        source, simulated (bool), quantile and, at each quantile: library, zeros, mean, variance, correlation.
+    panel : DataFrame
+        The same columns, without `simulated`, of the one panel that is compared.
+    regime : str
+        Decides its colour.
+
+    Returns
+    -------
+    Figure with four panels: three distributions, and variance against mean.
+    """
+    figure, axes = look.panels(2, 2, height=48)
+    depth, zeros, spread, correlation = axes.flat
+    real = {"color": SPLITS["train"], "linewidth": 0.9}
+    simulated = {"color": look.INK, "linewidth": 0.9, "linestyle": "--"}
+    own = {"color": look.colours([regime])[regime], "linewidth": 1.8}
+    kinds = [(rows, simulated if rows["simulated"].iloc[0] else real) for _, rows in table.groupby("source")]
+    for rows, style in [*sorted(kinds, key=lambda kind: kind[1] is simulated), (panel, own)]:
+        depth.plot(rows["library"], 100 * rows["quantile"], **style)
+        zeros.plot(100 * rows["zeros"], 100 * rows["quantile"], **style)
+        spread.plot(rows["mean"], rows["variance"], **style)
+        correlation.plot(rows["correlation"], 100 * rows["quantile"], **style)
+    for axis in (depth.xaxis, spread.xaxis, spread.yaxis):
+        look.log_axis(axis)
+    depth.set(xlabel="library size (counts per cell)", ylabel="cells below (%)")
+    zeros.set(xlabel="cells without a count (%)", ylabel="genes below (%)")
+    spread.set(xlabel="mean count of a gene (counts per cell)", ylabel="variance (counts²)")
+    correlation.set(xlabel="correlation of two genes (Pearson's r)", ylabel="pairs of genes below (%)")
+    number = table.groupby("simulated")["source"].nunique()
+    said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})"]
+    lines = [Line2D([], [], **style) for style in (real, simulated, own)]
+    look.legend(figure, lines, [*said, panel["source"].iloc[0]])
+    return look.settle(figure)
+
+
 def splits(cells):
     """Cells of every donor, by split.
 
