@@ -37,11 +37,12 @@ class Arrays:
     masks: dict
 
 
-def build(study, regime):
+def build(study, regime, progress=None):
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings and code is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
-    same donors. Each regime then draws from the three sides in the shares asked for; see `split`.
+    same donors. Each regime then draws from the three sides in the shares asked for; see `split`. A build that the
+    network broke goes on from the blocks it had finished; `progress` is called with (cells read, cells to read).
 
     Returns
     -------
@@ -55,18 +56,20 @@ def build(study, regime):
     from filelock import FileLock
 
     path = study.folder(regime) / "panel.h5ad"
-    decisive = {"census": {"filter", "seed"}, "split": True, "masking": True, "regimes": {regime}}
+    blocks = path.with_name(".blocks")
+    decisive = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "regimes": {regime}}
     decisive["train"] = {"library_size", "statistics_from"}
     settings = [census.made_from(study), study.model_dump(include=decisive)]
-    settings = census.fingerprint(settings, "panel.py", "draw.py", "split.py")
+    settings = census.fingerprint(settings, "panel.py", "draw.py", "filters.py", "split.py")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:
             with census.open_census(study) as collection:
-                adata = assemble(collection, study, regime)
+                adata = assemble(collection, study, regime, blocks / settings[:16], progress)
             adata.uns["provenance"]["settings"] = settings
             with files.atomic(path) as partial:
                 adata.write_h5ad(partial)
+            files.remove(blocks)
     return path
 
 
@@ -127,8 +130,8 @@ def gene_statistics(adata):
     )
 
 
-def assemble(collection, study, regime):
-    """Draw, split, select, read and normalise one regime's panel from an open Census.
+def assemble(collection, study, regime, folder=None, progress=None):
+    """Draw, split, select, read and normalise one regime's panel from an open Census; see `draw.read`.
 
     Returns
     -------
@@ -138,15 +141,20 @@ def assemble(collection, study, regime):
     import anndata
 
     asked = study.regimes[regime]
-    cells, empty = draw.cells(collection, study)
+    cells, found = draw.cells(collection, study)
     side, group = split.assign(cells, study.split)
     chosen = split.draw(side, asked.cells, study.split, study.census.seed)
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
     obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS)
     ids = obs["soma_joinid"].to_numpy()
     fitted = ids[side[chosen] == 0] if study.train.statistics_from == "train" else ids
-    var = draw.select(collection, fitted, asked.genes)
-    counts = draw.read(collection, ids, var["soma_joinid"].to_numpy())
+    counts = np.zeros((len(ids), asked.genes), np.int32)
+
+    def told(before):
+        return progress and (lambda done, _: progress(before + done, len(fitted) + len(ids)))
+
+    var = draw.select(collection, fitted, asked.genes, folder, told(0))
+    draw.read(collection, ids, var["soma_joinid"].to_numpy(), counts, folder, told(len(fitted)))
     library = obs["total_counts"].to_numpy() if study.train.library_size == "transcriptome" else counts.sum(axis=1)
     adata = anndata.AnnData(normalise(counts, library), obs, var, layers={"counts": counts})
     adata.uns["masks"] = {
@@ -158,9 +166,7 @@ def assemble(collection, study, regime):
         "study": study.name,
         "regime": regime,
         "census": census.describe(collection),
-        "filter": study.census.filter,
-        "cells_available": len(cells),
-        "cells_without_counts": empty,
+        **found,
         "sample_seed": study.census.seed,
         "split": split.report(obs, group[chosen], study.split),
         "masking": study.masking.model_dump(),

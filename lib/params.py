@@ -33,6 +33,11 @@ PROTOCOLS = {
 }  # fmt: skip
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault."""
 
+PUBLISHED_TISSUES = [
+    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
+]  # fmt: skip
+"""Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
+
 
 class Strict(BaseModel):
     """Refuses unknown keys and silent conversions, and cannot be changed after it has been checked."""
@@ -60,8 +65,36 @@ def _date(value):
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
+def _published(value):
+    return PUBLISHED_TISSUES if value == "published" else value
+
+
+class Sample(Strict):
+    """Draw at most `each` cells of every label of `by`, and `per_donor` of every donor of a data set, before the split.
+
+    Cells are taken in blocks of `block` neighbouring ids, which a remote Census gives many times faster than scattered
+    ones. A regime reads them as fast when it asks for most of the sample.
+    """
+
+    by: str = "dataset_id"
+    each: Count
+    per_donor: Count | None = None
+    block: Count = 64
+
+
+class S3(Strict):
+    """The server of an s3:// uri, when it is not Amazon's; `signed` sends the credentials of the AWS environment."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    region: str = "us-west-2"
+    signed: bool = False
+
+
 class Census(Strict):
-    """Where the counts come from. Exactly one of `simulate`, `version`, `uri` and `h5ad` is given."""
+    """Where the counts come from. Exactly one of `simulate`, `version`, `uri` and `h5ad` is given.
+
+    Without `filter`, `draw.condition` chooses the cells: of a public release other ones than of your own files.
+    """
 
     simulate: Simulation | None = None
     version: Annotated[str, BeforeValidator(_date)] | None = None
@@ -70,7 +103,10 @@ class Census(Strict):
     donor: str = "donor_id"
     dataset: str = "dataset_id"
     tissue: str = "tissue"
-    filter: str = "is_primary_data == True"
+    filter: str | None = None
+    tissues: Annotated[list[str], BeforeValidator(_published)] = []
+    sample: Sample | None = None
+    s3: S3 | None = None
     seed: Annotated[int, Field(ge=0)] = 42
 
     @model_validator(mode="after")
@@ -82,6 +118,8 @@ class Census(Strict):
             raise ValueError(
                 f"version {self.version!r} is not a dated release such as 2025-11-08; moving names cannot be rerun"
             )
+        if self.s3 and not (self.uri or "").startswith("s3://"):
+            raise ValueError("s3 names the server of a uri that starts with s3://; give such a uri, or leave s3 out")
         return self
 
 
