@@ -60,7 +60,7 @@ def cells(collection, study):
 
 def _passing(collection, obs, names, passing):
     """Rows of obs that pass, sorted by soma_joinid, as one DataFrame for every ROWS ids."""
-    ((first, last),) = census.fetch(collection, lambda: obs.domain)
+    first, last = census.fetch(collection, lambda: census.ids(obs))
     for start in range(first, last + 1, ROWS):
         ids = slice(start, min(start + ROWS - 1, last))
 

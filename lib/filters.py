@@ -40,7 +40,7 @@ def condition(collection, source):
         It is no condition, or names a column or a label that the Census lacks: such a label gives no cells, and no
         error either.
     """
-    obs, clauses = table(collection), [source.filter or PRIMARY]
+    obs, clauses = table(collection), [PRIMARY if source.filter is None else source.filter]
     if source.filter is None and census.is_release(collection):
         known = _labels(collection, obs, "assay")
         assays = [assay for assay in UMI if assay in known]
