@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from scipy import sparse
 
-from lib import census, draw, files, filters, panel, params, soma
+from lib import census, draw, files, filters, notebook, panel, params, soma
 from lib.errors import CensusUnavailable, InputError
 from lib.params import Sample
 
@@ -68,6 +68,7 @@ def release(tmp_path_factory):
 def bucket(release):
     """Port of an S3 server on loopback: bucket `census` holds the release, readable by anyone."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    before = dict(os.environ)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
@@ -81,6 +82,7 @@ def bucket(release):
     for path in (path for path in release.rglob("*") if path.is_file()):
         name = f"soma/{path.relative_to(release)}"
         client.put_object(Bucket="census", Key=name, Body=path.read_bytes(), ACL="public-read")
+    assert dict(os.environ) == before  # no credentials for other tests
     yield port
     server.stop()
 
@@ -172,7 +174,7 @@ def hasty(monkeypatch):
 def blockwise(hasty, monkeypatch):
     """Blocks of 128 cells, each of which needs requests of its own, as those of a large Census do."""
     monkeypatch.setattr(draw, "CELLS", 128)
-    no_cache = {"vfs.read_ahead_size": 0, "sm.tile_cache_size": 0}
+    no_cache = {"vfs.read_ahead_size": 2000, "sm.tile_cache_size": 0}
     monkeypatch.setattr(census, "TILEDB", census.TILEDB | no_cache)
 
 
@@ -377,7 +379,6 @@ def test_a_panel_from_s3_is_that_of_the_same_census_in_a_folder(mirror, local, p
 
 
 def test_a_private_mirror_is_sent_the_credentials_of_the_environment(study_file, proxy, monkeypatch):
-    assert "AWS_ACCESS_KEY_ID" not in os.environ  # the server of these tests leaves none behind
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     server = {"endpoint": proxy.endpoint, "region": "eu-west-1", "signed": True}
@@ -542,3 +543,16 @@ panel.build(params.load("tiny"), "all")
     process = subprocess.run([sys.executable, "-c", code], cwd=files.CODE, capture_output=True, text=True)
     assert process.returncode == 1 and "no answer in 1 s" in process.stderr
     assert time.monotonic() - start < census.TILEDB["vfs.s3.request_timeout_ms"] / 1000  # when the thread would end
+
+
+def test_progress_counts_from_its_first_call_so_that_kept_blocks_do_not_inflate_the_rate(monkeypatch):
+    clock, said = iter([100.0, 110.0, 120.0]), []
+    monkeypatch.setattr(notebook.time, "monotonic", lambda: next(clock))
+    progress = notebook.Progress("reading", "cells")
+    progress.write = lambda line, end="": said.append(line)
+    for done in (5000, 5500, 6000):
+        progress(done, 10_000)
+    assert said == [
+        "reading: 5,500 of 10,000 cells, 50/s, 90 s left",
+        "reading: 6,000 of 10,000 cells, 50/s, 80 s left",
+    ]
