@@ -41,7 +41,7 @@ def condition(collection, source):
         error either.
     """
     obs, clauses = table(collection), [PRIMARY if source.filter is None else source.filter]
-    if source.filter is None and census.is_release(collection):
+    if source.filter is None and (source.version or census.is_release(collection)):
         known = _labels(collection, obs, "assay")
         assays = [assay for assay in UMI if assay in known]
         if not assays:

@@ -93,7 +93,7 @@ class S3(Strict):
 class Census(Strict):
     """Where the counts come from. Exactly one of `simulate`, `version`, `uri` and `h5ad` is given.
 
-    Without `filter`, `draw.condition` chooses the cells: of a public release other ones than of your own files.
+    Without `filter`, `filters.condition` chooses the cells: of a public release other ones than of your own files.
     """
 
     simulate: Simulation | None = None
