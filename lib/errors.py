@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class CensusUnavailable(InputError):
-    """The Census asked for cannot be opened; nothing is put in its place."""
+    """The Census asked for cannot be opened or read; nothing is put in its place."""

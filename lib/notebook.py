@@ -55,19 +55,21 @@ class Progress:
     same whether the run was trained just now or before.
     """
 
-    def __init__(self, label):
-        self.label, self.started, self.shown, self.first = label, time.monotonic(), 0.0, None
+    def __init__(self, label, unit="updates"):
+        self.label, self.unit, self.shown, self.first = label, unit, 0.0, None
         self.handle = display(Line(f"{label}: finished"), display_id=True) if get_ipython() else None
 
-    def __call__(self, done, total, loss):
+    def __call__(self, done, total, loss=None):
         now = time.monotonic()
-        self.first = done - 1 if self.first is None else self.first
+        if self.first is None:  # the clock starts here: what was done before, by an earlier run too, says nothing
+            self.first, self.started = done, now
         if done == total:
             self.write(f"{self.label}: finished", end="\n")
-        elif now - self.shown > EVERY:
+        elif done > self.first and now - self.shown > EVERY:
             rate = (done - self.first) / (now - self.started)
             left = (total - done) / rate
-            self.write(f"{self.label}: {done:,} of {total:,} updates, loss {loss:.4f}, {rate:.0f}/s, {left:.0f} s left")
+            reached = "" if loss is None else f", loss {loss:.4f}"
+            self.write(f"{self.label}: {done:,} of {total:,} {self.unit}{reached}, {rate:,.0f}/s, {left:,.0f} s left")
             self.shown = now
 
     def write(self, line, end=""):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib import census, draw, files, split
+from lib import census, draw, files, soma, split
 from lib.errors import InputError
 
 TARGET = 1e4
@@ -49,7 +49,7 @@ def build(study, regime, progress=None):
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
     same donors. Each regime then draws from the three sides in the shares asked for; see `split`. Memory is bounded by
-    a block of cells, not by the panel.
+    a block of cells, not by the panel, and a build that the network broke goes on from the blocks it had finished.
 
     Parameters
     ----------
@@ -69,18 +69,22 @@ def build(study, regime, progress=None):
     from filelock import FileLock
 
     path = study.folder(regime) / "panel.h5ad"
-    decisive = {"census": {"filter", "seed"}, "split": True, "masking": True, "regimes": {regime}}
+    blocks = path.with_name(".blocks")
+    decisive = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "regimes": {regime}}
     decisive["train"] = {"library_size", "statistics_from"}
     settings = [census.made_from(study), study.model_dump(include=decisive)]
-    settings = census.fingerprint(settings, "panel.py", "draw.py", "split.py")
+    settings = census.fingerprint(settings, "panel.py", "draw.py", "filters.py", "split.py")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:
+            files.sweep(path)
             _need_room(path.parent, study.regimes[regime], study.split)
+            folder = blocks / settings[:16]
             with census.open_census(study) as collection, files.atomic(path) as partial:
-                adata = plan(collection, study, regime)
+                adata = plan(collection, study, regime, folder, progress)
                 adata.uns["provenance"]["settings"] = settings
-                write(partial, adata, collection, study, path.parent, progress)
+                write(partial, adata, collection, study, folder, progress)
+            files.remove(blocks)
     return path
 
 
@@ -171,8 +175,8 @@ def gene_statistics(adata):
     )
 
 
-def plan(collection, study, regime):
-    """Draw, split and select from an open Census: all of one regime's panel but its values.
+def plan(collection, study, regime, folder=None, progress=None):
+    """Draw, split and select from an open Census: all of one regime's panel but its values; see `draw.select`.
 
     Returns
     -------
@@ -182,14 +186,17 @@ def plan(collection, study, regime):
     import anndata
 
     asked = study.regimes[regime]
-    cells, empty = draw.cells(collection, study)
+    cells, found = draw.cells(collection, study)
     side, group = split.assign(cells, study.split)
     chosen = split.draw(side, asked.cells, study.split, study.census.seed)
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
     obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS)
     ids = obs["soma_joinid"].to_numpy()
     fitted = ids[side[chosen] == 0] if study.train.statistics_from == "train" else ids
-    adata = anndata.AnnData(obs=obs, var=draw.select(collection, fitted, asked.genes))
+    measured = census.fetch(collection, lambda: soma.measured(collection, obs["dataset_id"].unique()))
+    told = _told(progress, 0, len(fitted) + len(ids))
+    var = draw.select(collection, fitted, asked.genes, measured, folder, told)
+    adata = anndata.AnnData(obs=obs, var=var)
     adata.uns["masks"] = {
         name: draw_masks((side[chosen] == number).sum(), asked.genes, study.masking, number)
         for number, name in enumerate(split.SPLITS)
@@ -199,9 +206,7 @@ def plan(collection, study, regime):
         "study": study.name,
         "regime": regime,
         "census": census.describe(collection),
-        "filter": study.census.filter,
-        "cells_available": len(cells),
-        "cells_without_counts": empty,
+        **found,
         "sample_seed": study.census.seed,
         "split": {"held_out": split.held_out(side, group, study.split)},
         "masking": study.masking.model_dump(),
@@ -242,10 +247,17 @@ def _fill(path, collection, study, folder, progress):
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
-        draw.read(collection, obs["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), counts, folder, progress)
+        before = len(obs) if study.train.statistics_from == "all" else int((obs["split"] == "train").sum())
+        told = _told(progress, before, before + len(obs))
+        draw.read(collection, obs["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), counts, folder, told)
         for start in range(0, len(obs), ROWS):
             block, library = counts[start : start + ROWS], obs["total_counts"].to_numpy()[start : start + ROWS]
             x[start : start + ROWS] = normalise(block, block.sum(1) if study.train.library_size == "panel" else library)
+
+
+def _told(progress, before, total):
+    """What one of the two readings, of the genes' statistics and of the panel, says of both."""
+    return progress and (lambda done, _: progress(before + done, total))
 
 
 def _matrix(h5, name, shape, kind):

@@ -33,6 +33,11 @@ PROTOCOLS = {
 }  # fmt: skip
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault."""
 
+PUBLISHED_TISSUES = [
+    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
+]  # fmt: skip
+"""Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
+
 
 class Strict(BaseModel):
     """Refuses unknown keys and silent conversions, and cannot be changed after it has been checked."""
@@ -77,7 +82,7 @@ def _text(value):
 Label = Annotated[str, BeforeValidator(_text), Field(min_length=1)] | None
 
 
-class Sample(Strict):
+class Source(Strict):
     """A file or folder of counts (or a glob), and labels that hold for all of its cells and go before the file's own.
 
     A path that ends in .csv is a sample sheet: a table with these columns, one file to a row.
@@ -94,7 +99,7 @@ class Sample(Strict):
     suspension_type: Label = None
 
 
-def _sample(given):
+def _source(given):
     return {"path": given} if isinstance(given, str) else given
 
 
@@ -109,19 +114,50 @@ class Genes(Strict):
     duplicates: Literal["refuse", "sum"] = "refuse"
 
 
+def _published(value):
+    return PUBLISHED_TISSUES if value == "published" else value
+
+
+class Sample(Strict):
+    """Draw at most `each` cells of every label of `by`, and `per_donor` of every donor of a data set, before the split.
+
+    Cells are taken in blocks of `block` neighbouring ids, which a remote Census gives many times faster than scattered
+    ones. A regime reads them as fast when it asks for most of the sample.
+    """
+
+    by: str = "dataset_id"
+    each: Count
+    per_donor: Count | None = None
+    block: Count = 64
+
+
+class S3(Strict):
+    """The server of an s3:// uri, when it is not Amazon's; `signed` sends the credentials of the AWS environment."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    region: str = "us-west-2"
+    signed: bool = False
+
+
 class Census(Strict):
-    """Where the counts come from. Exactly one of `simulate`, `version`, `uri`, `h5ad` and `files` is given."""
+    """Where the counts come from. Exactly one of `simulate`, `version`, `uri`, `h5ad` and `files` is given.
+
+    Without `filter`, `filters.condition` chooses the cells: of a public release other ones than of your own files.
+    """
 
     simulate: Simulation | None = None
     version: Annotated[str, BeforeValidator(_date)] | None = None
     uri: str | None = None
     h5ad: list[str] | None = None
-    files: Annotated[list[Annotated[Sample, BeforeValidator(_sample)]] | None, BeforeValidator(_listed)] = None
+    files: Annotated[list[Annotated[Source, BeforeValidator(_source)]] | None, BeforeValidator(_listed)] = None
     genes: Genes = Genes()
     donor: str = "donor_id"
     dataset: str = "dataset_id"
     tissue: str = "tissue"
-    filter: str = "is_primary_data == True"
+    filter: str | None = None
+    tissues: Annotated[list[str], BeforeValidator(_published)] = []
+    sample: Sample | None = None
+    s3: S3 | None = None
     seed: Annotated[int, Field(ge=0)] = 42
 
     @model_validator(mode="after")
@@ -134,6 +170,8 @@ class Census(Strict):
             raise ValueError(
                 f"version {self.version!r} is not a dated release such as 2025-11-08; moving names cannot be rerun"
             )
+        if self.s3 and not (self.uri or "").startswith("s3://"):
+            raise ValueError("s3 names the server of a uri that starts with s3://; give such a uri, or leave s3 out")
         return self
 
 
@@ -395,7 +433,7 @@ def _allowed_keys(place):
 
 
 def _model(annotation):
-    """The first pydantic model in an annotation such as list[Sample] | None."""
+    """The first pydantic model in an annotation such as list[Source] | None."""
     if hasattr(annotation, "model_fields"):
         return annotation
     return next((found for kind in get_args(annotation) if (found := _model(kind))), None)

@@ -55,9 +55,9 @@ def marks(settings):
 
 
 def _samples(settings):
-    """Every params.Sample of a study, those of its sample sheets included, and where it stands."""
+    """Every params.Source of a study, those of its sample sheets included, and where it stands."""
     for pattern in settings.h5ad or ():
-        yield params.Sample(path=pattern), "census.h5ad"
+        yield params.Source(path=pattern), "census.h5ad"
     for sample in settings.files or ():
         if _is_sheet(sample):
             yield from _sheet(_place(sample.path))
@@ -79,7 +79,7 @@ def _is_text(path):
 
 def _sheet(path):
     """The rows of a sample sheet."""
-    name, known = shown(path), list(params.Sample.model_fields)
+    name, known = shown(path), list(params.Source.model_fields)
     if not path.is_file():
         raise InputError(f"census.files: there is no sample sheet {name}; relative paths start at the project folder.")
     with counts.reading(path):
@@ -92,7 +92,7 @@ def _sheet(path):
         given = {key: value.strip() for key, value in row.items() if value.strip()}
         if "path" not in given:
             raise InputError(f"{name}, line {number}: the path is empty; name a file, or delete the line.")
-        yield params.Sample(**given), f"{name}, line {number}"
+        yield params.Source(**given), f"{name}, line {number}"
 
 
 @contextmanager

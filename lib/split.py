@@ -140,7 +140,9 @@ def draw(side, cells, split, seed):
         Too few cells on a side, or none asked for.
     """
     if cells > len(side):
-        raise InputError(f"{cells:,} cells are asked for, and {len(side):,} pass census.filter; ask for fewer.")
+        raise InputError(
+            f"{cells:,} cells are asked for, and census.filter and census.sample leave {len(side):,}; ask for fewer."
+        )
     held = [split.cells] * 2 if split.cells else [round(split.validation * cells), round(split.test * cells)]
     chosen = []
     for number, (name, wanted) in enumerate(

@@ -94,11 +94,11 @@ def test_a_panel_built_in_blocks_is_the_one_built_at_once(study_file, monkeypatc
     whole = panel.build(study, "data-rich").read_bytes()
     files.remove(study.folder("data-rich"))
     monkeypatch.setattr(panel, "ROWS", 7)
-    monkeypatch.setattr(draw, "ROWS", 11)
+    monkeypatch.setattr(draw, "CELLS", 11)
     done = []
     path = panel.build(study, "data-rich", lambda *at: done.append(at))
     assert path.read_bytes() == whole
-    assert done[0] == (11, 500) and done[-1] == (500, 500)
+    assert done[0][0] == 11 and done[-1][0] == done[-1][1] == 900
     statistics = panel.gene_statistics(panel.read(path))
     assert np.allclose(statistics["variance"], np.var(panel.read(path).layers["counts"], axis=0), rtol=1e-12)
 
@@ -331,8 +331,9 @@ def test_data_sets_that_share_a_donor_are_held_out_together(h5ad, study_file, co
 # ---------------------------------------------------------------- which genes, and their values
 
 
-def stream(counts):
-    return lambda: ((part.indices, part.data) for part in np.split(counts, 4) for part in [sparse.csr_matrix(part)])
+def tally(counts):
+    seen = sparse.coo_matrix(counts)
+    return draw.tally(seen.col, seen.data)
 
 
 def test_gene_variability_is_that_of_scanpy():
@@ -345,7 +346,7 @@ def test_gene_variability_is_that_of_scanpy():
     reference = scanpy.pp.highly_variable_genes(
         anndata.AnnData(sparse.csr_matrix(counts)), flavor="seurat_v3", n_top_genes=100, inplace=False
     )
-    ours = draw.variability(stream(counts), 600, 400)
+    ours = draw.variability(tally(counts), 600, 400)
     for column in ("means", "variances", "variances_norm"):
         assert np.allclose(ours[column], reference[column], rtol=1e-6, atol=1e-9)
     assert set(ours["variances_norm"].nlargest(100).index) == set(np.flatnonzero(reference["highly_variable"]))
@@ -374,9 +375,9 @@ def test_statistics_from_all_looks_at_held_out_cells(tiny, study_file):
 def test_equal_means_do_not_stop_the_selection():
     counts = np.tile(np.eye(20, dtype=np.float32), (5, 4))  # 80 genes of one mean: the plain fit is singular
     counts[:, :40] *= 2
-    ours = draw.variability(stream(counts), 100, 80)
+    ours = draw.variability(tally(counts), 100, 80)
     assert np.isfinite(ours.to_numpy()).all()
-    assert ours.equals(draw.variability(stream(counts), 100, 80))
+    assert ours.equals(draw.variability(tally(counts), 100, 80))
 
 
 def test_a_panel_normalised_by_itself_uses_its_own_sums(study_file):
@@ -453,3 +454,21 @@ def test_a_filter_that_finds_nothing_or_is_no_filter_is_named(study_file, tiny, 
     with pytest.raises(InputError, match=r"census\.filter") as caught:
         panel.build(study, "data-rich")
     assert condition in str(caught.value).replace('"', "'") and "\n" not in str(caught.value)
+
+
+def test_a_panel_of_a_union_takes_only_genes_that_all_its_data_sets_measured(h5ad, study_file, counts):
+    names = np.array([f"G{gene}" for gene in range(30)])
+    h5ad("a", counts[:, :25], genes=names[:25], dataset_id="x")
+    h5ad("b", counts[:, 5:] + 1, genes=names[5:], dataset_id="y", donors=tuple("EFGH"))
+    source, held = {"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}}, {"validation": 0.2, "test": 0.2}
+
+    def genes(number, cells=200, **census):
+        regimes = {"all": {"genes": number, "cells": cells}}
+        return set(
+            panel.read(panel.build(study_file(census=source | census, regimes=regimes, split=held), "all")).var_names
+        )
+
+    assert genes(15) <= set(names[5:25])
+    assert genes(23, 100, filter="dataset_id == 'x'") - set(names[5:25])
+    with pytest.raises(InputError, match="22 genes are asked for, and 20"):
+        genes(22)

@@ -1,0 +1,558 @@
+"""The public Census and its mirrors: which cells, how they are sampled, and an S3 server that fails in every way."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+from scipy import sparse
+
+from lib import census, draw, files, filters, notebook, panel, params, soma
+from lib.errors import CensusUnavailable, InputError
+from lib.params import Sample
+
+REGIME = {"all": {"genes": 12, "cells": 300}}
+SPLIT = {"validation": 0.1, "test": 0.1}
+PUBLIC = (
+    "(is_primary_data == True) and (tissue_type == 'tissue') and (disease == 'normal') and "
+    "(assay in [\"10x 3' v3\", 'Drop-seq'])"
+)
+
+
+def labels():
+    """obs of 800 cells: 16 donors in 4 data sets, and in each data set some cells that no study should use."""
+    cell = np.arange(800)
+    columns = {
+        "dataset_id": cell // 200, "donor_id": cell // 50, "tissue_general": cell // 100 % 2,
+        "tissue_type": cell % 17 == 0, "disease": cell % 11 == 0, "assay": cell % 7 % 3,
+    }  # fmt: skip
+    names = {
+        "dataset_id": [f"data set {n}" for n in range(4)], "donor_id": [f"donor {n:02}" for n in range(16)],
+        "tissue_general": ["blood", "skin of body"], "tissue_type": ["tissue", "cell culture"],
+        "disease": ["normal", "influenza"], "assay": ["10x 3' v3", "Drop-seq", "Smart-seq2"],
+    }  # fmt: skip
+    return pd.DataFrame({key: np.array(names[key])[value.astype(int)] for key, value in columns.items()}).assign(
+        is_primary_data=cell % 13 > 0
+    )
+
+
+def write(folder, date):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(2, 1, 30) * rng.gamma(3, 1 / 3, (800, 30))).astype(np.float32)
+    var = pd.DataFrame({"feature_id": [f"ENSG{gene:011d}" for gene in range(30)], "feature_name": "same"})
+    soma.write(folder, var, [(labels(), sparse.csr_matrix(counts))], {"census_build_date": date})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """A folder that holds a Census which says that it is a public release."""
+    return write(tmp_path_factory.mktemp("release") / "soma", "2025-11-08")
+
+
+@pytest.fixture(scope="module")
+def bucket(release):
+    """Port of an S3 server on loopback: bucket `census` holds the release, readable by anyone."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    before = dict(os.environ)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    client = boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-west-2", aws_access_key_id="none",
+        aws_secret_access_key="none",
+    )  # fmt: skip
+    client.create_bucket(
+        Bucket="census", ACL="public-read", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
+    )
+    for path in (path for path in release.rglob("*") if path.is_file()):
+        name = f"soma/{path.relative_to(release)}"
+        client.put_object(Bucket="census", Key=name, Body=path.read_bytes(), ACL="public-read")
+    assert dict(os.environ) == before  # no credentials for other tests
+    yield port
+    server.stop()
+
+
+CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
+
+
+class Proxy:
+    """Stands between client and server. `fault(number, request)` says what happens to a request; None lets it pass.
+
+    Faults: an HTTP status, "drop" (half of the answer), "close" (none of it), "silent", "drip", or seconds of delay.
+    """
+
+    def __init__(self, upstream):
+        self.upstream, self.fault, self.requests = upstream, lambda number, request: None, []
+        self.server = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.endpoint = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.closing = threading.Event()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with suppress(OSError):
+            while True:
+                client = self.server.accept()[0]
+                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
+
+    def answer(self, client):
+        with client, suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += client.recv(65536) or b"\r\n\r\n"
+            self.requests.append(request.decode("latin-1"))
+            fault = self.fault(len(self.requests), self.requests[-1])
+            if fault == "silent":
+                self.closing.wait()
+            elif fault in CODES:
+                body = f"<Error><Code>{CODES[fault]}</Code><Message>no</Message></Error>"
+                client.sendall(f"HTTP/1.1 {fault} no\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            elif fault != "close":
+                self.send(client, self.ask(request), fault)
+
+    def ask(self, request):
+        lines = [line for line in request.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+        answer = b""
+        with socket.create_connection(("127.0.0.1", self.upstream)) as server:
+            server.sendall(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]))
+            while part := server.recv(65536):
+                answer += part
+        return answer
+
+    def send(self, client, answer, fault):
+        head = answer.find(b"\r\n\r\n") + 4
+        if fault == "drop":
+            answer = answer[: head + (len(answer) - head) // 2]
+        if fault == "drip":
+            client.sendall(answer[:head])
+            for byte in answer[head:]:
+                self.closing.wait(0.2)
+                client.sendall(bytes([byte]))
+        elif isinstance(fault, float):
+            self.closing.wait(fault)
+        client.sendall(answer if fault != "drip" else b"")
+
+    def close(self):
+        self.closing.set()
+        with suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+
+@pytest.fixture
+def proxy(bucket):
+    proxy = Proxy(bucket)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Limits of a second, so that the tests of a limit do not take minutes."""
+    monkeypatch.setattr(census, "PATIENCE", 3.0)
+    monkeypatch.setattr(census, "READ", 1.0)
+    monkeypatch.setattr(census, "PAUSES", (0.05,))
+    limits = {"vfs.s3.connect_timeout_ms": 500, "vfs.s3.request_timeout_ms": 500, "vfs.s3.connect_max_tries": 2}
+    monkeypatch.setattr(census, "TILEDB", census.TILEDB | limits)
+
+
+@pytest.fixture
+def blockwise(hasty, monkeypatch):
+    """Blocks of 128 cells, each of which needs requests of its own, as those of a large Census do."""
+    monkeypatch.setattr(draw, "CELLS", 128)
+    no_cache = {"vfs.read_ahead_size": 2000, "sm.tile_cache_size": 0}
+    monkeypatch.setattr(census, "TILEDB", census.TILEDB | no_cache)
+
+
+@pytest.fixture
+def mirror(study_file, proxy):
+    """A study of the Census behind the proxy."""
+    return study_file(
+        census={"uri": "s3://census/soma", "s3": {"endpoint": proxy.endpoint}}, regimes=REGIME, split=SPLIT
+    )
+
+
+@pytest.fixture
+def local(study_file, release):
+    """Write a study of the same Census as a folder."""
+
+    def write(name="local", **source):
+        return study_file(name, census={"uri": str(release)} | source, regimes=REGIME, split=SPLIT)
+
+    return write
+
+
+def built(study, **given):
+    return panel.read(panel.build(study, "all", **given))
+
+
+def same(one, other):
+    assert np.array_equal(one.X, other.X) and np.array_equal(one.layers["counts"], other.layers["counts"])
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+    pd.testing.assert_frame_equal(one.var, other.var)
+
+
+def counts_of(request):
+    return "X/raw/__fragments" in request and "__fragment_metadata" not in request
+
+
+# ---------------------------------------------------------------- which cells
+
+
+def test_the_public_default_takes_each_normal_primary_cell_of_tissue_counted_in_molecules(local):
+    obs, adata = labels(), built(local())
+    usable = obs.query("is_primary_data and tissue_type == 'tissue' and disease == 'normal' and assay != 'Smart-seq2'")
+    made = adata.uns["provenance"]
+    assert made["filter"] == PUBLIC and made["cells_available"] == len(usable)
+    assert set(adata.obs["soma_joinid"]) <= set(usable.index)
+
+
+def test_a_release_before_tissue_types_has_no_such_clause(tmp_path, monkeypatch, local):
+    monkeypatch.delitem(soma.OBS, "tissue_type")
+    monkeypatch.setattr(sys.modules[__name__], "labels", lambda known=labels: known().drop(columns="tissue_type"))
+    study = local(uri=str(write(tmp_path / "old", "2023-05-15")))
+    with census.open_census(study) as collection:
+        assert "tissue_type" not in filters.condition(collection, study.census)
+        assert "disease == 'normal'" in filters.condition(collection, study.census)
+
+
+def test_a_census_of_ones_own_is_filtered_by_primary_data_alone(tmp_path, local, tiny):
+    for study in (tiny, local(uri=str(write(tmp_path / "own", "local")))):
+        with census.open_census(study) as collection:
+            assert filters.condition(collection, study.census) == "is_primary_data == True"
+
+
+def test_tissues_narrow_both_the_default_and_a_given_filter(local):
+    obs = labels()
+    with census.open_census(local()) as collection:
+        for given, left in ((None, obs.query("is_primary_data and tissue_type == 'tissue' and disease == 'normal' "
+                                              "and assay != 'Smart-seq2'")),
+                            ("donor_id == 'donor 03' or donor_id == 'donor 04'", obs.iloc[150:250])):  # fmt: skip
+            found, said = draw.cells(collection, local(filter=given, tissues=["skin of body"]))
+            assert found["soma_joinid"].tolist() == left.query("tissue_general == 'skin of body'").index.tolist()
+            assert said["filter"].endswith("and (tissue_general in ['skin of body'])")
+
+
+def test_the_published_tissues_are_named_by_one_word():
+    tissues = params.Census(version="2025-01-30", tissues="published").tissues
+    assert len(tissues) == 10 and {"blood", "intestine", "skin of body"} <= set(tissues)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"tissues": ["skin"]}, "no tissue_general 'skin'; the nearest label is 'skin of body'"),
+        ({"tissues": "published"}, "no tissue_general 'brain'"),
+        ({"filter": "assay == '10x v3'"}, "no assay '10x v3'; the nearest label is \"10x 3' v3\""),
+        ({"filter": "assay not in ['Drop-seq', 'Dropseq']"}, "no assay 'Dropseq'; the nearest label is 'Drop-seq'"),
+        ({"filter": "'normal' == disease and (nnz > 1 or 'male' != sex)"}, "no sex 'male'"),
+        ({"filter": "colour == 'red'"}, "no obs column is colour; there are soma_joinid, dataset_id"),
+        ({"filter": "disease = 'normal'"}, "is no condition"),
+        ({"filter": "not (disease == 'normal')"}, "is no condition"),
+        ({"filter": "disease is 'normal'"}, "is no condition"),
+        ({"filter": ""}, "is no condition"),
+        ({"filter": "nnz > 10000"}, "no cell of the Census passes census.filter 'nnz > 10000'"),
+        ({"sample": {"by": "organ", "each": 5}}, "no obs column 'organ'"),
+    ],
+)
+def test_a_filter_that_would_find_nothing_in_silence_is_refused(local, source, said):
+    with pytest.raises(InputError) as caught:
+        panel.build(local(**source), "all")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+words = st.sampled_from(
+    ["disease", "nnz", "'normal'", "5", "==", "<", "in", "and", "not", "(", ")", "[", "]", ",", "-"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.text(max_size=20), st.lists(words, max_size=7).map(" ".join)))
+def test_any_text_as_a_filter_is_read_or_refused_in_one_sentence(release, condition):
+    study = params.parse(
+        {"census": {"uri": str(release), "filter": condition}, "regimes": REGIME, "sizes": ["XXS"], "seeds": [1]}, "any"
+    )
+    with census.open_census(study) as collection:
+        try:
+            draw.cells(collection, study)
+        except InputError as error:
+            assert "\n" not in str(error) and "census.filter" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"version": "stable"}, "moving names cannot be rerun"),
+        ({"version": "latest"}, "moving names cannot be rerun"),
+        ({"version": "2025-11-08", "s3": {"region": "eu-west-1"}}, "s3 names the server of a uri"),
+        ({"uri": "s3://b/soma", "s3": {"endpoint": "127.0.0.1:9000"}}, "census.s3.endpoint"),
+        ({"uri": "data/soma", "sample": {"each": 0}}, "census.sample.each"),
+    ],
+)
+def test_a_source_that_cannot_be_meant_is_refused(study_file, source, said):
+    with pytest.raises(InputError) as caught:
+        study_file(census=source)
+    assert said in str(caught.value)
+
+
+# ---------------------------------------------------------------- the sample
+
+
+def frame(sizes, donors):
+    """Cells of data sets of those sizes, each donor's cells side by side."""
+    dataset = np.repeat(np.arange(len(sizes)), sizes)
+    donor = np.concatenate([np.arange(size) * donors // size for size in sizes])
+    return pd.DataFrame({"soma_joinid": np.arange(len(dataset)) * 3, "dataset_id": dataset, "donor_id": donor})
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 200), st.integers(1, 90),
+    st.integers(1, 100),
+)  # fmt: skip
+def test_every_label_gets_its_cap_as_far_as_its_donors_allow(sizes, donors, each, per_donor, block):
+    cells = frame(sizes, donors)
+    asked = Sample(by="dataset_id", each=each, per_donor=per_donor, block=block)
+    drawn = cells.iloc[draw.sample(cells, asked, 0)]
+    allowed = cells.groupby(["dataset_id", "donor_id"]).size().clip(upper=per_donor).groupby("dataset_id").sum()
+    assert drawn.groupby("dataset_id").size().to_dict() == allowed.clip(upper=each).to_dict()
+    assert drawn.groupby(["dataset_id", "donor_id"]).size().max() <= per_donor
+    assert drawn["soma_joinid"].is_monotonic_increasing and drawn["soma_joinid"].is_unique
+
+
+def test_the_sample_is_whole_blocks_of_neighbours_that_another_seed_changes():
+    cells = frame([6400], 1)
+    asked = Sample(each=640, block=96)  # ids are three apart: 32 cells in a block
+    drawn = draw.sample(cells, asked, 0)
+    assert len(np.unique(cells["soma_joinid"].iloc[drawn] // 96)) == 20
+    assert np.array_equal(drawn, draw.sample(cells, asked, 0))
+    assert not np.array_equal(drawn, draw.sample(cells, asked, 1))
+
+
+def test_a_sample_is_drawn_before_the_split_and_said_in_the_provenance(local):
+    adata = built(local(filter="nnz > 0", sample={"by": "tissue_general", "each": 170, "per_donor": 30, "block": 8}))
+    assert adata.uns["provenance"]["sample"] == {
+        "by": "tissue_general", "each": 170, "per_donor": 30, "block": 8, "cells": 340,
+    }  # fmt: skip
+    assert adata.uns["provenance"]["cells_available"] == 800
+    assert adata.obs.groupby("donor_id", observed=True).size().max() <= 30
+    assert adata.obs.groupby("tissue_general", observed=True).size().max() <= 170
+
+
+def test_a_panel_says_enough_to_find_its_cells_again(local, release):
+    adata = built(local(sample={"each": 120}))
+    made = adata.uns["provenance"]
+    assert (made["census"]["version"], made["census"]["schema"]) == ("2025-11-08", "2.4.0")
+    with cellxgene_census.open_soma(uri=str(release)) as collection:
+        again = cellxgene_census.get_anndata(
+            collection, "homo_sapiens", obs_value_filter=made["filter"], obs_coords=adata.obs["soma_joinid"].tolist()
+        )
+    genes = adata.var["soma_joinid"].to_numpy()
+    assert np.array_equal(again.X.toarray()[:, genes], adata.layers["counts"])
+
+
+# ---------------------------------------------------------------- the server, well and unwell
+
+
+def test_a_panel_from_s3_is_that_of_the_same_census_in_a_folder(mirror, local, proxy):
+    steps = []
+    adata = built(mirror, progress=lambda done, cells: steps.append((done, cells)))
+    same(adata, built(local()))
+    assert steps == sorted(steps) and steps[-1] == (540, 540)  # 240 training cells for the genes, then all 300
+    assert adata.uns["provenance"]["census"]["uri"] == "s3://census/soma"
+    assert adata.uns["provenance"]["filter"] == PUBLIC
+    assert not any("authorization:" in request.lower() for request in proxy.requests)
+    assert sorted(path.name for path in mirror.folder("all").iterdir()) == [".panel.lock", "panel.h5ad"]
+
+
+def test_a_private_mirror_is_sent_the_credentials_of_the_environment(study_file, proxy, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    server = {"endpoint": proxy.endpoint, "region": "eu-west-1", "signed": True}
+    with census.open_census(study_file(census={"uri": "s3://census/soma", "s3": server})) as collection:
+        assert census.describe(collection)["cells"] == 800
+    signed = [request for request in proxy.requests if "Credential=mine/" in request and "/eu-west-1/s3/" in request]
+    assert len(signed) == len(proxy.requests) > 0
+
+
+def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, bucket, monkeypatch, local):
+    from cellxgene_census import _release_directory
+
+    class Manifest(BaseHTTPRequestHandler):
+        def do_GET(self):
+            where = {"uri": "s3://census/soma", "relative_uri": "soma", "s3_region": "us-west-2"}
+            mirrors = {"default": "here", "here": {"provider": "S3", "base_uri": "s3://census/", "region": "us-west-2"}}
+            releases = {"2025-11-08": {"release_date": None, "release_build": "2025-11-08", "soma": where}}
+            body = json.dumps(mirrors if "mirrors" in self.path else releases).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Manifest) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("MIRRORS", "RELEASE"):
+            address = f"http://127.0.0.1:{server.server_port}/{name.lower()}"
+            monkeypatch.setattr(_release_directory, f"CELL_CENSUS_{name}_DIRECTORY_URL", address)
+        here = census._server(params.S3(endpoint=f"http://127.0.0.1:{bucket}"))
+        monkeypatch.setattr(census, "TILEDB", census.TILEDB | here)
+        study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
+        same(built(study), built(local()))
+        with (
+            pytest.raises(CensusUnavailable, match="2025-11-09"),
+            census.open_census(study_file("absent", census={"version": "2025-11-09"})),
+        ):
+            pass
+        server.shutdown()
+
+
+PASSING = {
+    "503 for the first requests": lambda number, request: 503 if number <= 3 else None,
+    "500 now and then": lambda number, request: 500 if number % 5 == 0 else None,
+    "dropped in the middle now and then": lambda number, request: "drop" if number % 7 == 0 else None,
+    "closed without an answer now and then": lambda number, request: "close" if number % 4 == 0 else None,
+    "closed without an answer for a while": lambda number, request: "close" if 60 <= number < 100 else None,
+    "silent now and then": lambda number, request: "silent" if number % 40 == 0 else None,
+    "slow": lambda number, request: 0.02,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_fault_is_survived(mirror, proxy, local, hasty, fault, monkeypatch):
+    monkeypatch.setattr(census, "READ", 20.0)
+    monkeypatch.setattr(census, "PAUSES", (0.05, 0.1, 0.2, 0.4))
+    monkeypatch.setitem(census.TILEDB, "vfs.s3.connect_max_tries", 4)
+    proxy.fault = PASSING[fault]
+    same(built(mirror), built(local()))
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [("open", fault) for fault in (403, 503, "silent")]
+    + [("counts", fault) for fault in (500, 503, "drop", "close", "silent", "drip")],
+)
+def test_a_lasting_fault_ends_in_one_sentence_and_leaves_no_panel(mirror, proxy, hasty, fault, place):
+    proxy.fault = lambda number, request: fault if place == "open" or counts_of(request) else None
+    start = time.monotonic()
+    with pytest.raises(CensusUnavailable) as caught:
+        panel.build(mirror, "all")
+    assert time.monotonic() - start < 40  # without a limit, 503 and "silent" would never end
+    said = str(caught.value)
+    assert "\n" not in said and "s3://census/soma" in said
+    assert ("census.s3" if place == "open" else "run the same command again") in said
+    assert not (mirror.folder("all") / "panel.h5ad").exists()
+
+
+def test_a_server_that_is_not_there_is_said_to_be(mirror, proxy, hasty):
+    proxy.close()
+    with pytest.raises(CensusUnavailable, match=r"s3://census/soma .*census\.s3"):
+        panel.build(mirror, "all")
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_broken_build_goes_on_and_reads_no_finished_block_again(mirror, proxy, local, blockwise, monkeypatch, after):
+    done = []
+
+    def counted(name, read):
+        def block(matrix, ids, *genes):
+            result = read(matrix, ids, *genes)
+            done.append((name, tuple(ids)))
+            return result
+
+        return block
+
+    for name in ("_tallied", "_dense"):
+        monkeypatch.setattr(draw, name, counted(name, getattr(draw, name)))
+    proxy.fault = lambda number, request: "close" if len(done) >= after and counts_of(request) else None
+    with pytest.raises(CensusUnavailable):
+        panel.build(mirror, "all")
+    assert len(done) == after
+    proxy.fault = lambda number, request: None
+    adata = built(mirror)
+    assert len(done) == len(set(done)) == 2 + 3  # 240 training cells, then all 300
+    assert not (mirror.folder("all") / ".blocks").exists()
+    same(adata, built(local()))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-60] + bytes(60), lambda data: b""]
+)
+def test_a_damaged_block_is_read_again(tmp_path, damage):
+    path, block = tmp_path / "block.npz", np.arange(1000).reshape(10, 100)
+    draw._kept(path, lambda: block)
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(draw._kept(path, lambda: block), block)
+    assert np.array_equal(draw._kept(path, lambda: pytest.fail("read again")), block)
+    assert [file.name for file in tmp_path.iterdir()] == ["block.npz"]
+
+
+def test_blocks_of_other_settings_are_not_used(mirror, study_file, proxy, blockwise):
+    proxy.fault = lambda number, request: "close" if len(list(mirror.folder("all").glob(".blocks/*/*"))) == 1 else None
+    with pytest.raises(CensusUnavailable):
+        panel.build(mirror, "all")
+    (kept,) = mirror.folder("all").glob(".blocks/*")
+    proxy.fault = lambda number, request: "close" if counts_of(request) else None
+    source = mirror.census.model_dump(exclude_none=True) | {"seed": 1}
+    with pytest.raises(CensusUnavailable):
+        panel.build(study_file(census=source, regimes=REGIME, split=SPLIT), "all")
+    assert list(mirror.folder("all").glob(".blocks/*")) == [kept]
+
+
+def test_two_processes_that_ask_for_one_panel_build_it_once(mirror, project):
+    log = project / "reads.txt"
+    code = f"""
+from lib import draw, panel, params
+select = draw.select
+def counted(*arguments):
+    with open({str(log)!r}, "a") as file:
+        file.write("x")
+    return select(*arguments)
+draw.select = counted
+panel.build(params.load("tiny"), "all")
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=files.CODE) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert log.read_text() == "x"
+
+
+def test_a_process_that_gave_up_ends_at_once(mirror, proxy):
+    """The thread that still waits for the server does not keep the process."""
+    code = """
+from lib import census, draw, panel, params
+census.READ, census.PAUSES = 1.0, (0.1,)
+panel.build(params.load("tiny"), "all")
+"""
+    proxy.fault = lambda number, request: "silent" if counts_of(request) else None
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", code], cwd=files.CODE, capture_output=True, text=True)
+    assert process.returncode == 1 and "no answer in 1 s" in process.stderr
+    assert time.monotonic() - start < census.TILEDB["vfs.s3.request_timeout_ms"] / 1000  # when the thread would end
+
+
+def test_progress_counts_from_its_first_call_so_that_kept_blocks_do_not_inflate_the_rate(monkeypatch):
+    clock, said = iter([100.0, 110.0, 120.0]), []
+    monkeypatch.setattr(notebook.time, "monotonic", lambda: next(clock))
+    progress = notebook.Progress("reading", "cells")
+    progress.write = lambda line, end="": said.append(line)
+    for done in (5000, 5500, 6000):
+        progress(done, 10_000)
+    assert said == [
+        "reading: 5,500 of 10,000 cells, 50/s, 90 s left",
+        "reading: 6,000 of 10,000 cells, 50/s, 80 s left",
+    ]
