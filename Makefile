@@ -11,20 +11,25 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage clean
+.PHONY: help run test lint lab notebooks gallery coverage rates check clean
 .SILENT:
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
+	echo "make check STUDY=name            check the files of a study, and say what they hold; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
+	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (half an hour)"
 	echo "make clean STUDY=name            delete what a study has produced"
 
 run: .venv/installed
 	$(BIN)/python -m lib run $(STUDY) --jobs $(JOBS)
+
+check: .venv/installed
+	$(BIN)/python -m lib check $(STUDY)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
@@ -50,6 +55,9 @@ gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/published-runs/published_audit.svg figures/gallery
 	cp figures/pbmc/loss_against_parameters.svg figures/gallery/pbmc.svg
+
+rates: .venv/installed
+	$(BIN)/python -m lib rates
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

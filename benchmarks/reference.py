@@ -73,18 +73,13 @@ def _endless(cells):
 def adopt(reference, ours):
     """Give the reference the weights of a `lib.model.Transformer`."""
     weights = ours.state_dict()
-    names = {
-        "gene.weight": "gene", "hidden": "hidden", "value.weight": "value.weight", "value.bias": "value.bias",
-        "head.weight": "head.weight", "head.bias": "head.bias",
-    }  # fmt: skip
-    for name in reference.state_dict():
-        if name.startswith("encoder.layers."):
-            names[name] = _renamed(name)
-    reference.load_state_dict({theirs: weights[own] for theirs, own in names.items()})
+    reference.load_state_dict({name: weights[own_name(name)] for name in reference.state_dict()})
 
 
-def _renamed(name):
-    """Our name of a weight of torch's encoder layer."""
-    _, _, layer, rest = name.split(".", 3)
+def own_name(name):
+    """What `lib.model` calls a weight of the reference."""
+    if not name.startswith("encoder.layers."):
+        return "gene" if name == "gene.weight" else name
+    layer, rest = name.removeprefix("encoder.layers.").split(".", 1)
     rest = rest.replace("self_attn.in_proj_", "qkv.").replace("self_attn.out_proj", "out")
     return f"blocks.{layer}.{rest.replace('linear1', 'up').replace('linear2', 'down')}"

@@ -28,6 +28,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     commands.add_parser("coverage", help="measure how often each interval holds the truth")
+    commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("run", help="run what a study lacks")
@@ -38,15 +39,27 @@ def main(arguments=None):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
             signal.signal(number, signal.default_int_handler)
     try:
-        if chosen.command == "coverage":
-            return measure_coverage()
-        return check(chosen.what) if chosen.command == "check" else run(chosen.study, chosen.jobs)
+        work = {
+            "coverage": measure_coverage,
+            "rates": measure_rates,
+            "check": lambda: check(chosen.what),
+            "run": lambda: run(chosen.study, chosen.jobs),
+        }
+        return work[chosen.command]()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def measure_rates():
+    """Find the best learning rate of several sizes, write the sweep, and say what the rule for it costs."""
+    from lib import rates
+
+    rates.main()
+    return 0
 
 
 def measure_coverage():

@@ -427,7 +427,10 @@ def test_real_data_sets_of_one_donor_stay_together(real_data, study_file):
     ("changed", "said"),
     [
         ({"regimes": {"data-rich": {"genes": 121, "cells": 500}}}, "121 genes are asked for"),
-        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "601 cells are asked for, and 600"),
+        (
+            {"regimes": {"data-rich": {"genes": 20, "cells": 601}}},
+            "601 cells are asked for, and census.filter and census.sample leave 600",
+        ),
         ({"regimes": {"data-rich": {"genes": 20, "cells": 600}}}, "ask for at most"),
         ({"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}}, "would be empty"),
         ({"split": {"by": "batch"}}, "no obs column 'batch'; it has soma_joinid, dataset_id"),

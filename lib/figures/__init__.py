@@ -3,7 +3,7 @@
 from lib.figures.audit import criterion_curve, published_audit
 from lib.figures.inputs import panel_statistics, realism, sizes, splits
 from lib.figures.look import Figure, save, use
-from lib.figures.outlook import coverage, planner
+from lib.figures.outlook import coverage, learning_rates, planner
 from lib.figures.schematic import architecture
 from lib.figures.study import cells_per_parameter, intervals, learning_curves, loss_against_parameters, profile
 
@@ -15,6 +15,7 @@ __all__ = [
     "criterion_curve",
     "intervals",
     "learning_curves",
+    "learning_rates",
     "loss_against_parameters",
     "panel_statistics",
     "planner",

@@ -1,6 +1,7 @@
 """Figures about the method and beyond the runs: what the intervals promise, and what the next run should be."""
 
 import numpy as np
+import seaborn
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -111,6 +112,55 @@ def coverage(table, promised=(0.92, 0.98)):
     figure.axes[0].set(xlabel="studies whose interval held the exponent (%)", ylabel="interval (by method)")
     figure.axes[1].set(xlabel="studies whose interval held the floor (%)", yticklabels=[])
     _coverage_legend(figure, marker, dict.fromkeys(cells["truth"]))
+    return look.settle(figure)
+
+
+def learning_rates(table, trial, reference=64):
+    """What the learning rate does to every size, and the rule that was put through some of them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        size, width, held_out, cells_seen, learning_rate, validation_mse.
+    trial : DataFrame
+        width, held_out, cells_seen, best_rate, rule_rate, one row per size and budget.
+
+    Returns
+    -------
+    Figure with two panels: loss above the best (%) against the rate; best rate against width, open where held out.
+    """
+    figure, axes = look.panels(1, 2, height=58)
+    losses, best = axes.flat
+    budgets = sorted(table["cells_seen"].unique())
+    marker = dict(zip(budgets, look.MARKERS, strict=False))
+    widths = sorted(table["width"].unique())
+    shade = dict(zip(widths, seaborn.color_palette("viridis", len(widths)).as_hex(), strict=True))
+    for (_, budget), runs in table[np.isfinite(table["validation_mse"])].groupby(["size", "cells_seen"]):
+        runs, colour = runs.sort_values("learning_rate"), shade[runs["width"].iloc[0]]
+        above = 100 * (runs["validation_mse"] / runs["validation_mse"].min() - 1)
+        dashes = "--" if runs["held_out"].iloc[0] else "-"
+        losses.plot(
+            runs["learning_rate"], above, dashes, marker=marker[budget], color=colour, linewidth=0.8, markersize=3
+        )
+    for row in trial.itertuples():
+        face = "white" if row.held_out else shade[row.width]
+        best.plot(row.width, row.best_rate, marker[row.cells_seen], color=shade[row.width], markerfacecolor=face)
+    line = trial.sort_values("width")
+    best.plot(line["width"], line["rule_rate"], color=look.INK, linewidth=0.8, zorder=0)
+    losses.set(xlabel="peak learning rate", ylabel="loss above the best (%)", ylim=(-1, 30))
+    best.set(xlabel="width", ylabel="best learning rate")
+    for axis in (losses.xaxis, best.xaxis, best.yaxis):
+        look.log_axis(axis)
+    keys = {
+        f"{budget:,} cells seen": Line2D([], [], marker=marker[budget], color=look.GREY, linestyle="")
+        for budget in budgets
+    }
+    keys |= {f"width {width}": Line2D([], [], color=shade[width]) for width in widths}
+    keys["held out"] = Line2D(
+        [], [], color=look.GREY, linestyle="--", marker="o", markerfacecolor="white", markersize=4
+    )
+    keys["rule"] = Line2D([], [], color=look.INK, linewidth=0.8)
+    look.legend(figure, list(keys.values()), list(keys))
     return look.settle(figure)
 
 
