@@ -1,4 +1,4 @@
-"""The command line: `python -m lib run STUDY --jobs N`, `check STUDY`, and `coverage`."""
+"""The command line: `python -m lib run STUDY --jobs N`, and what `python -m lib --help` lists besides."""
 
 import argparse
 import glob
@@ -31,6 +31,10 @@ def main(arguments=None):
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
+    command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
+    for word in ("study", "regime", "size"):
+        command.add_argument(word)
+    command.add_argument("--devices", type=int, default=2, help="processes that share every batch, one on each GPU")
     command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
@@ -43,6 +47,7 @@ def main(arguments=None):
             "coverage": measure_coverage,
             "rates": measure_rates,
             "check": lambda: check(chosen.what),
+            "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
         }
         return work[chosen.command]()
@@ -52,6 +57,25 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def train_together(name, regime, size, devices):
+    """Train all seeds of one size with several processes, each on a GPU of its own (without GPUs: on the CPU)."""
+    from lightning_fabric import Fabric
+
+    from lib import panel, train
+
+    study = params.load(name)
+    shape, built = study.size(size), panel.build(study, regime)
+    fabric = Fabric(devices=devices, strategy="ddp")
+    fabric.launch()
+    data = panel.arrays(panel.read(built))
+    for seed in study.seeds:
+        record = train.train(data, shape, seed, study.train, study.run_folder(regime, size, seed), fabric=fabric)
+        train.finished([record])
+        if fabric.is_global_zero:
+            print(f"{size}, seed {seed}: {record['status']}, validation MSE {record['validation_mse']:.5g}")
+    return 0
 
 
 def measure_rates():

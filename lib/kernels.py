@@ -27,7 +27,7 @@ BLOCK = 64
 """Bytes that the compiled code takes at once."""
 
 
-def attention(query, pair, heads, dropout=0.0):
+def attention(query, pair, heads, dropout=0.0, values=None):
     """Softmax attention of every query to all keys of its cell.
 
     Parameters
@@ -38,17 +38,19 @@ def attention(query, pair, heads, dropout=0.0):
     heads : int
     dropout : float
         Probability that an attention weight is dropped; the others are scaled up to keep their expected sum.
+    values : int, optional
+        How many of a head's values are not padding: scores are divided by the square root of it.
 
     Returns
     -------
     Tensor (cells, queries, d)
     """
     width = query.shape[-1] // heads
-    code = _code(query, width) if width <= WIDEST else None
+    code = _code(query, width) if width <= WIDEST and values in (None, width) else None
     if code is not None:
         return _Attention.apply(query, pair, code, heads, dropout)
     parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, *pair.chunk(2, dim=-1)))
-    seen = functional.scaled_dot_product_attention(*parts, dropout_p=dropout)
+    seen = functional.scaled_dot_product_attention(*parts, dropout_p=dropout, scale=(values or width) ** -0.5)
     return seen.transpose(1, 2).flatten(-2)
 
 

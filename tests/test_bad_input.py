@@ -556,7 +556,11 @@ def test_a_sample_sheet_that_is_not_there(refused_10x):
         (("A",), {"genes": 10, "cells": 100}, "form 1, of 1 donor"),
         (("A", "B"), {"genes": 10, "cells": 100}, "form 2, of 2 donor"),
         (tuple("ABCDEFGH"), {"genes": 31, "cells": 100}, "31 genes are asked for, and 30"),
-        (tuple("ABCDEFGH"), {"genes": 10, "cells": 201}, "201 cells are asked for, and census.filter and census.sample leave 200"),
+        (
+            tuple("ABCDEFGH"),
+            {"genes": 10, "cells": 201},
+            "201 cells are asked for, and census.filter and census.sample leave 200",
+        ),
     ],
 )
 def test_too_little_for_what_is_asked(h5ad, study_file, counts, donors, regime, said):

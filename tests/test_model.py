@@ -79,3 +79,25 @@ def test_dropout_acts_in_training_only(batch):
     assert not torch.equal(model(x, hidden, positions), model(x, hidden, positions))
     model.eval()
     assert torch.equal(model(x, hidden, positions), model(x, hidden, positions))
+
+
+@pytest.mark.parametrize("size", [Size("odd", 15, 3, 3, 3), Size("L-like", 20, 2, 4, 4)], ids=lambda size: size.name)
+def test_widths_raised_to_multiples_of_eight_change_neither_outputs_nor_gradients(batch, size, monkeypatch):
+    x, hidden, positions = batch
+    model, found = Transformer(size, GENES, embedding_scale=0.5).double(), []
+    for multiple in (1, 8):
+        monkeypatch.setattr(Transformer, "multiple", {"cpu": multiple})
+        out = model(x, hidden, positions)
+        found.append((out, *torch.autograd.grad(out.square().sum(), model.parameters())))
+    for plain, raised in zip(*found, strict=True):
+        torch.testing.assert_close(raised, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_what_passes_between_blocks_and_the_prediction_stay_float32_under_autocast(batch):
+    x, hidden, positions = (part.float() if part.dtype == torch.float64 else part for part in batch)
+    model = Transformer(Size("wide heads", 40, 2, 2, 3), GENES, embedding_scale=0.5)
+    exact = model(x, hidden, positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x, hidden, positions)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import lib.panel
 from lib import checkpoint, files, machine, params, train
 from lib.errors import InputError
 from lib.sizes import PUBLISHED, Size
@@ -226,27 +227,16 @@ def test_the_excursion_changes_nothing_of_the_run_itself(tmp_path, monkeypatch):
     assert without["weights_sha256"] == plain["weights_sha256"]
 
 
-SHARED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from lightning_fabric import Fabric
-from lib import train
-from test_train_faults import panel, settings, SIZE
-fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-fabric.launch()
-train.train(panel(), SIZE, 7, settings(), Path({folder!r}), fabric=fabric)
-"""
-
-
-def test_two_processes_that_share_every_batch_follow_the_curve_of_one(tmp_path):
+def test_two_processes_that_share_every_batch_follow_the_curve_of_one(tiny, tmp_path):
     pytest.importorskip("lightning_fabric")
-    program = tmp_path / "shared.py"
-    program.write_text(SHARED.format(tests=str(files.CODE / "tests"), folder=str(tmp_path / "two")))
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, cwd=files.CODE, timeout=300)
+    arrays = lib.panel.arrays(lib.panel.read(lib.panel.build(tiny, "data-rich")))
+    train.train(arrays, tiny.size("small"), 7, tiny.train, tmp_path / "one")
+    command = [sys.executable, "-m", "lib", "train", "tiny", "data-rich", "small", "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=files.CODE, timeout=300)
     assert done.returncode == 0, done.stderr
-    run(panel(), tmp_path / "one")
-    curves = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True) for name in ("one", "two")]
+    assert "small, seed 7: ok" in done.stdout and "small, seed 8: ok" in done.stdout
+    folders = tmp_path / "one", tiny.run_folder("data-rich", "small", 7)
+    curves = [np.genfromtxt(folder / "history.csv", delimiter=",", names=True) for folder in folders]
     for name in ("train_mse", "validation_mse"):
         np.testing.assert_allclose(curves[1][name][1:], curves[0][name][1:], rtol=2e-5)
 
