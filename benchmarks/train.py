@@ -1,7 +1,7 @@
 """Speed of training against the plain implementation in reference.py: the same work on both sides.
 
 One update is 32 cells of 512 genes, 77 of them masked. Ours and the reference take turns; the ratio is that of their
-medians. The reference has all cores, as torch uses them by default; ours has what `lib.machine.threads` says. The last
+medians. The reference has all cores, as torch uses them by default; ours has what `Size.threads` says. The last
 line of a size is what one update of the published protocol (reference, dropout 0.1) costs against one of ours without.
 `python benchmarks/train.py [SIZE ...]` takes about ten minutes for XXS, TINY, XS and S on two cores.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import reference
 import torch
 
-from lib import kernels, machine, params, train
+from lib import kernels, params, train
 from lib.sizes import PUBLISHED
 
 GENES, MASKED, CELLS, ROUNDS = 512, 77, 2000, 5
@@ -51,7 +51,7 @@ def ours(size, panel, dropout, folder):
     run = train.Run(panel, size, 7, settings, Path(folder), "benchmark")
 
     def work(updates):
-        torch.set_num_threads(machine.threads(size))
+        torch.set_num_threads(size.threads())
         for _ in range(updates):
             run.step()
             run.update += 1
@@ -72,7 +72,7 @@ def plain(size, panel, dropout):
 
 def products(size, side=1024):
     """FLOPs per second of a float32 matrix product that is large enough to be at its best, on ours' threads."""
-    torch.set_num_threads(machine.threads(size))
+    torch.set_num_threads(size.threads())
     one, other = torch.randn(side, side), torch.randn(side, side)
     return 2 * side**3 / min(seconds(lambda updates: [one @ other for _ in range(updates)], 5) for _ in range(5))
 
@@ -99,7 +99,7 @@ def main():
             own, theirs, share = taken[dropout] = compare(size, panel, dropout)
             print(
                 f"{name:<5}{theirs / own:6.1f}x as many updates per second as the reference, dropout {dropout:g} "
-                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {machine.threads(size)} thread(s) against "
+                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {size.threads()} thread(s) against "
                 f"{os.cpu_count()}; model FLOPs at {share:.0%} of the matrix-product rate)",
                 flush=True,
             )

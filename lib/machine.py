@@ -20,18 +20,9 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def threads(size):
-    """Threads that train one run of this size: one for each 32 of its width, as far as there are cores.
-
-    Two small runs beside each other are faster than one on two cores. The number decides the last digits of a result,
-    so it must not depend on what else is running.
-    """
-    return min(os.cpu_count(), max(1, size.d // 32))
-
-
 def prepare(size):
     """Set up the process for training: threads, and glibc's memory kept from one update to the next."""
-    torch.set_num_threads(threads(size))
+    torch.set_num_threads(size.threads())
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     for option, value in KEPT.items() if mallopt else ():
         mallopt(option, value)

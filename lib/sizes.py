@@ -3,6 +3,7 @@
 Standard library only, but for the table, so that a study file can be checked and a plan costed without torch.
 """
 
+import os
 from dataclasses import dataclass
 
 
@@ -35,6 +36,14 @@ class Size:
         d, f = self.d, self.ff_mult
         block = (4 + 2 * f) * d * d + (9 + f) * d
         return genes * d + 3 * d + (d + 1) + self.layers * block
+
+    def threads(self):
+        """Threads that train one run: one for each 32 of the width, as far as there are cores.
+
+        Two narrow runs beside each other are faster than one on two cores. The number decides the last digits of a
+        result, so it must not depend on what else is running.
+        """
+        return min(os.cpu_count(), max(1, self.d // 32))
 
     def forward_flops(self, genes):
         """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import figures, realism
+from lib import figures, rates, realism
 from lib.figures import look
 from lib.sizes import PUBLISHED
 
@@ -168,6 +168,7 @@ DRAWN = {
     "audit": lambda: figures.published_audit(*make_audit()),
     "coverage": lambda: figures.coverage(make_coverage()),
     "planner": lambda: figures.planner(*make_plan()),
+    "rates": lambda: figures.learning_rates(rates.read(), rates.trial(rates.read(), *rates.rule(rates.read()))),
 }
 SCRIPT = """
 import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])

@@ -147,10 +147,16 @@ def learning_rates(table, trial, reference=64):
         best.plot(row.width, row.best_rate, marker[row.cells_seen], color=shade[row.width], markerfacecolor=face)
     line = trial.sort_values("width")
     best.plot(line["width"], line["rule_rate"], color=look.INK, linewidth=0.8, zorder=0)
-    losses.set(xlabel="peak learning rate", ylabel="loss above the best (%)", ylim=(-1, 30))
-    best.set(xlabel="width", ylabel="best learning rate")
+    losses.set(xlabel="peak learning rate (x 0.001)", ylabel="loss above the best (%)", ylim=(-1, 30))
+    best.set(xlabel="width of the model", ylabel="best learning rate (x 0.001)")
     for axis in (losses.xaxis, best.xaxis, best.yaxis):
         look.log_axis(axis)
+    best.set_xticks(widths, [str(width) for width in widths])
+    rates = sorted(table["learning_rate"].unique())
+    losses.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
+    best.set_yticks(rates, [f"{1000 * rate:g}" for rate in rates])
+    for axis in (losses, best):
+        axis.minorticks_off()
     keys = {
         f"{budget:,} cells seen": Line2D([], [], marker=marker[budget], color=look.GREY, linestyle="")
         for budget in budgets
