@@ -22,7 +22,7 @@ help:
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
-	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (half an hour)"
+	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
 	echo "make clean STUDY=name            delete what a study has produced"
 
 run: .venv/installed

@@ -55,8 +55,9 @@ class Progress:
     same whether the run was trained just now or before.
     """
 
-    def __init__(self, label, unit="updates"):
-        self.label, self.unit, self.shown, self.first = label, unit, 0.0, None
+    def __init__(self, label, unit="updates", cells=1):
+        """`unit` is what is counted, and `cells` how many cells one of it is."""
+        self.label, self.unit, self.cells, self.shown, self.first = label, unit, cells, 0.0, None
         self.handle = display(Line(f"{label}: finished"), display_id=True) if get_ipython() else None
 
     def __call__(self, done, total, loss=None):
@@ -67,9 +68,9 @@ class Progress:
             self.write(f"{self.label}: finished", end="\n")
         elif done > self.first and now - self.shown > EVERY:
             rate = (done - self.first) / (now - self.started)
-            left = (total - done) / rate
             reached = "" if loss is None else f", loss {loss:.4f}"
-            self.write(f"{self.label}: {done:,} of {total:,} {self.unit}{reached}, {rate:,.0f}/s, {left:,.0f} s left")
+            reached += f", {rate * self.cells:,.0f} cells/s, {(total - done) / rate:,.0f} s left"
+            self.write(f"{self.label}: {done:,} of {total:,} {self.unit}{reached}")
             self.shown = now
 
     def write(self, line, end=""):

@@ -223,9 +223,9 @@ class Train(Strict):
     objective: Literal["mse"] = "mse"
     cells_seen: Count = 240_000
     batch: Count = 32
-    learning_rate: Positive = 4e-3
+    learning_rate: Positive = 0.0098
     reference_width: Count = 64
-    width_exponent: Number = 0.5
+    width_exponent: Number = 0.23
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.05
     decay: Annotated[Number, Field(ge=0, lt=1)] = 0.2
     final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0

@@ -20,10 +20,10 @@ SHORT, LONG = 16_000, 64_000
 PLAN = {
     Size("d4", 4, 1, 1, 4): (SHORT, LONG), Size("d8", 8, 1, 1, 4): (SHORT, LONG),
     Size("d16", 16, 1, 1, 4): (SHORT, LONG), Size("d32", 32, 1, 2, 4): (SHORT, LONG),
-    Size("d32-2", 32, 2, 2, 4): (SHORT, LONG), PUBLISHED["XS"]: (SHORT, LONG), PUBLISHED["S"]: (SHORT,),
+    Size("d32-2", 32, 2, 2, 4): (SHORT, LONG), PUBLISHED["XS"]: (SHORT,)
 }  # fmt: skip
-HELD_OUT = ("d8", "d32", "d32-2", "S")
-"""Sizes that the rule is not fitted to: of widths between the others, of another depth, and twice as wide as any."""
+HELD_OUT = ("d8", "d32", "d32-2")
+"""Sizes that the rule is not fitted to: of widths between the others, and of another depth."""
 START = 0.008
 REFERENCE = 64
 """Width at which the rule states its rate."""

@@ -146,7 +146,9 @@ class Run:
         self.fabric, self.device = fabric, fabric.device if fabric else machine.device()
         self.rank, self.world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         machine.prepare(size)
-        self.x = torch.as_tensor(np.asarray(data.x), device=self.device)
+        self.x = torch.as_tensor(np.asarray(data.x))
+        if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
+            self.x = self.x.to(self.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
         self.rows = {"train": data.train, "validation": data.validation, "test": data.test}
         if settings.train_on == "all":
