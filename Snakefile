@@ -99,7 +99,7 @@ rule train:
         **settings("train", "03_train"),
         results=[f"{{regime}}/runs/{{size}}/seed-{seed}/result.json" for seed in study.seeds],
     priority: priority
-    threads: lambda wildcards: study.size(wildcards.size).threads()  # as lib.train uses them
+    threads: lambda wildcards: study.size(wildcards.size).threads(study.regimes[wildcards.regime].genes)  # as lib.train uses them
     shell: papermill("-p regime {wildcards.regime} -p size {wildcards.size}", "{params.results}")
 
 rule fit:

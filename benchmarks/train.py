@@ -51,7 +51,7 @@ def ours(size, panel, dropout, folder):
     run = train.Run(panel, size, 7, settings, Path(folder), "benchmark")
 
     def work(updates):
-        torch.set_num_threads(size.threads())
+        torch.set_num_threads(size.threads(GENES))
         for _ in range(updates):
             run.step()
             run.update += 1
@@ -72,7 +72,7 @@ def plain(size, panel, dropout):
 
 def products(size, side=1024):
     """FLOPs per second of a float32 matrix product that is large enough to be at its best, on ours' threads."""
-    torch.set_num_threads(size.threads())
+    torch.set_num_threads(size.threads(GENES))
     one, other = torch.randn(side, side), torch.randn(side, side)
     return 2 * side**3 / min(seconds(lambda updates: [one @ other for _ in range(updates)], 5) for _ in range(5))
 
@@ -99,7 +99,7 @@ def main():
             own, theirs, share = taken[dropout] = compare(size, panel, dropout)
             print(
                 f"{name:<5}{theirs / own:6.1f}x as many updates per second as the reference, dropout {dropout:g} "
-                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {size.threads()} thread(s) against "
+                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {size.threads(GENES)} thread(s) against "
                 f"{os.cpu_count()}; model FLOPs at {share:.0%} of the matrix-product rate)",
                 flush=True,
             )

@@ -20,9 +20,9 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare(size):
+def prepare(size, genes):
     """Set up the process for training: threads, and glibc's memory kept from one update to the next."""
-    torch.set_num_threads(size.threads())
+    torch.set_num_threads(size.threads(genes))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     for option, value in KEPT.items() if mallopt else ():
         mallopt(option, value)

@@ -37,13 +37,13 @@ class Size:
         block = (4 + 2 * f) * d * d + (9 + f) * d
         return genes * d + 3 * d + (d + 1) + self.layers * block
 
-    def threads(self):
-        """Threads that train one run: one for each 32 of the width, as far as there are cores.
+    def threads(self, genes):
+        """Threads that train one run: one for each 16,384 values of a cell's tokens, as far as there are cores.
 
-        Two narrow runs beside each other are faster than one on two cores. The number decides the last digits of a
+        Two small runs beside each other are faster than one on two cores. The number decides the last digits of a
         result, so it must not depend on what else is running.
         """
-        return min(os.cpu_count(), max(1, self.d // 32))
+        return min(os.cpu_count(), max(1, self.d * genes // 16_384))
 
     def forward_flops(self, genes):
         """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.

@@ -145,7 +145,7 @@ class Run:
         self.size, self.seed, self.settings, self.folder, self.identity = size, seed, settings, folder, identity
         self.fabric, self.device = fabric, fabric.device if fabric else machine.device()
         self.rank, self.world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        machine.prepare(size)
+        machine.prepare(size, data.x.shape[1])
         self.x = torch.as_tensor(np.asarray(data.x))
         if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
             self.x = self.x.to(self.device)
