@@ -553,6 +553,6 @@ def test_progress_counts_from_its_first_call_so_that_kept_blocks_do_not_inflate_
     for done in (5000, 5500, 6000):
         progress(done, 10_000)
     assert said == [
-        "reading: 5,500 of 10,000 cells, 50/s, 90 s left",
-        "reading: 6,000 of 10,000 cells, 50/s, 80 s left",
+        "reading: 5,500 of 10,000 cells, 50 cells/s, 90 s left",
+        "reading: 6,000 of 10,000 cells, 50 cells/s, 80 s left",
     ]
