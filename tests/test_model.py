@@ -1,16 +1,11 @@
 """The transformer against torch's own."""
 
-import sys
-
 import pytest
 import torch
+from reference import Reference, adopt, own_name
 
-from lib import files
 from lib.model import Transformer
 from lib.sizes import PUBLISHED, Size
-
-sys.path.insert(0, str(files.CODE / "benchmarks"))
-from reference import Reference, adopt, own_name
 
 SIZE = Size("test", 12, 3, 3, 2)
 GENES, MASKED = 20, 5

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import Reference
 
 from lib.model import Transformer
 from lib.sizes import PUBLISHED, Size
@@ -28,11 +29,11 @@ def test_parameter_counts_are_the_published_ones(name, column, genes):
 
 
 @pytest.mark.parametrize("size", [PUBLISHED["XS"], Size("odd", 12, 3, 3, 2)])
-def test_flops_are_those_that_torch_counts_for_a_full_forward_pass(size):
+def test_flops_are_those_that_torch_counts_for_a_full_forward_pass_of_the_plain_implementation(size):
     from torch.utils.flop_counter import FlopCounterMode
 
     genes = 40
-    model = Transformer(size, genes).eval()
+    model = Reference(size, genes).eval()
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, genes), torch.zeros(1, genes, dtype=torch.bool))
     assert size.forward_flops(genes) == counter.get_total_flops()

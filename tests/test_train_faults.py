@@ -46,7 +46,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_train_faults import panel, settings, SIZE
 from lib import files, train
-folder, data, chosen = Path({folder!r}), panel(), settings(dropout=0.2)
+folder, data, chosen = Path({folder!r}), panel(), settings(cells_seen=6400, dropout=0.2)
 train.CHECKPOINT_SECONDS = 0.02
 kills, chance = 0, random.Random(0)
 while not (folder / "result.json").is_file():
@@ -56,7 +56,7 @@ while not (folder / "result.json").is_file():
         os._exit(0)
     while not set(folder.glob("checkpoint-*")) - before and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.3))
+    time.sleep(chance.uniform(0, 0.05))
     if kills < 8:
         os.kill(child, signal.SIGKILL)
         kills += 1
@@ -71,7 +71,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(tm
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=files.CODE)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3, "the run was over before it could be killed"
-    whole = run(panel(), tmp_path / "whole", dropout=0.2)
+    whole = run(panel(), tmp_path / "whole", cells_seen=6400, dropout=0.2)
     killed = files.read_json(tmp_path / "killed" / "result.json")
     assert [killed[name] for name in EXACT] == [whole[name] for name in EXACT]
     histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]

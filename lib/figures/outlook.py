@@ -148,7 +148,7 @@ def learning_rates(table, trial, reference=64):
     line = trial.sort_values("width")
     best.plot(line["width"], line["rule_rate"], color=look.INK, linewidth=0.8, zorder=0)
     losses.set(xlabel="peak learning rate (x 0.001)", ylabel="loss above the best (%)", ylim=(-1, 30))
-    best.set(xlabel="width of the model", ylabel="best learning rate (x 0.001)")
+    best.set(xlabel="width of the model (values per token)", ylabel="best learning rate (x 0.001)")
     for axis in (losses.xaxis, best.xaxis, best.yaxis):
         look.log_axis(axis)
     best.set_xticks(widths, [str(width) for width in widths])
