@@ -77,8 +77,8 @@ def test_a_sweep_trains_each_size_and_budget_and_reuses_what_is_there(tiny, tmp_
 def test_the_default_rule_is_the_one_that_the_committed_sweep_gives():
     """Rounded to two digits: the defaults of a study are no numbers of their own."""
     base, exponent = rates.rule(rates.read())
-    assert params.Train().learning_rate == float(f"{base:.1g}") or params.Train().learning_rate == float(f"{base:.2g}")
-    assert params.Train().width_exponent == pytest.approx(exponent, abs=0.05)
+    assert params.Train().learning_rate == float(f"{base:.2g}")
+    assert params.Train().width_exponent == float(f"{exponent:.2g}")
     assert params.Train().reference_width == rates.REFERENCE
 
 

@@ -115,7 +115,7 @@ def coverage(table, promised=(0.92, 0.98)):
     return look.settle(figure)
 
 
-def learning_rates(table, trial, reference=64):
+def learning_rates(table, trial):
     """What the learning rate does to every size, and the rule that was put through some of them.
 
     Parameters
