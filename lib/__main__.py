@@ -71,7 +71,9 @@ def train_together(name, regime, size, devices):
     fabric.launch()
     data = panel.arrays(panel.read(built))
     for seed in study.seeds:
-        record = train.train(data, shape, seed, study.train, study.run_folder(regime, size, seed), fabric=fabric)
+        record = train.train(
+            data, shape, seed, study.training(regime), study.run_folder(regime, size, seed), fabric=fabric
+        )
         train.finished([record])
         if fabric.is_global_zero:
             print(f"{size}, seed {seed}: {record['status']}, validation MSE {record['validation_mse']:.5g}")

@@ -29,18 +29,19 @@ class Arrays:
     counts : (cells, genes) int32
     library : (cells,) float64
         Counts of the whole transcriptome.
-    train, validation, test : int64
+    train : int64
         Indices into cells.
-    masks : dict of (cells of the split, per_cell, k) int32
-        For `validation` and `test`, row i for the i-th cell of that split: the masked genes, sorted.
+    held : dict of int64
+        Those of every held-out side: validation, test, and what else the study sets aside.
+    masks : dict of (cells of the side, per_cell, k) int32
+        For every held-out side, row i for its i-th cell: the masked genes, sorted.
     """
 
     x: np.ndarray
     counts: np.ndarray
     library: np.ndarray
     train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    held: dict
     masks: dict
 
 
@@ -48,7 +49,7 @@ def build(study, regime, progress=None):
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings and code is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
-    same donors. Each regime then draws from the three sides in the shares asked for; see `split`. Memory is bounded by
+    same donors. Each regime then draws from all sides in the shares asked for; see `split`. Memory is bounded by
     a block of cells, not by the panel, and a build that the network broke goes on from the blocks it had finished.
 
     Parameters
@@ -70,9 +71,7 @@ def build(study, regime, progress=None):
 
     path = study.folder(regime) / "panel.h5ad"
     blocks = path.with_name(".blocks")
-    decisive = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "regimes": {regime}}
-    decisive["train"] = {"library_size", "statistics_from"}
-    settings = [census.made_from(study), study.model_dump(include=decisive)]
+    settings = [census.made_from(study), study.panel_settings(regime)]
     settings = census.fingerprint(settings, "panel.py", "draw.py", "filters.py", "split.py")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
@@ -90,7 +89,7 @@ def build(study, regime, progress=None):
 
 def _need_room(folder, asked, held):
     """Refuse a panel that the disk has no room for: eight bytes a value, and half as much for all the rest."""
-    cells = asked.cells + 2 * (held.cells or 0)
+    cells = asked.cells + len(held.shares) * (held.cells or 0)
     need, free = 12 * cells * asked.genes, shutil.disk_usage(folder).free
     if need > free:
         raise InputError(
@@ -137,9 +136,15 @@ def arrays(adata):
         x=adata.X,
         counts=adata.layers["counts"],
         library=adata.obs["total_counts"].to_numpy(np.float64),
-        **{name: np.flatnonzero(adata.obs["split"] == name) for name in split.SPLITS},
+        train=np.flatnonzero(adata.obs["split"] == "train"),
+        held={name: np.flatnonzero(adata.obs["split"] == name) for name in _sides(adata)[1:]},
         masks=dict(adata.uns["masks"]),
     )
+
+
+def _sides(adata):
+    """Names of the panel's sides, in order."""
+    return [name for name in split.SPLITS if name in adata.obs["split"].cat.categories]
 
 
 def origin(adata):
@@ -147,7 +152,7 @@ def origin(adata):
     made = adata.uns["provenance"]
     source, held = made["census"], made["split"]
     kind = "simulated" if source["simulated"] else "measured"
-    sides = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in split.SPLITS]
+    sides = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in _sides(adata)]
     return {
         "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
         "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
@@ -155,7 +160,7 @@ def origin(adata):
         "held out by": " and ".join(str(held[key]) for key in ("by", "related") if key in held),
         "held out of the census": str(held["held_out"]),
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
-        "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
+        "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells of {made['genes_from']}",
         "library size": str(made["library_size"]),
         "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
         "zeros": f"{gene_statistics(adata)['zeros'].mean():.1%} of the panel",
@@ -185,22 +190,26 @@ def plan(collection, study, regime, folder=None, progress=None):
     """
     import anndata
 
-    asked = study.regimes[regime]
+    asked, settings, source = study.regimes[regime], study.training(regime), study.genes_from or regime
     cells, found = draw.cells(collection, study)
     side, group = split.assign(cells, study.split)
-    chosen = split.draw(side, asked.cells, study.split, study.census.seed)
+    chosen, told_by = (
+        split.draw(side, study.regimes[name], study.split, study.census.seed, cells["donor_id"].to_numpy())
+        for name in (regime, source)
+    )
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
-    obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS)
-    ids = obs["soma_joinid"].to_numpy()
-    fitted = ids[side[chosen] == 0] if study.train.statistics_from == "train" else ids
-    measured = census.fetch(collection, lambda: soma.measured(collection, obs["dataset_id"].unique()))
-    told = _told(progress, 0, len(fitted) + len(ids))
+    obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS).remove_unused_categories()
+    if settings.statistics_from == "train":
+        told_by = told_by[side[told_by] == 0]
+    fitted = cells["soma_joinid"].iloc[told_by].to_numpy()
+    data_sets = cells["dataset_id"].iloc[np.union1d(chosen, told_by)].unique()
+    measured = census.fetch(collection, lambda: soma.measured(collection, data_sets))
+    told = _told(progress, 0, len(fitted) + len(obs))
     var = draw.select(collection, fitted, asked.genes, measured, folder, told)
     adata = anndata.AnnData(obs=obs, var=var)
     adata.uns["masks"] = {
-        name: draw_masks((side[chosen] == number).sum(), asked.genes, study.masking, number)
-        for number, name in enumerate(split.SPLITS)
-        if name != "train"
+        name: draw_masks((obs["split"] == name).sum(), asked.genes, study.masking, split.SPLITS.index(name))
+        for name in _sides(adata)[1:]
     }
     adata.uns["provenance"] = {
         "study": study.name,
@@ -211,8 +220,10 @@ def plan(collection, study, regime, folder=None, progress=None):
         "split": {"held_out": split.held_out(side, group, study.split)},
         "masking": study.masking.model_dump(),
         "gene_selection": "seurat_v3",
-        "statistics_from": study.train.statistics_from,
-        "library_size": study.train.library_size,
+        "genes_from": source,
+        "statistics_from": settings.statistics_from,
+        "statistics_cells": len(fitted),
+        "library_size": settings.library_size,
         "versions": files.versions(),
         "code_version": files.code_version(),
     }
@@ -223,7 +234,7 @@ def write(path, adata, collection, study, folder, progress):
     """Write a planned panel and its values; a disk that fails on the way is one sentence."""
     try:
         adata.write_h5ad(path)
-        _fill(path, collection, study, folder, progress)
+        _fill(path, collection, study, adata.uns["provenance"], folder, progress)
     except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
         raise InputError(
             f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it was kept; "
@@ -231,7 +242,7 @@ def write(path, adata, collection, study, folder, progress):
         ) from error
 
 
-def _fill(path, collection, study, folder, progress):
+def _fill(path, collection, study, made, folder, progress):
     """Read the counts into the file, block by block, and write the values and the split as counted in the file.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
@@ -247,12 +258,11 @@ def _fill(path, collection, study, folder, progress):
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
-        before = len(obs) if study.train.statistics_from == "all" else int((obs["split"] == "train").sum())
-        told = _told(progress, before, before + len(obs))
+        told = _told(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
         draw.read(collection, obs["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), counts, folder, told)
         for start in range(0, len(obs), ROWS):
             block, library = counts[start : start + ROWS], obs["total_counts"].to_numpy()[start : start + ROWS]
-            x[start : start + ROWS] = normalise(block, block.sum(1) if study.train.library_size == "panel" else library)
+            x[start : start + ROWS] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library)
 
 
 def _told(progress, before, total):

@@ -24,14 +24,14 @@ Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 PROTOCOLS = {
-    "tuned": {},
     "published": {
         "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
         "learning_rate": 3.125e-5, "width_exponent": 0.0, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
         "dropout": 0.1, "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
     },
 }  # fmt: skip
-"""What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault."""
+"""What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault;
+`tuned` sets the same keys to their defaults."""
 
 PUBLISHED_TISSUES = [
     "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
@@ -175,30 +175,45 @@ class Census(Strict):
         return self
 
 
-class Regime(Strict):
-    genes: Annotated[int, Field(ge=2)]
-    cells: Annotated[int, Field(ge=10)]
-
-
 class Split(Strict):
     """Which cells are held out: whole groups of the obs column `by`, or `random` cells.
 
     Donors with one label of the obs column `related` (a family, one person under several names) stay together. Each
     held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in every
     regime, and a regime's own number counts training cells.
+
+    Two more test sides can be asked for: `dataset` sets whole data sets aside before all else, as `test_dataset`;
+    `random` takes single cells of donors that train, as `test_random`, to show what a random split leaks.
     """
 
     by: str = "donor_id"
     related: str | None = None
     validation: Share = 0.05
     test: Share = 0.05
+    dataset: Share | None = None
+    random: Share | None = None
     cells: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 1
 
+    @property
+    def shares(self):
+        """Share of the cells of each held-out side that is asked for, {side: share}."""
+        sides = {"validation": self.validation, "test": self.test}
+        sides |= {"test_dataset": self.dataset, "test_random": self.random}
+        return {side: share for side, share in sides.items() if share is not None}
+
     @model_validator(mode="after")
     def leaves_training_cells(self):
-        if self.validation + self.test >= 1:
-            raise ValueError("validation and test together leave no cells to train on; keep their sum below 1")
+        if sum(self.shares.values()) >= 1:
+            raise ValueError("the held-out sides together leave no cells to train on; keep their sum below 1")
+        return self
+
+    @model_validator(mode="after")
+    def further_sides_differ(self):
+        if self.by == "random" and (self.dataset or self.random):
+            raise ValueError("by: random holds out single cells already; drop dataset and random, or split by a column")
+        if self.by == "dataset_id" and self.dataset:
+            raise ValueError("by: dataset_id holds out whole data sets already; drop dataset, or split by donor_id")
         return self
 
     @model_validator(mode="after")
@@ -220,7 +235,7 @@ class Train(Strict):
     """How every size is trained. `protocol` sets what the study file leaves out."""
 
     protocol: Literal["tuned", "published"] = "tuned"
-    objective: Literal["mse"] = "mse"
+    objective: Literal["mse", "poisson", "negative_binomial"] = "mse"
     cells_seen: Count = 240_000
     batch: Count = 32
     learning_rate: Positive = 0.0098
@@ -245,6 +260,31 @@ class Train(Strict):
     @classmethod
     def fill_from_protocol(cls, given):
         return PROTOCOLS.get(given.get("protocol"), {}) | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def best_of_squared_errors_only(self):
+        if self.report == "best" and self.objective != "mse":
+            raise ValueError(
+                f"the published protocol reports the best of noisy squared errors, and the objective is "
+                f"{self.objective}; set report: final and masks: fixed, or objective: mse"
+            )
+        return self
+
+
+PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS["published"]}
+
+
+class Regime(Strict):
+    """One condition of a study: how many genes and cells, and what else differs from the other regimes.
+
+    With `donors`, training cells come from that many donors only, chosen before the cells. `train` overrides the
+    study's own `train`: its keys go first, then those of a protocol that it names, then the study's.
+    """
+
+    genes: Annotated[int, Field(ge=2)]
+    cells: Annotated[int, Field(ge=10)]
+    donors: Count | None = None
+    train: Train | None = None
 
 
 class Fit(Strict):
@@ -302,6 +342,8 @@ class Given(Strict):
 class Study(Strict):
     """A validated study: either data, sizes and seeds to train, or `runs` that are given.
 
+    `genes_from` names the regime whose training cells choose the genes of every regime, so that all are judged on the
+    same genes.
     Paths are derived from its name, so that a study never writes outside its own folders.
     """
 
@@ -311,6 +353,7 @@ class Study(Strict):
     runs: Given | None = None
     census: Census | None = None
     regimes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Regime] = {}
+    genes_from: str | None = None
     split: Split = Split()
     masking: Masking = Masking()
     sizes: list[Annotated[Size, BeforeValidator(_size)]] = []
@@ -341,6 +384,44 @@ class Study(Strict):
                     f"{key} lists {', '.join(twice)} more than once; a run belongs to one size and one seed"
                 )
         return self
+
+    @model_validator(mode="after")
+    def same_number_of_genes(self):
+        if self.genes_from is None:
+            return self
+        if self.genes_from not in self.regimes:
+            raise ValueError(
+                f"genes_from names {self.genes_from!r}, which is no regime{_nearest(self.genes_from, self.regimes)}; "
+                f"there is {', '.join(self.regimes)}"
+            )
+        if len({regime.genes for regime in self.regimes.values()}) > 1:
+            raise ValueError("genes_from gives all regimes the same genes, and they ask for unequal numbers of them")
+        return self
+
+    @model_validator(mode="after")
+    def trainings_hold_together(self):
+        for name in self.regimes:
+            try:
+                self.training(name)
+            except ValidationError as error:
+                raise ValueError(f"regimes.{name}.train: {error.errors()[0]['ctx']['error']}") from None
+        return self
+
+    def training(self, regime):
+        """How a regime's models are trained: the study's `train` under the regime's own."""
+        own = self.regimes[regime].train
+        changed = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
+        return Train.model_validate(dict(self.train) | changed)
+
+    def panel_settings(self, regime):
+        """All that a regime's panel depends on, besides the source of its Census."""
+        chosen = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "genes_from": True}
+        content = self.model_dump(mode="json", include=chosen, exclude_none=True)
+        content["regimes"] = {
+            name: self.regimes[name].model_dump(include={"genes", "cells", "donors"}, exclude_none=True)
+            for name in sorted({regime, self.genes_from or regime})
+        }
+        return content | {"train": self.training(regime).model_dump(include={"library_size", "statistics_from"})}
 
     @property
     def data(self):
@@ -425,10 +506,13 @@ def _sentence(problem, count):
 
 def _allowed_keys(place):
     """Keys that the model at `place` (a pydantic location) knows."""
-    model = {"sizes": SizeShape, "regimes": Regime}.get(place[0]) if place else Study
-    for part in () if model else place:
+    start, inside = {"sizes": (SizeShape, ()), "regimes": (Regime, place[2:])}.get(
+        place[0] if place else "", (Study, place)
+    )
+    model = start
+    for part in inside:
         if isinstance(part, str):  # else the number of an entry in a list
-            model = _model((model or Study).model_fields[part].annotation)
+            model = _model(model.model_fields[part].annotation)
     return [key for key in model.model_fields if model is not Study or key != "name"]
 
 

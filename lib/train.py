@@ -150,7 +150,7 @@ class Run:
         if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
             self.x = self.x.to(self.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
-        self.rows = {"train": data.train, "validation": data.validation, "test": data.test}
+        self.rows = {"train": data.train} | data.held
         if settings.train_on == "all":
             self.rows["train"] = np.arange(len(data.x))
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
@@ -428,7 +428,7 @@ class Run:
 def fingerprint(data, size, seed, settings):
     """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings and this code."""
     digest = hashlib.sha256()
-    for array in (data.x, data.train, data.validation, data.test, data.masks["validation"], data.masks["test"]):
+    for array in (data.x, data.train, *data.held.values(), *data.masks.values()):
         digest.update(np.ascontiguousarray(array))
     words = [asdict(size), seed, sorted(vars(settings).items()), torch.__version__]
     digest.update(repr(words).encode() + kernels.SOURCE.read_bytes())

@@ -69,17 +69,14 @@ def _imported(source):
 
 def settings(study, rule, regime=None, size=None):
     """The part of the study file that a rule's results depend on, as canonical JSON."""
-    content = study.model_dump(mode="json", include={"census", "split", "masking", "train", "fit", "runs"})
-    train = content.pop("train")
+    content = study.model_dump(mode="json", include={"census", "fit", "runs"})
     if rule == "data":
-        normaliser = {key: train[key] for key in ("library_size", "statistics_from")}
-        chosen = {key: content[key] for key in ("census", "split", "masking")} | normaliser
-        chosen["regime"] = study.regimes[regime].model_dump()
+        chosen = study.panel_settings(regime) | {"census": content["census"]}
     elif rule == "model":
-        genes = {name: regime.genes for name, regime in study.regimes.items()}
-        chosen = {"genes": genes, "sizes": [asdict(size) for size in study.sizes]}
+        outputs = {name: (regime.genes, study.training(name).objective) for name, regime in study.regimes.items()}
+        chosen = {"genes": outputs, "sizes": [asdict(size) for size in study.sizes]}
     elif rule == "train":
-        chosen = {"train": train, "size": asdict(study.size(size))}
+        chosen = {"train": study.training(regime).model_dump(mode="json"), "size": asdict(study.size(size))}
     else:
         chosen = {"fit": content["fit"], "runs": content["runs"]} if rule == "fit" else {}
     return json.dumps(chosen, sort_keys=True)
@@ -102,14 +99,15 @@ def sources(study):
 def flops(study, regime, size):
     """Floating-point operations of training one size with all its seeds (backward counts twice the forward)."""
     forward = study.size(size).forward_flops(study.regimes[regime].genes)
-    return 3 * forward * study.train.cells_seen * len(study.seeds)
+    return 3 * forward * study.training(regime).cells_seen * len(study.seeds)
 
 
 def seconds(study, rule, regime=None, size=None):
     """Expected duration of a job: (fixed part, training part)."""
     if rule != "train":
         return START_SECONDS[rule], 0.0
-    updates = study.train.cells_seen / study.train.batch * len(study.seeds)
+    train = study.training(regime)
+    updates = train.cells_seen / train.batch * len(study.seeds)
     return START_SECONDS[rule], updates * UPDATE_SECONDS + flops(study, regime, size) / FLOPS_PER_SECOND
 
 
