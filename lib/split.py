@@ -6,7 +6,7 @@ import pandas as pd
 from lib.errors import InputError
 
 SPLITS = ("train", "validation", "test", "test_dataset", "test_random")
-"""The sides of a split, of which a study has the first three at least; everywhere below a side is an index into this."""
+"""The sides of a split; a study has the first three at least. Everywhere below a side is an index into this."""
 ORDERS, TOLERANCE = 1000, 0.2
 """Seeded orders of the groups that are tried, and the relative miss of a held-out share at which the search stops."""
 
