@@ -35,7 +35,7 @@ def measure(adata, truth=None):
     Returns
     -------
     dict
-        For `validation` and `test`: gene_mean_mse and gaussian_mse; with a truth also bayes_mse and bayes_bits, what
+        For every held-out side: gene_mean_mse and gaussian_mse; with a truth also bayes_mse and bayes_bits, what
         the best predictor can expect, and bayes_realised_mse, its squared error on these very cells, which shares
         their noise with every model measured on them. `<name>_se` is the standard error over cells, None for one cell.
     """
@@ -44,8 +44,8 @@ def measure(adata, truth=None):
     known = truth is not None and adata.uns["provenance"]["library_size"] != "panel"
     columns = _columns(adata, truth) if known else None
     losses = {}
-    for split in ("validation", "test"):
-        cells, masked = getattr(data, split), data.masks[split]
+    for split, cells in data.held.items():
+        masked = data.masks[split]
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
         parts = [_errors(data, cells[block], masked[block], gaussian, truth, columns) for block in blocks]
         losses[split] = {}

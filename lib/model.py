@@ -81,6 +81,8 @@ class Transformer(nn.Module):
         Genes of the panel; each has its own embedding.
     dropout : float
         On attention weights, and after attention and feed-forward.
+    outputs : int
+        Numbers predicted for a gene: one, or two for a distribution of mean and dispersion.
     embedding_scale : float
         Standard deviation of the initial gene embeddings and mask vector. The published 0.02 leaves genes nearly
         alike, so that a short run learns little but the overall mean.
@@ -89,13 +91,13 @@ class Transformer(nn.Module):
     multiple: ClassVar = {"cpu": 1, "cuda": 8}
     """Widths are raised to a multiple of it inside, exactly: tensor cores and fused attention want multiples of 8."""
 
-    def __init__(self, size, genes, dropout=0.0, embedding_scale=0.02):
+    def __init__(self, size, genes, dropout=0.0, embedding_scale=0.02, outputs=1):
         super().__init__()
         self.gene = nn.Parameter(torch.empty(genes, size.d).normal_(std=embedding_scale))
         self.hidden = nn.Parameter(torch.empty(size.d).normal_(std=embedding_scale))
         self.value = nn.Linear(1, size.d)
         self.blocks = nn.ModuleList(Block(size, dropout) for _ in range(size.layers))
-        self.head = nn.Linear(size.d, 1)
+        self.head = nn.Linear(size.d, outputs)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -114,7 +116,7 @@ class Transformer(nn.Module):
 
         Returns
         -------
-        Tensor (cells, k) or (cells, genes)
+        Tensor (cells, k) or (cells, genes); with several outputs one more dimension for them
         """
         multiple = self.multiple[expression.device.type]
         with torch.autocast(expression.device.type, enabled=False):  # what passes from block to block stays float32
@@ -123,7 +125,8 @@ class Transformer(nn.Module):
             tokens = block(tokens, multiple=multiple)
         tokens = self.blocks[-1](tokens, queries, multiple)
         with torch.autocast(expression.device.type, enabled=False):
-            return linear(tokens, _grown(self.head.weight, (1, tokens.shape[-1])), self.head.bias).squeeze(-1)
+            head = _grown(self.head.weight, (self.head.out_features, tokens.shape[-1]))
+            return linear(tokens, head, self.head.bias).squeeze(-1)
 
     def embed(self, expression, hidden, multiple):
         """Tokens (cells, genes, d): what stands at visible and at hidden genes, both in one small matrix product."""

@@ -27,15 +27,15 @@ class Size:
     heads: int
     ff_mult: int
 
-    def parameters(self, genes):
+    def parameters(self, genes, outputs=1):
         """Number of trainable parameters at `genes` genes.
 
-        Gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1), and per block:
-        attention 4d^2 + 4d, feed-forward 2 f d^2 + (f + 1) d, two LayerNorms 4d, with f = ff_mult.
+        Gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1 for each output), and per
+        block: attention 4d^2 + 4d, feed-forward 2 f d^2 + (f + 1) d, two LayerNorms 4d, with f = ff_mult.
         """
         d, f = self.d, self.ff_mult
         block = (4 + 2 * f) * d * d + (9 + f) * d
-        return genes * d + 3 * d + (d + 1) + self.layers * block
+        return genes * d + 3 * d + outputs * (d + 1) + self.layers * block
 
     def threads(self, genes):
         """Threads that train one run: one for each 16,384 values of a cell's tokens, as far as there are cores.
@@ -70,8 +70,12 @@ PUBLISHED = {
 """The seven sizes of arXiv 2602.15253."""
 
 
-def table(sizes, regimes):
-    """One row per size and regime: shape, parameters, FLOPs of one cell's forward pass.
+OUTPUTS = {"mse": 1, "poisson": 1, "negative_binomial": 2}
+"""Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""
+
+
+def table(study):
+    """One row per size and regime of a study: shape, parameters, FLOPs of one cell's forward pass.
 
     Returns
     -------
@@ -81,8 +85,9 @@ def table(sizes, regimes):
 
     rows = [
         {"size": size.name, "regime": name, "genes": regime.genes, "d": size.d, "layers": size.layers,
-         "heads": size.heads, "ff_mult": size.ff_mult, "parameters": size.parameters(regime.genes),
+         "heads": size.heads, "ff_mult": size.ff_mult,
+         "parameters": size.parameters(regime.genes, OUTPUTS[study.training(name).objective]),
          "flops_per_cell": size.forward_flops(regime.genes)}
-        for name, regime in regimes.items() for size in sizes
+        for name, regime in study.regimes.items() for size in study.sizes
     ]  # fmt: skip
     return pd.DataFrame(rows)

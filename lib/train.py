@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 from torch.optim.adamw import adamw
 
-from lib import checkpoint, files, kernels, machine, model
+from lib import checkpoint, files, kernels, likelihood, machine, model
 from lib.errors import InputError
+from lib.sizes import OUTPUTS
 
 CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
 CHECKPOINT_SECONDS = 20
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PROGRESS = ("seconds", "history", "losses_since", "left_at", "half_mse")
+PROGRESS = ("seconds", "history", "losses_since", "left_at", "half_loss")
 """What a checkpoint keeps of a run besides its identity and its state."""
 ALIGNED = 16
 """Every weight begins at a multiple of so many numbers, 64 bytes, in the one tensor that holds them all."""
@@ -36,13 +38,13 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
     Parameters
     ----------
     data : lib.panel.Arrays
-        Panel as arrays: x (cells, genes), row numbers train / validation / test, and the fixed masks.
+        Panel as arrays: x, counts and library sizes, row numbers of all sides, and the fixed masks.
     size : lib.sizes.Size
     seed : int
     settings : lib.params.Train, or any object with its attributes
     folder : Path
-        Receives history.csv and checkpoints while the run goes on, result.json and weights.pt (the model's state_dict)
-        when it is done.
+        Receives history.csv and checkpoints while the run goes on, result.json and weights.safetensors (the model's
+        state_dict) when it is done.
     progress : callable(done, total, loss)
         Called after every update.
     fabric : lightning.fabric.Fabric, optional
@@ -73,8 +75,8 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
             run.advance(progress)
             record = run.record()
             if first:
-                with files.atomic(folder / "weights.pt") as partial:
-                    torch.save(run.model.state_dict(), partial)
+                with files.atomic(folder / "weights.safetensors") as partial:
+                    save_file({name: weight.clone() for name, weight in run.model.state_dict().items()}, partial)
                 files.write_json(finished, record)
                 checkpoint.clear(folder)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -149,6 +151,9 @@ class Run:
         self.x = torch.as_tensor(np.asarray(data.x))
         if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
             self.x = self.x.to(self.device)
+        self.unit, self.cost = likelihood.UNITS[settings.objective], likelihood.COSTS[settings.objective]
+        self.counts = None if self.unit == "mse" else torch.as_tensor(np.asarray(data.counts))
+        self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
         self.rows = {"train": data.train} | data.held
         if settings.train_on == "all":
@@ -159,14 +164,16 @@ class Run:
         self.leaves = self.half - round(settings.decay * self.half)
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
         torch.manual_seed(seed)
-        self.model = model.Transformer(size, self.genes, settings.dropout, settings.embedding_scale).to(self.device)
+        outputs = OUTPUTS[settings.objective]
+        self.model = model.Transformer(size, self.genes, settings.dropout, settings.embedding_scale, outputs)
+        self.model.to(self.device)
         self.fast = machine.compiled(self.model, self.device.type)
         self.weights = _in_one(self.model)
         self.peak = learning_rate(settings, size.d)
         self.moments = {name: torch.zeros_like(self.weights.detach()) for name in ("mean", "square")}
         self.moments["steps"] = torch.zeros((), device=self.device)
         self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
-        self.left_at, self.half_mse, self.order = None, None, (None, None)
+        self.left_at, self.half_loss, self.order = None, None, (None, None)
         self.restore()
 
     def advance(self, progress):
@@ -188,7 +195,7 @@ class Run:
                     if self.update in marks:
                         self.measure()
                 self.excursion()
-                progress(*self.progress(), self.history[-1]["validation_mse"])
+                progress(*self.progress(), self.last_loss)
                 stop = bool(asked_to_stop)
                 if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
@@ -200,21 +207,26 @@ class Run:
         """Leave for the half-way measurement, or come back from it, where it is time."""
         if self.settings.report == "best":
             return
-        if self.update == self.leaves and self.half_mse is None and self.left_at is None:
+        if self.update == self.leaves and self.half_loss is None and self.left_at is None:
             self.left_at = self.state()
         if self.update == self.half and self.left_at is not None:
-            self.half_mse = float(self.losses("validation").mean())
+            self.half_loss = float(self.losses("validation").mean())
             self.set_state(self.left_at)
             self.left_at = None
 
     def progress(self):
         """Updates done and updates in all, those of the excursion included."""
         extra = 0 if self.settings.report == "best" else self.half - self.leaves
-        return self.update + (extra if self.half_mse is not None else 0), self.total + extra
+        return self.update + (extra if self.half_loss is not None else 0), self.total + extra
+
+    @property
+    def last_loss(self):
+        """Validation loss at the last point of the learning curve."""
+        return self.history[-1][f"validation_{self.unit}"]
 
     @property
     def diverged(self):
-        return bool(self.history) and not math.isfinite(self.history[-1]["validation_mse"])
+        return bool(self.history) and not math.isfinite(self.last_loss)
 
     def rate(self):
         """Learning rate of the next update."""
@@ -243,13 +255,14 @@ class Run:
         )  # fmt: skip
 
     def gradient(self):
-        """Gradient of the next batch's mean squared error, into `weights.grad`; returns that error.
+        """Gradient of the next batch's mean loss at its masked positions, into `weights.grad`; returns that loss.
 
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
         while True:
             torch.manual_seed(_stream(self.seed, self.update))
-            x = self.x[self.batch()].to(self.device)
+            rows = self.batch()
+            x = self.x[rows].to(self.device)
             hidden, positions = self.draw_masks(len(x))
             masked = hidden.sum() if positions is None else positions.numel()
             if self.fabric is not None:
@@ -261,9 +274,9 @@ class Run:
                     cells = slice(part[0], part[-1] + 1)
                     with machine.precision(self.device.type):
                         chosen = None if positions is None else positions[cells]
-                        error = self.masked_error(self.fast, x[cells], hidden[cells], chosen).sum() / masked
-                    error.backward()
-                    loss += error.detach()
+                        cost = self.masked_loss(self.fast, rows[cells], x[cells], hidden[cells], chosen).sum() / masked
+                    cost.backward()
+                    loss += cost.detach()
                 return loss
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or self.at_once == 1:
@@ -294,17 +307,18 @@ class Run:
         positions = chance.topk(self.k, dim=1).indices
         return _hidden(positions, self.genes), positions
 
-    @staticmethod
-    def masked_error(predict, x, hidden, positions):
-        """Squared errors at the masked positions: (cells, k), or one flat vector when their number varies by cell."""
+    def masked_loss(self, predict, rows, x, hidden, positions):
+        """Loss at each masked position: (cells, k), or one flat vector when their number varies by cell."""
         predicted = predict(x, hidden, positions).float()
         if positions is None:
-            return (predicted - x).square()[hidden]
-        return (predicted - x.gather(1, positions)).square()
+            return likelihood.squared_error(predicted, x, None)[hidden]
+        truth = x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.cost(predicted, truth.gather(1, positions), self.library[rows.cpu()].to(self.device))
 
     def measure(self):
         """Add a point to the learning curve: the training loss since the last one, the validation loss now."""
-        train_mse = torch.stack(self.losses_since).mean().item() if self.losses_since else math.nan
+        train = torch.stack(self.losses_since).mean().item() if self.losses_since else math.nan
         self.losses_since.clear()
         if self.settings.report == "best":
             validation = self.noisy_loss()
@@ -314,26 +328,44 @@ class Run:
             {
                 "update": self.update, "cells_seen": self.update * self.settings.batch,
                 "learning_rate": self.rate(),
-                "train_mse": train_mse, "validation_mse": float(validation),
+                f"train_{self.unit}": train, f"validation_{self.unit}": float(validation),
             }
         )  # fmt: skip
         with files.atomic(self.folder / "history.csv") as partial:
             lines = [",".join(self.history[0])] + [",".join(f"{v!r}" for v in row.values()) for row in self.history]
             partial.write_text("\n".join(lines) + "\n")
 
-    @torch.no_grad()
     def losses(self, part, cells=None, masks=None):
-        """Mean squared error of each held-out cell over its fixed masks: float64 array (cells,).
+        """Mean loss of each held-out cell over its fixed masks: float64 array (cells,).
 
         Evaluated in float32 without dropout, and summed in float64; `cells` and `masks` take the first few of each.
         """
+        return self.over_masks(part, self.masked_loss, cells, masks)
+
+    def squared_errors(self, part):
+        """The same for the squared error of the log-normalised expression, of which counts predict the mean."""
+        return self.losses(part) if self.counts is None else self.over_masks(part, self.error_of_mean)
+
+    def error_of_mean(self, predict, rows, x, hidden, positions):
+        """Squared error, (cells, k), of the mean of log1p(10,000 count / library) under the predicted counts."""
+        from lib import predictive  # needs SciPy
+
+        library = self.library[rows.cpu()].to(self.device)
+        counts = likelihood.distribution(predict(x, hidden, positions).float(), library, self.settings.objective)
+        mean, _ = predictive.moments(*counts, library.cpu().numpy()[:, None])
+        return (torch.as_tensor(mean) - x.gather(1, positions).cpu()).square()
+
+    @torch.no_grad()
+    def over_masks(self, part, measure, cells=None, masks=None):
+        """Mean of `measure` over the fixed masks of each held-out cell: float64 array (cells,)."""
         self.model.eval()
         rows, fixed, found = self.rows[part][:cells], self.masks[part][:cells, :masks], []
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
         for block in range(0, len(rows), step):
-            x = self.x[torch.as_tensor(rows[block : block + step], device=self.x.device)].to(self.device)
+            some = torch.as_tensor(rows[block : block + step], device=self.x.device)
+            x = self.x[some].to(self.device)
             per_mask = [
-                self.masked_error(self.model, x, _hidden(positions, self.genes), positions).double().mean(1)
+                measure(self.model, some, x, _hidden(positions, self.genes), positions).double().mean(1)
                 for positions in fixed[block : block + step].to(self.device).unbind(1)
             ]
             found.append(torch.stack(per_mask, 1).mean(1))
@@ -348,23 +380,26 @@ class Run:
         for block in range(0, len(self.rows["validation"]), batch):
             x = self.x[torch.as_tensor(self.rows["validation"][block : block + batch], device=self.x.device)]
             x = x.to(self.device)
-            means.append(self.masked_error(self.model, x, *self.draw_masks(len(x))).mean())
+            means.append(self.masked_loss(self.model, None, x, *self.draw_masks(len(x))).mean())
         return torch.stack(means).nanmean().item()
 
     def record(self):
         """Everything that is known of the finished run."""
-        exact = {part: self.losses(part) for part in ("validation", "test")}
-        validation, half = exact["validation"].mean(), self.half_mse
+        sides = [side for side in self.rows if side != "train"]
+        exact = {f"{side}_mse": self.squared_errors(side) for side in sides}
+        if self.unit != "mse":
+            exact |= {f"{side}_{self.unit}": self.losses(side) for side in sides}
+        found = {name: float(losses.mean()) for name, losses in exact.items()}
         if self.settings.report == "best":
-            validation = min(point["validation_mse"] for point in self.history)
-        ok = not self.diverged and np.isfinite(validation) and np.isfinite(exact["test"].mean())
-        moved = abs(half - validation) / validation if ok and half is not None else None
+            found["validation_mse"] = min(point["validation_mse"] for point in self.history)
+        ok = not self.diverged and all(map(math.isfinite, found.values()))
+        found |= {f"{name}_se": _standard_error(losses) for name, losses in exact.items()}
+        loss, half = f"validation_{self.unit}", self.half_loss
+        moved = abs(half - found[loss]) / found[loss] if ok and half is not None else None
         return {
             **self.origin(),
-            "validation_mse": float(validation) if ok else None,
-            "test_mse": float(exact["test"].mean()) if ok else None,
-            "validation_mse_se": _standard_error(exact["validation"]) if ok else None,
-            "validation_mse_half": half if ok else None,
+            **{name: value if ok else None for name, value in found.items()},
+            f"{loss}_half": half if ok else None,
             "weights_sha256": hashlib.sha256(self.weights.detach().cpu().numpy()).hexdigest(),
             "convergence": None if moved is None else _converged(moved, self.settings.tolerance),
             "status": "ok" if ok else "diverged",
@@ -428,13 +463,13 @@ class Run:
 def fingerprint(data, size, seed, settings):
     """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings and this code."""
     digest = hashlib.sha256()
-    for array in (data.x, data.train, *data.held.values(), *data.masks.values()):
+    truth = () if settings.objective == "mse" else (data.counts, data.library)
+    for array in (data.x, *truth, data.train, *data.held.values(), *data.masks.values()):
         digest.update(np.ascontiguousarray(array))
     words = [asdict(size), seed, sorted(vars(settings).items()), torch.__version__]
     digest.update(repr(words).encode() + kernels.SOURCE.read_bytes())
-    for module in (model, kernels, machine):
-        digest.update(files.program(module.__file__).encode())
-    digest.update(files.program(__file__).encode())
+    for module in ("train", "model", "kernels", "machine", "likelihood", "predictive"):
+        digest.update(files.program(Path(__file__).with_name(f"{module}.py")).encode())
     return digest.hexdigest()
 
 
