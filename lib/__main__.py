@@ -28,6 +28,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     commands.add_parser("coverage", help="measure how often each interval holds the truth")
+    command = commands.add_parser("replicate", help="run whole small studies with a known floor; do intervals hold it?")
+    command.add_argument("--replicates", type=int, default=50, help="studies in all; those in the table are not rerun")
+    command.add_argument("--jobs", type=int, default=2, help="studies that run at the same time")
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
@@ -46,6 +49,7 @@ def main(arguments=None):
         work = {
             "coverage": measure_coverage,
             "rates": measure_rates,
+            "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
@@ -85,6 +89,14 @@ def measure_rates():
     from lib import rates
 
     rates.main()
+    return 0
+
+
+def measure_replicates(replicates, jobs):
+    """Run small studies whose floor is known, and say how often the interval of c held it."""
+    from lib import replicate
+
+    print(*replicate.said(replicate.main(replicates, jobs)), sep="\n")
     return 0
 
 

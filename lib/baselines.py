@@ -42,7 +42,7 @@ def measure(adata, truth=None):
     data = panel.arrays(adata)
     gaussian = fit_gaussian(data.x, data.train)
     known = truth is not None and adata.uns["provenance"]["library_size"] != "panel"
-    columns = _columns(adata, truth) if known else None
+    columns = census_columns(adata, truth) if known else None
     losses = {}
     for split, cells in data.held.items():
         masked = data.masks[split]
@@ -69,7 +69,7 @@ def _errors(data, cells, masked, gaussian, truth, columns):
     return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
 
 
-def _columns(adata, truth):
+def census_columns(adata, truth):
     """Census column of every gene of the panel."""
     columns = pd.Index(simulate.genes(truth)["feature_id"]).get_indexer(adata.var["feature_id"])
     if (columns < 0).any():

@@ -61,8 +61,8 @@ def compare(laws, measured, metric="validation_mse"):
     DataFrame, one row per regime
     """
     rows = []
-    for regime, by_metric in laws.items():
-        exact = measured.get(regime, {}).get(metric.split("_")[0], {})
+    for regime, by_metric in ((regime, of) for regime, of in laws.items() if metric in of):
+        exact = measured.get(regime, {}).get(metric.rsplit("_", 1)[0], {})
         bits, floor = by_metric[metric]["floor_bits"], exact.get("bayes_mse")
         low, high = bits["interval"]
         rows.append({

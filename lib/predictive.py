@@ -88,11 +88,11 @@ def between(below, upto, rng):
     return below + rng.random(np.shape(below)) * (upto - below)
 
 
-def fit_negative_binomial(counts, library, rounds=60):
+def fit_negative_binomial(counts, library):
     """Maximum likelihood of every gene's share of the library and dispersion, from counts (cells, genes).
 
     The share is the method-of-moments one, total counts over total library, which for a Poisson count is the most
-    likely; the dispersion maximises the likelihood at that share, by golden-section search in its logarithm.
+    likely; the dispersion maximises the likelihood at that share.
 
     Returns
     -------
@@ -101,15 +101,23 @@ def fit_negative_binomial(counts, library, rounds=60):
     """
     library = np.asarray(library, np.float64)
     share = np.maximum(counts.sum(axis=0, dtype=np.float64), 0.5) / library.sum()
-    low, high = np.full((2, len(share)), np.log([[1e-3], [1e6]]))
+    return share, best_dispersion(lambda log_dispersion: _cost(counts, share, log_dispersion, library), len(share))
+
+
+def best_dispersion(cost, number, rounds=60):
+    """Dispersions of least cost between 1e-3 and 1e6, (number,), by golden-section search in the logarithm.
+
+    `cost` takes log-dispersions (number,) and gives the cost of each.
+    """
+    low, high = np.full((2, number), np.log([[1e-3], [1e6]]))
     golden = (np.sqrt(5) - 1) / 2
     for _ in range(rounds):
         inner, outer = high - golden * (high - low), low + golden * (high - low)
-        worse = _cost(counts, share, inner, library) > _cost(counts, share, outer, library)
+        worse = cost(inner) > cost(outer)
         low, high = np.where(worse, inner, low), np.where(worse, high, outer)
         if (high - low).max() < 1e-3:
             break
-    return share, np.exp((low + high) / 2)
+    return np.exp((low + high) / 2)
 
 
 def _cost(counts, share, log_dispersion, library):

@@ -4,11 +4,15 @@ import pandas as pd
 
 from lib import entropy, files
 from lib.errors import InputError
+from lib.split import SPLITS
 
+BASELINES = ("gene_mean_mse", "pca_mse", "gaussian_mse", "bayes_mse", "gene_nll", "gaussian_nll", "bayes_bits")
+LOSSES = [f"{side}_{unit}" for unit in ("mse", "nll") for side in SPLITS[1:]]
+"""Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
 COLUMNS = [
-    "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "cells_seen", "updates", "learning_rate",
-    "protocol", "objective", "validation_mse", "test_mse", "validation_mse_se", "validation_bits", "gene_mean_mse",
-    "gaussian_mse", "bayes_mse", "validation_mse_half", "convergence", "seconds", "cells_per_second", "device",
+    "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "donors", "cells_seen", "updates",
+    "learning_rate", "protocol", "objective", *LOSSES, *(f"{loss}_se" for loss in LOSSES), "validation_bits",
+    *BASELINES, "validation_mse_half", "validation_nll_half", "convergence", "seconds", "cells_per_second", "device",
     "status", "reason", "code_version",
 ]  # fmt: skip
 
@@ -28,7 +32,8 @@ def collect(study):
     if not rows:
         raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    return table.assign(validation_bits=entropy.gaussian_bits(table["validation_mse"].astype(float)))
+    gaussian = pd.Series(entropy.gaussian_bits(table["validation_mse"].astype(float)), table.index)
+    return table.assign(validation_bits=table["validation_nll"].astype(float).fillna(gaussian))
 
 
 def given(study):
@@ -80,10 +85,10 @@ def histories(study, regime):
 
 def _row(study, regime, size, seed):
     folder = study.run_folder(regime, size, seed)
-    place = {"study": study.name, "regime": regime, "size": size, "seed": seed}
+    place = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": study.regimes[regime].donors}
     if (folder / "result.json").is_file():
-        measured = files.read_json(study.folder(regime) / "baselines.json")["validation"]
-        baselines = {name: measured.get(name) for name in ("gene_mean_mse", "gaussian_mse", "bayes_mse")}
+        measured = files.read_json(study.folder(regime) / "baselines.json")
+        baselines = {name: measured["validation"].get(name) for name in BASELINES}
         return {**files.read_json(folder / "result.json"), **baselines, **place}
     return {**place, "status": "interrupted"} if (folder / "history.csv").is_file() else None
 
@@ -95,9 +100,27 @@ def baselines(study):
     return {regime: files.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
 
 
-def known_floors(measured, split="validation"):
-    """The exact floor of each regime's squared error, or None where it is not known."""
-    return {regime: splits[split].get("bayes_mse") for regime, splits in measured.items()}
+def headline(table):
+    """{regime: the loss that its models were trained for}: validation_nll, bits of a count, or validation_mse."""
+    counts = table.dropna(subset="validation_nll")["regime"].unique() if "validation_nll" in table else ()
+    return {name: "validation_nll" if name in counts else "validation_mse" for name in table["regime"].unique()}
+
+
+def known_floors(measured, metrics):
+    """The exact floor of each regime's loss, or None where it is not known.
+
+    Parameters
+    ----------
+    measured : dict
+        As `baselines` gives it.
+    metrics : dict
+        {regime: column of runs.csv}, such as `headline` gives.
+    """
+    found = {}
+    for regime, metric in metrics.items():
+        side, unit = metric.rsplit("_", 1)
+        found[regime] = measured.get(regime, {}).get(side, {}).get("bayes_bits" if unit == "nll" else "bayes_mse")
+    return found
 
 
 def summary(table):
@@ -127,7 +150,8 @@ def unconverged(table):
     for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
         moving = runs[runs["convergence"] == "not converged"]
         if len(moving):
-            gain = (moving["validation_mse_half"] / moving["validation_mse"] - 1).astype(float)
+            loss = headline(moving)[regime]
+            gain = (moving[f"{loss}_half"] / moving[loss] - 1).astype(float)
             sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
             said.append(
                 f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.special import entr, softmax
+from scipy.stats import nbinom
 
 from lib.params import Simulation
 
@@ -241,6 +242,29 @@ def posterior(truth, columns, counts, library, masked):
     np.log(log_mean, out=log_mean)
     likelihood = (visible * counts) @ np.log(proportions) - (visible * (counts + dispersion)) @ log_mean
     return softmax(likelihood + np.log(truth.component_prior()), axis=2)
+
+
+def probabilities(truth, columns, counts, library, masked, x):
+    """Probability of counts of the masked genes, given the visible ones: exact, summed over all components.
+
+    Parameters
+    ----------
+    columns, counts, library, masked
+        As in `predictive`.
+    x : int, broadcasts against (cells, masks, k, 1)
+        The counts that are asked about: a range of them, or those that were hidden as (cells, masks, k, 1).
+
+    Returns
+    -------
+    (cells, masks, k, counts asked) float64
+    """
+    weights, dispersion = posterior(truth, columns, counts, library, masked), truth.settings.dispersion
+    total = 0.0
+    for component, proportions in enumerate(truth.proportions(columns)):
+        mean = (proportions[masked] * np.asarray(library)[:, None, None])[..., None]
+        pmf = nbinom(dispersion, dispersion / (dispersion + mean)).pmf(x)
+        total = total + weights[..., component, None, None] * pmf
+    return total
 
 
 def _mixtures(proportions, weights, library, masked, tolerance):

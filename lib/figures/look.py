@@ -28,6 +28,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, ordered so that the first two differ most for every kind of colour vision."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
+    "pca": ("PCA", "#999933", (0, (5, 1.5))),
     "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
     "bayes": ("exact floor", "#000000", "-"),
 }
@@ -37,8 +38,7 @@ DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 MARKERS = "os^DvPX<>ph*d8"
 UNITS = {
     "mse": "MSE (log1p expression²)",
-    "bits": "loss (bits per masked gene)",
-    "bits_nll": "loss (bits per masked gene)",
+    "nll": "loss (bits per masked gene)",
 }
 
 _order = {"regimes": ["data-rich", "data-limited"], "sizes": list(PUBLISHED)}

@@ -6,6 +6,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import look
+from lib.runs import headline
 
 METHODS = {
     "profile_size_means": "profile, size means",
@@ -19,9 +20,10 @@ METHODS = {
 HEADLINE = "profile_size_means"
 CELLS = {"cells_seen": "training cells seen", "cells_train": "different training cells"}
 PARAMETERS = "model parameters (number)"
+SIDES = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
 
 
-def loss_against_parameters(runs, curves, baselines, laws=None, metric="validation_mse"):
+def loss_against_parameters(runs, curves, baselines, laws=None, metric=None):
     """The loss of every run against its model's parameters, with the law, its floor and the baselines.
 
     Parameters
@@ -34,18 +36,21 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric="validati
         {regime: {split: {gene_mean_mse, gaussian_mse, bayes_mse, ...}}}; whatever is missing is not drawn.
     laws : dict, optional
         Content of laws.json, for the floor and the numbers above each panel.
-    metric : str
-        Column of `runs`: validation_mse, test_mse, validation_bits_nll, ...
+    metric : str, optional
+        Column of `runs`: test_mse, validation_nll, ...; the headline loss of each regime when left out.
 
     Returns
     -------
     Figure, one panel per regime
     """
-    regimes = list(dict.fromkeys(runs["regime"]))
+    metrics = headline(runs) if metric is None else dict.fromkeys(runs["regime"], metric)
+    metrics = {regime: name for regime, name in metrics.items() if len(_usable(runs[runs["regime"] == regime], name))}
+    regimes = list(metrics) or list(dict.fromkeys(runs["regime"]))
     columns = min(2, len(regimes))
     figure, axes = look.panels(-(-len(regimes) // columns), columns, height=82 if columns == 2 else 88)
-    split, kind = metric.split("_", 1)
     for axis, regime in zip(axes.flat, regimes, strict=False):
+        metric = metrics.get(regime, "validation_mse")
+        split, kind = metric.rsplit("_", 1)
         law = (laws or {}).get(regime, {}).get(metric, {})
         levels = _levels(baselines.get(regime, {}).get(split, {}), kind)
         of_regime = runs[runs["regime"] == regime]
@@ -55,7 +60,8 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric="validati
         look.header(axis, regime, [_size_of(of_regime, metric), _numbers(law)], room)
     for axis in list(axes.flat)[len(regimes):]:  # fmt: skip
         axis.remove()
-    _loss_legend(figure, next((law[metric]["level"] for law in (laws or {}).values() if metric in law), 0.95))
+    levels = [law["level"] for of in (laws or {}).values() for law in of.values()]
+    _loss_legend(figure, levels[0] if levels else 0.95)
     return look.settle(figure)
 
 
@@ -68,8 +74,8 @@ def _places(runs, metric):
 
 
 def _levels(measured, kind):
-    unit = "bits" if kind.startswith("bits") else kind
-    found = {name: measured.get(f"{name}_{unit}") for name in look.BASELINES}
+    names = {"gene_mean": "gene_nll", "bayes": "bayes_bits"} if kind == "nll" else {}
+    found = {name: measured.get(names.get(name, f"{name}_{kind}")) for name in look.BASELINES}
     return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
 
 
@@ -92,8 +98,8 @@ def _loss_panel(axis, runs, metric, colour):
 
 def loss_label(metric):
     """Axis label of a loss, with its unit."""
-    split, kind = metric.split("_", 1)
-    return f"{split} {look.UNITS[kind]}"
+    side, kind = metric.rsplit("_", 1)
+    return f"{SIDES.get(side, side)} {look.UNITS[kind]}"
 
 
 def _law(axis, curve, law, levels, colour):
@@ -165,7 +171,7 @@ def learning_curves(histories):
     Parameters
     ----------
     histories : dict
-        {regime: DataFrame with size, seed, cells_seen, validation_mse}. Thin lines are seeds (a cross
+        {regime: DataFrame with size, seed, cells_seen, validation_mse or _nll}. Thin lines are seeds (a cross
         where one stopped early), the thick line is the mean of those that finished.
 
     Returns
@@ -175,14 +181,15 @@ def learning_curves(histories):
     columns = min(2, len(histories))
     figure, axes = look.panels(-(-len(histories) // columns), columns, height=66)
     for axis, (regime, history) in zip(axes.flat, histories.items(), strict=False):
-        _curves(axis, history[np.isfinite(history["validation_mse"]) & (history["cells_seen"] > 0)])
+        metric = "validation_nll" if "validation_nll" in history else "validation_mse"
+        _curves(axis, history[np.isfinite(history[metric]) & (history["cells_seen"] > 0)], metric)
         look.header(axis, regime)
     for axis in list(axes.flat)[len(histories):]:  # fmt: skip
         axis.remove()
     return look.settle(figure)
 
 
-def _curves(axis, history):
+def _curves(axis, history, metric):
     sizes = list(dict.fromkeys(history["size"]))
     shade, marker = look.shades(sizes), look.markers(sizes)
     ends = []
@@ -191,19 +198,19 @@ def _curves(axis, history):
         whole = seeds.groupby("seed")["cells_seen"].transform("max") == last
         for _, seed in seeds.groupby("seed"):
             stopped = seed["cells_seen"].max() < last
-            axis.plot(seed["cells_seen"], seed["validation_mse"], color=shade[size], linewidth=0.5, alpha=0.6,
+            axis.plot(seed["cells_seen"], seed[metric], color=shade[size], linewidth=0.5, alpha=0.6,
                       marker="x" if stopped else "", markevery=[-1], markersize=4)  # fmt: skip
-        mean = seeds[whole].groupby("cells_seen")["validation_mse"].mean()
+        mean = seeds[whole].groupby("cells_seen")[metric].mean()
         axis.plot(mean.index, mean, color=shade[size], linewidth=1.3, clip_on=False,
                   marker=marker[size], markevery=[-1])  # fmt: skip
         ends.append((mean.iloc[-1], size, shade[size]))
     look.log_axis(axis.xaxis)
-    axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label("validation_mse"))
+    axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label(metric))
     look.log_ticks(axis.yaxis)
     look.end_labels(axis, ends)
 
 
-def intervals(laws, metric="validation_mse", floors=None):
+def intervals(laws, metric=None, floors=None):
     """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
 
     Parameters
@@ -218,7 +225,7 @@ def intervals(laws, metric="validation_mse", floors=None):
     -------
     Figure, a row per regime: exponent, floor
     """
-    shown = {regime: of[metric] for regime, of in laws.items() if of.get(metric, {}).get("intervals")}
+    metrics, shown = _with(laws, metric, "intervals")
     figure, axes = look.panels(max(1, len(shown)), 2, height=48)
     if not shown:
         return _nothing(figure, axes, "no law with intervals", ("exponent α (no unit)", "floor c"))
@@ -228,7 +235,7 @@ def intervals(laws, metric="validation_mse", floors=None):
         _whiskers(row[0], law, "alpha", colours[regime])
         _whiskers(row[1], law, "c", colours[regime], exact)
         row[0].set_xlabel("exponent α (no unit)")
-        row[1].set(xlabel=f"floor c, {loss_label(metric)}")
+        row[1].set(xlabel=f"floor c, {loss_label(metrics[regime])}")
         if exact is not None:
             row[1].axvline(exact, color="black", linewidth=0.9, zorder=1)
             row[1].annotate("exact floor", (exact, 1), (0, 2), xycoords=row[1].get_xaxis_transform(), color="black",
@@ -236,6 +243,13 @@ def intervals(laws, metric="validation_mse", floors=None):
         level = f"{100 * law['level']:.3g} % intervals"
         look.header(row[0], regime, [f"{law['n_sizes']} sizes, {law['n_runs']} runs; {level}"])
     return look.settle(figure)
+
+
+def _with(laws, metric, part):
+    """{regime: metric} and {regime: law} of the headline laws, or those of one metric, that have a part."""
+    metrics = {regime: metric or next(iter(of)) for regime, of in laws.items()}
+    shown = {regime: laws[regime][name] for regime, name in metrics.items() if laws[regime].get(name, {}).get(part)}
+    return metrics, shown
 
 
 def _nothing(figure, axes, sentence, labels):
@@ -289,7 +303,7 @@ def _window(estimate, intervals):
     return low - room * open_low, high + room * open_high
 
 
-def profile(laws, metric="validation_mse"):
+def profile(laws, metric=None):
     """How fast the fit worsens when the floor, or the exponent, is held away from its best value.
 
     Parameters
@@ -302,7 +316,7 @@ def profile(laws, metric="validation_mse"):
     -------
     Figure with two panels, exponent and floor; values under the dashed line are inside the interval.
     """
-    shown = {regime: of[metric] for regime, of in laws.items() if of.get(metric, {}).get("profile")}
+    metrics, shown = _with(laws, metric, "profile")
     figure, axes = look.panels(max(1, len(shown)), 2, height=52)
     if not shown:
         return _nothing(figure, axes, "no law with intervals", ("exponent α (no unit)", "floor c"))
@@ -311,7 +325,7 @@ def profile(laws, metric="validation_mse"):
         _profile_panel(row[0], law, "alpha", colour)
         _profile_panel(row[1], law, "c", colour)
         row[0].set_xlabel("exponent α (no unit)")
-        row[1].set_xlabel(f"floor c, {loss_label(metric)}")
+        row[1].set_xlabel(f"floor c, {loss_label(metrics[regime])}")
         look.header(row[0], regime)
     return look.settle(figure)
 

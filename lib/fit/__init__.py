@@ -9,10 +9,10 @@ from lib.fit.law import Law, huber_law, power_law
 from lib.fit.laws import fit_laws, profile_curve
 from lib.fit.outlook import outlook
 from lib.fit.planner import frontier, gains_table, plan
-from lib.fit.report import answer, band, comparison_table, curves, laws_table, restore, rollout_table
+from lib.fit.report import answer, band, comparison_table, curves, laws_table, of_metric, restore, rollout_table
 
 __all__ = [
     "Joint", "Ladder", "Law", "answer", "band", "bayes_law", "compare_forms", "compare_joint", "comparison_table",
     "curves", "fit_laws", "frontier", "gains_table", "huber_law", "joint_law", "lack_of_fit", "ladder", "laws_table",
-    "outlook", "plan", "power_law", "profile_curve", "published", "restore", "rollout", "rollout_table",
+    "of_metric", "outlook", "plan", "power_law", "profile_curve", "published", "restore", "rollout", "rollout_table",
 ]  # fmt: skip

@@ -9,8 +9,10 @@ from lib.fit.intervals import FEWEST_SIZES, HEADLINE, all_intervals, profile
 from lib.fit.ladder import ladder, usable
 from lib.fit.law import huber_law
 from lib.fit.projection import alpha_grid, project
+from lib.split import SPLITS
 
-METRICS = ("validation_mse", "test_mse")
+METRICS = tuple(f"{side}_{unit}" for side in SPLITS[1:] for unit in ("nll", "mse"))
+"""Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
 
 
 def fit_laws(runs, resamples, seed, level=0.95, metrics=METRICS):
@@ -32,7 +34,8 @@ def fit_laws(runs, resamples, seed, level=0.95, metrics=METRICS):
     Returns
     -------
     dict
-        regime -> metric -> law. A regime that cannot be fitted has status "too few sizes" and nulls.
+        regime -> metric -> law, for the metrics that its runs have, the headline first. A regime that cannot be fitted
+        has status "too few sizes" and nulls.
     """
     for column in ("regime", "parameters"):
         if column not in runs:
@@ -40,10 +43,11 @@ def fit_laws(runs, resamples, seed, level=0.95, metrics=METRICS):
     present = [metric for metric in metrics if metric in runs and len(usable(runs, metric))]
     if not present:
         raise InputError(f"no run has status ok and a finite loss in any of {', '.join(metrics)}: train some first")
-    return {
-        str(regime): {metric: _law(rows, metric, resamples, seed, level) for metric in present}
-        for regime, rows in runs.groupby("regime", sort=False)
-    }
+    laws = {}
+    for regime, rows in runs.groupby("regime", sort=False):
+        own = [metric for metric in present if len(usable(rows, metric))] or present[:1]
+        laws[str(regime)] = {metric: _law(rows, metric, resamples, seed, level) for metric in own}
+    return laws
 
 
 def _law(rows, metric, resamples, seed, level):

@@ -24,6 +24,9 @@ def outlook(runs, resamples=400, seed=0, level=0.95, reach=10.0):
         grid, as `lib.figures.planner` draws them.
     """
     rows = usable(runs, "validation_mse").rename(columns={"validation_mse": "loss"})
+    for column, kept in (("objective", "mse"), ("donors", None)):  # one loss, and cells of all donors
+        if column in rows:
+            rows = rows[rows[column].isna() | (rows[column] == kept)]
     cells = rows.groupby("genes")["cells_train"].nunique()
     if cells.empty or cells.max() < 3:
         most = 0 if cells.empty else cells.max()

@@ -41,14 +41,22 @@ def band(law, grid, level=0.95, new=False):
     return region.interval(lambda alpha: np.exp(-alpha * d), noise=1 / weights.mean() if new else None)
 
 
-def curves(laws, metric="validation_mse", points=120):
+def of_metric(laws, metric=None):
+    """{regime: its law for a metric, or its headline law}; regimes without one are left out."""
+    chosen = {regime: metric or next(iter(by_metric)) for regime, by_metric in laws.items()}
+    return {regime: laws[regime][name] for regime, name in chosen.items() if name in laws[regime]}
+
+
+def curves(laws, metric=None, points=120):
     """Every fitted law with its pointwise band, ready to draw: regime, parameters, loss, lo, hi.
+
+    Of one metric, or of each regime's headline one.
 
     Each law is drawn over the sizes that it was fitted to, and a factor of two beyond them.
     """
     parts = []
-    for regime, law in ((regime, by_metric.get(metric)) for regime, by_metric in laws.items()):
-        if law and law["sizes"]:
+    for regime, law in of_metric(laws, metric).items():
+        if law["sizes"]:
             seen = law["sizes"]["parameters"]
             grid = np.geomspace(min(seen) / 2, max(seen) * 2, points)
             low, high = band(law, grid, law["level"])
@@ -58,9 +66,9 @@ def curves(laws, metric="validation_mse", points=120):
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
 
-def comparison_table(laws, metric="validation_mse"):
+def comparison_table(laws, metric=None):
     """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters."""
-    fitted = {regime: by_metric[metric]["comparison"] for regime, by_metric in laws.items() if metric in by_metric}
+    fitted = {regime: law["comparison"] for regime, law in of_metric(laws, metric).items()}
     tables = {regime: pd.DataFrame(comparison).T for regime, comparison in fitted.items() if comparison}
     if not tables:
         return pd.DataFrame(columns=["delta_aicc", "aicc", "loso_rmse", "parameters"])
@@ -69,9 +77,9 @@ def comparison_table(laws, metric="validation_mse"):
     return table
 
 
-def rollout_table(laws, metric="validation_mse"):
+def rollout_table(laws, metric=None):
     """What the smaller sizes predict for the largest ones, and what was seen there."""
-    fitted = {regime: by_metric[metric] for regime, by_metric in laws.items() if metric in by_metric}
+    fitted = of_metric(laws, metric)
     return pd.DataFrame([{"regime": regime, **row} for regime, law in fitted.items() for row in law["rollout"]])
 
 
@@ -106,13 +114,13 @@ def answer(laws, floors=None):
             sentences.append(f"{regime}: {law['verdict']}")
             continue
         numbers = f"alpha = {law['alpha']:.3f} ({_between(ends['alpha'], '.3f')}), "
-        numbers += f"c = {law['c']:.4g} ({_between(ends['c'])})"
+        counted = bits["kind"] == entropy.LIKELIHOOD
+        numbers += f"c = {law['c']:.4g}{' bits per masked gene' * counted} ({_between(ends['c'])})"
         if law["status"] != "ok":
             sentences.append(f"{regime}: no law can be named ({law['status']}: {numbers}). {law['verdict']}")
             continue
-        if bits["value"] is not None:
-            unit = "Gaussian bits" if bits["kind"] == entropy.GAUSSIAN else "bits"
-            numbers += f", {bits['value']:.2f} {unit} ({_between(bits['interval'], '.2f')})"
+        if bits["value"] is not None and not counted:
+            numbers += f", {bits['value']:.2f} Gaussian bits ({_between(bits['interval'], '.2f')})"
         known = (floors or {}).get(regime)
         if known is not None:
             low, high = (sign * np.inf if end is None else end for end, sign in zip(ends["c"], (-1, 1), strict=True))
