@@ -32,7 +32,7 @@ class Arrays:
     train : int64
         Indices into cells.
     held : dict of int64
-        Those of every held-out side: validation, test, and what else the study sets aside.
+        Those of every held-out side, in the order of `split.SPLITS`: validation, test, and what else is set aside.
     masks : dict of (cells of the side, per_cell, k) int32
         For every held-out side, row i for its i-th cell: the masked genes, sorted.
     """
@@ -144,7 +144,8 @@ def arrays(adata):
 
 def _sides(adata):
     """Names of the panel's sides, in order."""
-    return [name for name in split.SPLITS if name in adata.obs["split"].cat.categories]
+    used = set(adata.obs["split"].unique())
+    return [name for name in split.SPLITS if name in used]
 
 
 def origin(adata):
@@ -153,13 +154,20 @@ def origin(adata):
     source, held = made["census"], made["split"]
     kind = "simulated" if source["simulated"] else "measured"
     sides = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in _sides(adata)]
+    asked = f" ({made['asked']['donors']:,} asked)" if "donors" in made["asked"] else ""
+    alike = {}
+    if "random" in held:
+        said = f"{held['test_random_donors_that_train']:,} of its {len(held['donors']['test_random']):,} donors"
+        alike = {"leak that test_random shows": f"{said} train here"}
     return {
         "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
         "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
         "cells of this panel": ", ".join(sides),
         "held out by": " and ".join(str(held[key]) for key in ("by", "related") if key in held),
         "held out of the census": str(held["held_out"]),
+        "donors that train": f"{len(held['donors']['train']):,}{asked}",
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
+        **alike,
         "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
         "genes chosen on the cells of": made["genes_from"],
         "library size": str(made["library_size"]),
@@ -191,44 +199,52 @@ def plan(collection, study, regime, folder=None, progress=None):
     """
     import anndata
 
-    asked, settings, source = study.regimes[regime], study.training(regime), study.genes_from or regime
+    asked, source = study.regime(regime), study.genes_from or regime
     cells, found = draw.cells(collection, study)
     side, group = split.assign(cells, study.split)
-    chosen, told_by = (
-        split.draw(side, study.regimes[name], study.split, study.census.seed, cells["donor_id"].to_numpy())
-        for name in (regime, source)
-    )
+    chosen = split.draw(side, asked, study.split, study.census.seed, cells["donor_id"])
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
     obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS).remove_unused_categories()
-    if settings.statistics_from == "train":
-        told_by = told_by[side[told_by] == 0]
-    fitted = cells["soma_joinid"].iloc[told_by].to_numpy()
-    data_sets = cells["dataset_id"].iloc[np.union1d(chosen, told_by)].unique()
-    measured = census.fetch(collection, lambda: soma.measured(collection, data_sets))
+    fitted = chosen
+    if source != regime:
+        fitted = split.draw(side, study.regime(source), study.split, study.census.seed, cells["donor_id"])
+    if study.training(source).statistics_from == "train":
+        fitted = fitted[side[fitted] == 0]
+    measured_in = cells["dataset_id"] if study.genes_from else obs["dataset_id"]  # the same for every regime
+    measured = census.fetch(collection, lambda: soma.measured(collection, measured_in.unique()))
     told = _told(progress, 0, len(fitted) + len(obs))
-    var = draw.select(collection, fitted, asked.genes, measured, folder, told)
+    var = draw.select(collection, cells["soma_joinid"].to_numpy()[fitted], asked.genes, measured, folder, told)
     adata = anndata.AnnData(obs=obs, var=var)
     adata.uns["masks"] = {
         name: draw_masks((obs["split"] == name).sum(), asked.genes, study.masking, split.SPLITS.index(name))
         for name in _sides(adata)[1:]
     }
     adata.uns["provenance"] = {
-        "study": study.name,
-        "regime": regime,
+        **_origin(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "sample_seed": study.census.seed,
         "split": {"held_out": split.held_out(side, group, study.split)},
+    }
+    return adata
+
+
+def _origin(study, regime, fitted):
+    """What the study file and this code say of a panel, for its provenance."""
+    source = study.genes_from or regime
+    return {
+        "study": study.name,
+        "regime": regime,
+        "asked": study.regime(regime).model_dump(include={"genes", "cells", "donors"}, exclude_none=True),
+        "sample_seed": study.census.seed,
         "masking": study.masking.model_dump(),
         "gene_selection": "seurat_v3",
         "genes_from": source,
-        "statistics_from": settings.statistics_from,
-        "statistics_cells": len(fitted),
-        "library_size": settings.library_size,
+        "statistics_from": study.training(source).statistics_from,
+        "statistics_cells": fitted,
+        "library_size": study.training(regime).library_size,
         "versions": files.versions(),
         "code_version": files.code_version(),
     }
-    return adata
 
 
 def write(path, adata, collection, study, folder, progress):
@@ -254,7 +270,7 @@ def _fill(path, collection, study, made, folder, progress):
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT) as h5:
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
         report = split.report(obs, study.split)
-        if report["labels_in_two_splits"]:
+        if report["labels_in_two_splits"] or report["cells_in_two_splits"]:
             raise AssertionError(f"the split leaks: {report}")
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)

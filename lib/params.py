@@ -212,8 +212,11 @@ class Split(Strict):
     def further_sides_differ(self):
         if self.by == "random" and (self.dataset or self.random):
             raise ValueError("by: random holds out single cells already; drop dataset and random, or split by a column")
-        if self.by == "dataset_id" and self.dataset:
-            raise ValueError("by: dataset_id holds out whole data sets already; drop dataset, or split by donor_id")
+        if self.dataset and "dataset_id" in (self.by, self.related):
+            raise ValueError(
+                "validation and test are whole data sets already where by or related is dataset_id; drop dataset, or "
+                "split by donor_id"
+            )
         return self
 
     @model_validator(mode="after")
@@ -259,7 +262,9 @@ class Train(Strict):
     @model_validator(mode="before")
     @classmethod
     def fill_from_protocol(cls, given):
-        return PROTOCOLS.get(given.get("protocol"), {}) | given if isinstance(given, dict) else given
+        if not isinstance(given, dict) or not isinstance(given.get("protocol"), str):
+            return given
+        return PROTOCOLS.get(given["protocol"], {}) | given
 
     @model_validator(mode="after")
     def best_of_squared_errors_only(self):
@@ -277,8 +282,9 @@ PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS[
 class Regime(Strict):
     """One condition of a study: how many genes and cells, and what else differs from the other regimes.
 
-    With `donors`, training cells come from that many donors only, chosen before the cells. `train` overrides the
-    study's own `train`: its keys go first, then those of a protocol that it names, then the study's.
+    With `donors`, training cells come from that many donors only, chosen before the cells; held-out cells do not.
+    `train` overrides the study's own: its keys go first, then all keys of a protocol that it names, then the keys of
+    the study's `train`, then those of the protocol that this names.
     """
 
     genes: Annotated[int, Field(ge=2)]
@@ -342,8 +348,8 @@ class Given(Strict):
 class Study(Strict):
     """A validated study: either data, sizes and seeds to train, or `runs` that are given.
 
-    `genes_from` names the regime whose training cells choose the genes of every regime, so that all are judged on the
-    same genes.
+    `genes_from` names the regime whose cells choose the genes of every regime, by that regime's `statistics_from`; with
+    `split.cells` all regimes are then judged on the same cells, genes and masks.
     Paths are derived from its name, so that a study never writes outside its own folders.
     """
 
@@ -392,10 +398,11 @@ class Study(Strict):
         if self.genes_from not in self.regimes:
             raise ValueError(
                 f"genes_from names {self.genes_from!r}, which is no regime{_nearest(self.genes_from, self.regimes)}; "
-                f"there is {', '.join(self.regimes)}"
+                f"regimes has {', '.join(self.regimes) or 'none'}"
             )
         if len({regime.genes for regime in self.regimes.values()}) > 1:
-            raise ValueError("genes_from gives all regimes the same genes, and they ask for unequal numbers of them")
+            asked = ", ".join(f"{name} for {regime.genes:,}" for name, regime in self.regimes.items())
+            raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
         return self
 
     @model_validator(mode="after")
@@ -409,7 +416,7 @@ class Study(Strict):
 
     def training(self, regime):
         """How a regime's models are trained: the study's `train` under the regime's own."""
-        own = self.regimes[regime].train
+        own = self.regime(regime).train
         changed = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
         return Train.model_validate(dict(self.train) | changed)
 
@@ -418,10 +425,12 @@ class Study(Strict):
         chosen = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "genes_from": True}
         content = self.model_dump(mode="json", include=chosen, exclude_none=True)
         content["regimes"] = {
-            name: self.regimes[name].model_dump(include={"genes", "cells", "donors"}, exclude_none=True)
+            name: self.regime(name).model_dump(include={"genes", "cells", "donors"}, exclude_none=True)
             for name in sorted({regime, self.genes_from or regime})
         }
-        return content | {"train": self.training(regime).model_dump(include={"library_size", "statistics_from"})}
+        content["library_size"] = self.training(regime).library_size
+        content["statistics_from"] = self.training(self.genes_from or regime).statistics_from
+        return content
 
     @property
     def data(self):
@@ -433,12 +442,17 @@ class Study(Strict):
 
     def folder(self, regime):
         """Folder of one regime."""
-        if regime not in self.regimes:
+        self.regime(regime)
+        return self.data / regime
+
+    def regime(self, name):
+        """The regime of that name."""
+        if name not in self.regimes:
             raise InputError(
-                f"study {self.name} has no regime {regime!r}{_nearest(regime, self.regimes)}; "
+                f"study {self.name} has no regime {name!r}{_nearest(name, self.regimes)}; "
                 f"it has {', '.join(self.regimes)}."
             )
-        return self.data / regime
+        return self.regimes[name]
 
     def size(self, name):
         """The size of that name."""

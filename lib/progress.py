@@ -72,7 +72,8 @@ class Batch:
             lines = curve.read_text().splitlines() if curve.is_file() else []
             if len(lines) > 1 and curve.stat().st_mtime >= job.start:
                 seen = float(lines[-1].split(",")[lines[0].split(",").index("cells_seen")])
-                return min(1.0, (turn + seen / self.study.train.cells_seen) / len(seeds))
+                whole = self.study.training(job.wildcards["regime"]).cells_seen
+                return min(1.0, (turn + seen / whole) / len(seeds))
         return 0.0
 
     def pace(self):

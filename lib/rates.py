@@ -130,7 +130,7 @@ def main():
     study = params.load("demo")
     data = panel.arrays(panel.read(panel.build(study, "data-rich")))
     with tempfile.TemporaryDirectory() as folder:
-        table = sweep(data, study.train, folder)
+        table = sweep(data, study.training("data-rich"), folder)
     files.write_csv(files.ROOT / "data" / TABLE, table.round(6))
     print(trial(table, *rule(table)).round(4).to_string(index=False))
     print("rule, fitted to the sizes not held out: {:.3g} x (64 / width)^{:.2f}".format(*rule(table)))

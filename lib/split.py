@@ -31,30 +31,30 @@ def assign(cells, split):
     Raises
     ------
     InputError
-        Fewer than three groups.
+        Fewer than three groups, or than two data sets where some are set aside.
     """
     if split.by == "random":
         side, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
         validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
         side[order[:validation]], side[order[validation : validation + test]] = 1, 2
         return side, np.arange(len(cells))
-    side, group = np.zeros(len(cells), int), related(*(cells[name] for name in columns(split)))
+    group = related(*(cells[name] for name in columns(split)))
+    sizes = np.bincount(group)
+    side = np.zeros(len(sizes), int)  # of each group
     if split.dataset:
-        side[_data_sets(cells, split)] = SPLITS.index("test_dataset")
-    rest = np.flatnonzero(side == 0)
-    group_of_rest = np.unique(group[rest], return_inverse=True)[1]
-    sizes = np.bincount(group_of_rest)
-    if len(sizes) < 3:
-        donors = cells["donor_id"].iloc[rest].nunique()
+        side[group[_data_sets(cells, split)]] = SPLITS.index("test_dataset")
+    left = np.flatnonzero(side == 0)
+    if len(left) < 3:
+        donors = cells["donor_id"][side[group] == 0].nunique()
+        aside = " once split.dataset has set data sets aside" if split.dataset else ""
         raise InputError(
-            f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(sizes)}, of "
-            f"{donors} donor(s): add donors, set split.by to donor_id, or to random if that leak is wanted."
+            f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(left)}, of "
+            f"{donors} donor(s){aside}: add donors, set split.by to donor_id, or to random if that leak is wanted."
         )
-    side[rest] = hold_out(sizes, (split.validation, split.test), split.seed, len(cells))[group_of_rest]
+    side[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
+    side = side[group]
     if split.random:
-        number, train = SPLITS.index("test_random"), np.flatnonzero(side == 0)
-        order = np.random.default_rng([split.seed, number]).permutation(train)
-        side[order[: round(split.random * len(cells))]] = number
+        _single_cells(side, split)
     return side, group
 
 
@@ -68,6 +68,13 @@ def _data_sets(cells, split):
             "drop split.dataset, or add data sets."
         )
     return hold_out(sizes, (split.dataset,), split.seed)[group] == 1
+
+
+def _single_cells(side, split):
+    """Put cells that would train, whoever their donor is, on the side test_random."""
+    number = SPLITS.index("test_random")
+    order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(side == 0))
+    side[order[: round(split.random * len(side))]] = number
 
 
 def columns(split):
@@ -148,14 +155,15 @@ def draw(side, asked, split, seed, donor):
     """Draw one regime's cells from all sides, in the shares asked for, or with split.cells on each held-out side.
 
     Each side has one seeded order, whatever is asked for, so that the cells of a small regime are among those of a
-    larger one; so have the donors, of which the first ones train where a regime asks for a number of them.
+    larger one. So have the donors that train: a regime that asks for a number of them takes its training cells, in the
+    same order as ever, from the first ones.
 
     Parameters
     ----------
     side : (cells of the Census,) int
     asked : params.Regime
         How many cells: in all, or for training where split.cells fixes the held-out cells.
-    donor : (cells of the Census,)
+    donor : Series of (cells of the Census,)
         Label of each cell's donor.
 
     Returns
@@ -168,51 +176,64 @@ def draw(side, asked, split, seed, donor):
     InputError
         Too few cells on a side, or none asked for.
     """
-    cells = asked.cells
-    if cells > len(side):
+    if asked.cells > len(side):
         raise InputError(
-            f"{cells:,} cells are asked for, and census.filter and census.sample leave {len(side):,}; ask for fewer."
+            f"{asked.cells:,} cells are asked for, and census.filter and census.sample leave {len(side):,}; "
+            "ask for fewer."
         )
-    wanted_of = {name: split.cells or round(share * cells) for name, share in split.shares.items()}
-    wanted_of = {"train": cells if split.cells else cells - sum(wanted_of.values())} | wanted_of
     chosen = []
-    for name, wanted in wanted_of.items():
-        number = SPLITS.index(name)
-        pool = np.flatnonzero(side == number)
-        order = np.random.default_rng([seed, number]).permutation(pool)
-        if name == "train" and asked.donors:
-            order = order[_of_donors(donor[order], asked.donors, wanted, seed)]
+    for name, wanted in _wanted(asked.cells, split).items():
         if wanted < 1:
             raise InputError(
-                f"the {name} split of {cells:,} cells would be empty; ask for more cells or a larger share."
+                f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
             )
-        if wanted > len(pool) and split.cells:
+        number, limited = SPLITS.index(name), name == "train" and asked.donors
+        order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(side == number))
+        if limited:
+            order = order[_of_donors(donor, order, asked.donors, seed)]
+        if wanted > len(order):
+            pool = f"{asked.donors:,} donors" if limited else "groups"
+            advice = "for more donors" if limited else "change the shares or the seed of the split"
             raise InputError(
-                f"{wanted:,} cells are asked for {name}, whose groups have {len(pool):,}; "
-                "ask for fewer, or change the shares or the seed of the split."
-            )
-        if wanted > len(pool):
-            most = int(len(pool) * cells / wanted)
-            raise InputError(
-                f"{cells:,} cells need {wanted:,} for {name}, whose groups have {len(pool):,}; "
-                f"ask for at most {most:,}, or change the shares or the seed of the split."
+                f"{_need(name, wanted, asked, split)}, whose {pool} have {len(order):,}; "
+                f"ask for at most {_most(name, len(order), asked.cells, split):,}, or {advice}."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
 
 
-def _of_donors(donor, donors, wanted, seed):
-    """The cells, (cells,) bool, of the first `donors` of the training donors in their seeded order."""
-    labels = np.unique(donor)
+def _wanted(cells, split):
+    """Cells of each side of a regime, {side: cells}."""
+    held = {name: split.cells or round(share * cells) for name, share in split.shares.items()}
+    return {"train": cells if split.cells else cells - sum(held.values())} | held
+
+
+def _need(name, wanted, asked, split):
+    """What asks for more cells of a side than there are, in words."""
+    if split.cells:
+        return f"{wanted:,} cells are asked for {name}"
+    return f"{asked.cells:,} cells need {wanted:,} for {name}"
+
+
+def _most(name, available, cells, split):
+    """The most cells that may be asked for where a side has only `available`: of that side itself with split.cells."""
+    if split.cells:
+        return available
+    while _wanted(cells, split)[name] > available:  # no step passes the number sought
+        cells = min(cells - 1, int((available + len(split.shares)) * cells / _wanted(cells, split)[name]))
+    return cells
+
+
+def _of_donors(donor, order, donors, seed):
+    """Which cells of `order`, (n,) bool, are of the first `donors` donors, in the donors' own seeded order."""
+    codes = donor.astype("category").cat.codes.to_numpy()[order]
+    labels = np.flatnonzero(np.bincount(codes + 1)) - 1  # without a label: -1
     if donors > len(labels):
-        raise InputError(f"{donors:,} donors are asked for, and {len(labels):,} train; ask for fewer.")
-    kept = np.isin(donor, np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors])
-    if kept.sum() < wanted:
         raise InputError(
-            f"{wanted:,} training cells of {donors:,} donors are asked for, and those have {kept.sum():,}; "
-            "ask for fewer cells, or for more donors."
+            f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most {len(labels):,}."
         )
-    return kept
+    first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no side has
+    return np.isin(codes, first)
 
 
 def held_out(side, group, split):
@@ -241,26 +262,28 @@ def report(obs, split):
     -------
     dict
         Settings; cells, groups and donors of each side; and how many donors, cells, and labels of the columns that
-        the split keeps together are found on two sides. The single cells of training donors count as training there.
+        the split keeps together are found on two sides. For donors and labels, test_random counts as training, of
+        whose donors it is made; how many of its donors train in this regime is said.
     """
     sides = {name: obs[obs["split"] == name] for name in ("train", *split.shares)}
+    donors = {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in sides.items()}
     kept = columns(split) or ["soma_joinid"]
     people = obs.assign(split=obs["split"].astype(str).replace("test_random", "train"))
-    in_two = {name: _in_two(people, name) for name in ("donor_id", *kept)} | {
-        "soma_joinid": _in_two(obs, "soma_joinid")
-    }
+    in_two = {name: _in_two(people, name) for name in kept}
     if split.dataset:
-        apart = people.assign(split=people["split"] == "test_dataset")
-        in_two["dataset_id"] = _in_two(apart, "dataset_id")
-    return {
+        in_two["dataset_id"] = _in_two(people.assign(split=people["split"] == "test_dataset"), "dataset_id")
+    told = {
         **split.model_dump(exclude_none=True),
         "cells": {name: len(rows) for name, rows in sides.items()},
         "groups": {name: len(np.unique(related(*(rows[column] for column in kept)))) for name, rows in sides.items()},
-        "donors": {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in sides.items()},
-        "donors_in_two_splits": in_two["donor_id"],
-        "cells_in_two_splits": in_two["soma_joinid"],
-        "labels_in_two_splits": sum(in_two[name] for name in {*kept, *(["dataset_id"] if split.dataset else [])}),
+        "donors": donors,
+        "donors_in_two_splits": _in_two(people, "donor_id"),
+        "cells_in_two_splits": _in_two(obs, "soma_joinid"),
+        "labels_in_two_splits": sum(in_two.values()),
     }
+    if split.random:
+        told["test_random_donors_that_train"] = len(np.intersect1d(donors["train"], donors["test_random"]))
+    return told
 
 
 def _in_two(obs, name):

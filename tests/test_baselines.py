@@ -139,7 +139,7 @@ def test_shrinkage_is_that_of_ledoit_and_wolf_on_standardised_genes(adata):
 
 def test_shrinking_correlations_helps_where_cells_are_few(adata):
     rows, data = np.arange(0, 3000, 60), panel.arrays(adata)
-    x, masked = data.x[data.test], data.masks["test"]
+    x, masked = data.x[data.held["test"]], data.masks["test"]
     hidden = np.take_along_axis(x[:, None], masked, axis=2)
     gaussian = baselines.fit_gaussian(data.x, rows)
     plain = np.linalg.inv(np.cov(data.x[rows].T) + 1e-6 * np.eye(PANEL))
@@ -152,10 +152,10 @@ def test_shrinking_correlations_helps_where_cells_are_few(adata):
 def test_only_training_cells_are_fitted_and_masked_values_are_not_seen(adata):
     data = panel.arrays(adata)
     x = data.x.copy()
-    x[np.concatenate([data.validation, data.test])] += 5
+    x[np.concatenate(list(data.held.values()))] += 5
     before, after = baselines.fit_gaussian(data.x, data.train), baselines.fit_gaussian(x, data.train)
     np.testing.assert_array_equal(before.precision, after.precision)
-    seen, masked = data.x[data.test], data.masks["test"][:, :1]
+    seen, masked = data.x[data.held["test"]], data.masks["test"][:, :1]
     changed = seen.copy()
     np.put_along_axis(changed, masked[:, 0], 9.0, axis=1)
     found = [baselines.predict_gaussian(before, values, masked) for values in (seen, changed)]

@@ -56,8 +56,8 @@ def test_arrays_are_those_of_the_file(rich):
     data = panel.arrays(rich)
     assert np.array_equal(data.x, rich.X) and np.array_equal(data.counts, rich.layers["counts"])
     assert data.library.dtype == np.float64 and np.array_equal(data.library, rich.obs["total_counts"])
-    assert sorted(np.concatenate([data.train, data.validation, data.test])) == list(range(500))
-    assert (rich.obs["split"].to_numpy()[data.test] == "test").all()
+    assert sorted(np.concatenate([data.train, *data.held.values()])) == list(range(500))
+    assert (rich.obs["split"].to_numpy()[data.held["test"]] == "test").all()
     assert data.masks["validation"].shape == (50, 4, round(0.15 * 24)) == data.masks["test"].shape
     assert not np.array_equal(data.masks["validation"], data.masks["test"])
 
@@ -235,7 +235,7 @@ def test_what_no_choice_of_groups_can_meet_is_explained(study_file):
 
 def test_regimes_hold_out_the_same_donors_and_the_small_one_is_part_of_the_large_one(rich, tiny):
     small = panel.read(panel.build(tiny, "data-limited"))
-    for side in split.SPLITS:
+    for side in ("train", "validation", "test"):
         few, many = (adata.obs[adata.obs["split"] == side] for adata in (small, rich))
         assert set(few["soma_joinid"]) <= set(many["soma_joinid"]) and len(few) < len(many)
     assert small.obs["split"].value_counts().to_dict() == {"train": 96, "validation": 12, "test": 12}

@@ -29,7 +29,7 @@ def data():
         return np.stack([[np.sort(rng.choice(GENES, MASKED, replace=False)) for _ in range(2)] for _ in range(cells)])
 
     return SimpleNamespace(
-        x=x.astype(np.float32), train=rows[60:], validation=rows[:30], test=rows[30:60],
+        x=x.astype(np.float32), train=rows[60:], held={"validation": rows[:30], "test": rows[30:60]},
         masks={"validation": masks(30), "test": masks(30)},
     )  # fmt: skip
 
@@ -51,14 +51,14 @@ def numbers(record):
 
 def test_a_run_learns_from_context(data, tmp_path):
     record = run(data, tmp_path, cells_seen=16_000)
-    gene_mean = np.square(data.x[data.validation] - data.x[data.train].mean(0)).mean()
+    gene_mean = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0)).mean()
     assert record["status"] == "ok"
     assert record["validation_mse"] < 0.6 * gene_mean
 
 
 def test_a_model_that_sees_no_context_ends_at_the_gene_mean(data, tmp_path):
     record = run(data, tmp_path, size=PUBLISHED["XXS"], cells_seen=32_000)
-    errors = np.square(data.x[data.validation] - data.x[data.train].mean(0))
+    errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
     assert record["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
@@ -115,7 +115,7 @@ def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path
     trained = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
     trained.advance(lambda *state: None)
     squares = []
-    for row, masks in zip(data.validation, data.masks["validation"], strict=True):
+    for row, masks in zip(data.held["validation"], data.masks["validation"], strict=True):
         for mask in masks:
             x = torch.tensor(data.x[[row]])
             hidden = torch.zeros(1, GENES, dtype=torch.bool)
@@ -175,7 +175,7 @@ def test_warm_up_and_decay_follow_the_stated_schedule():
 
 
 def test_training_runs_on_a_machine_with_torch_and_numpy_alone(data, tmp_path):
-    np.savez(tmp_path / "panel.npz", x=data.x, train=data.train, validation=data.validation, test=data.test,
+    np.savez(tmp_path / "panel.npz", x=data.x, train=data.train, held=data.held["validation"],
              masks=data.masks["validation"])  # fmt: skip
     script = f"""
 import sys
@@ -186,8 +186,8 @@ import numpy as np
 from lib import train
 from lib.sizes import PUBLISHED
 arrays = dict(np.load({str(tmp_path / "panel.npz")!r}))
-masks = arrays.pop("masks")
-data = SimpleNamespace(**arrays, masks=dict(validation=masks, test=masks))
+held, masks = arrays.pop("held"), arrays.pop("masks")
+data = SimpleNamespace(**arrays, held=dict(validation=held, test=held), masks=dict(validation=masks, test=masks))
 settings = SimpleNamespace(**{vars(settings())!r})
 print(train.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r})["status"])
 """
