@@ -1,16 +1,22 @@
-"""What every transformer is compared with: gene mean, conditional Gaussian, Bayes optimum where the truth is known."""
+"""What every transformer is compared with, in squared error and in bits.
+
+Gene mean, PCA reconstruction, conditional Gaussian, and the Bayes optimum where the truth is known.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_ndtr
 
-from lib import panel, simulate
+from lib import panel, predictive, simulate
 from lib.errors import InputError
 
 ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
 WORKSPACE = 8_000_000  # numbers in the largest temporary array of a prediction
+COMPONENTS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)  # numbers of principal components that are tried
+ASIDE, MOST_ASIDE = 0.2, 1000  # share of the training cells, and at most how many, on which that number is chosen
 
 
 @dataclass(frozen=True)
@@ -35,33 +41,60 @@ def measure(adata, truth=None):
     Returns
     -------
     dict
-        For every held-out side: gene_mean_mse and gaussian_mse; with a truth also bayes_mse and bayes_bits, what
-        the best predictor can expect, and bayes_realised_mse, its squared error on these very cells, which shares
-        their noise with every model measured on them. `<name>_se` is the standard error over cells, None for one cell.
+        For every held-out side: gene_mean_mse, pca_mse and gaussian_mse; in bits per masked gene gene_nll, a negative
+        binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts;
+        with a truth also bayes_mse and bayes_bits, what the best predictor can expect, and bayes_realised_mse, its
+        squared error on these very cells, which shares their noise with every model measured on them. `<name>_se` is
+        the standard error over cells, None for one cell. Counts are not predicted on a panel normalised within itself,
+        and pca_components is the number of components.
     """
     data = panel.arrays(adata)
-    gaussian = fit_gaussian(data.x, data.train)
+    models = fit(data, counted=adata.uns["provenance"]["library_size"] != "panel")
     known = truth is not None and adata.uns["provenance"]["library_size"] != "panel"
     columns = census_columns(adata, truth) if known else None
     losses = {}
     for split, cells in data.held.items():
         masked = data.masks[split]
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
-        parts = [_errors(data, cells[block], masked[block], gaussian, truth, columns) for block in blocks]
-        losses[split] = {}
+        parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
+        losses[split] = {"pca_components": models.pca.loadings.shape[1]}
         for name in parts[0]:
             losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
     return losses
 
 
-def _errors(data, cells, masked, gaussian, truth, columns):
+@dataclass(frozen=True)
+class Models:
+    """The baselines, fitted to training cells."""
+
+    gaussian: Gaussian
+    pca: "Pca"
+    share: np.ndarray | None  # (genes,): of the library, None where counts are not predicted
+    dispersion: np.ndarray | None  # (genes,)
+
+
+def fit(data, counted=True):
+    """All baselines of a panel's arrays."""
+    gene = (None, None)
+    if counted:
+        gene = predictive.fit_negative_binomial(data.counts[data.train], data.library[data.train])
+    return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
+
+
+def _errors(data, cells, masked, models, truth, columns):
     """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
-    x = data.x[cells]
+    x, library = data.x[cells], data.library[cells][:, None, None]
     hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
+    predicted, deviation = predict_gaussian(models.gaussian, x, masked)
     errors = {
-        "gene_mean_mse": (hidden - gaussian.mean[masked]) ** 2,
-        "gaussian_mse": (hidden - predict_gaussian(gaussian, x, masked)) ** 2,
+        "gene_mean_mse": (hidden - models.gaussian.mean[masked]) ** 2,
+        "pca_mse": (hidden - predict_pca(models.pca, x, masked)) ** 2,
+        "gaussian_mse": (hidden - predicted) ** 2,
     }
+    if models.share is not None:
+        counts = np.take_along_axis(data.counts[cells][:, None, :], masked, axis=2)
+        errors["gene_nll"] = predictive.bits(counts, library * models.share[masked], models.dispersion[masked])
+        errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     if columns is not None:
         exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
         errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
@@ -91,6 +124,15 @@ def fit_gaussian(x, rows):
     J. Multivar. Anal. 88:365). Shrunk covariances would pull quiet and loud genes towards one common variance, and
     predict held-out cells worse the fewer cells there are. A gene that never varies is predicted by its mean.
     """
+    mean, deviation, correlation, fourth = moments(x, rows)
+    shrinkage = _ledoit_wolf(correlation, fourth, len(rows))
+    shrunk = (1 - shrinkage) * correlation
+    shrunk[np.diag_indices_from(shrunk)] = 1
+    return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation), shrinkage)
+
+
+def moments(x, rows):
+    """Mean and deviation of every gene over `rows`, their correlations, and the mean fourth power of a cell's norm."""
     blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     mean = sum(x[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
     deviation = np.sqrt(sum(((x[block] - mean) ** 2).sum(axis=0) for block in blocks) / len(rows))
@@ -100,11 +142,7 @@ def fit_gaussian(x, rows):
         z = (x[block] - mean) / deviation
         correlation = correlation + z.T @ z
         fourth += ((z * z).sum(axis=1) ** 2).sum()
-    correlation /= len(rows)
-    shrinkage = _ledoit_wolf(correlation, fourth / len(rows), len(rows))
-    shrunk = (1 - shrinkage) * correlation
-    shrunk[np.diag_indices_from(shrunk)] = 1
-    return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation), shrinkage)
+    return mean, deviation, correlation / len(rows), fourth / len(rows)
 
 
 def _ledoit_wolf(correlation, fourth, cells):
@@ -118,10 +156,10 @@ def _ledoit_wolf(correlation, fourth, cells):
 
 
 def predict_gaussian(gaussian, x, masked):
-    """Conditional mean of the masked genes given the visible ones, (cells, masks, k) float64.
+    """Conditional mean and standard deviation of each masked gene given the visible ones, (cells, masks, k) float64.
 
-    With precision Q it is mu_m - inv(Q_mm) Q_mv (x_v - mu_v): one k x k system for each mask. `x` is (cells, genes),
-    and its values at masked genes are not looked at; `masked` is (cells, masks, k).
+    With precision Q the mean is mu_m - inv(Q_mm) Q_mv (x_v - mu_v), and the covariance inv(Q_mm): one k x k system for
+    each mask. `x` is (cells, genes), and its values at masked genes are not looked at; `masked` is (cells, masks, k).
     """
     _, masks, k = masked.shape
     batch = max(1, WORKSPACE // (masks * max(k * k, x.shape[1])))
@@ -131,21 +169,109 @@ def predict_gaussian(gaussian, x, masked):
         visible = np.repeat((x[start : start + batch] - gaussian.mean)[:, None, :], masks, axis=1)
         np.put_along_axis(visible, chosen, 0, axis=2)
         pull = np.take_along_axis(visible @ gaussian.precision, chosen, axis=2)
-        block = gaussian.precision[chosen[..., :, None], chosen[..., None, :]]
-        parts.append(gaussian.mean[chosen] - np.linalg.solve(block, pull[..., None])[..., 0])
+        covariance = np.linalg.inv(gaussian.precision[chosen[..., :, None], chosen[..., None, :]])
+        mean = gaussian.mean[chosen] - (covariance @ pull[..., None])[..., 0]
+        parts.append(np.stack([mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))]))
+    return np.concatenate(parts, axis=1)
+
+
+def normal_bits(counts, mean, deviation, library):
+    """Bits of counts under a normal distribution of y = log1p(10,000 count / library), made one of counts.
+
+    A count has the probability between the midpoints of its own y and its neighbours'; what lies below belongs to zero.
+    """
+    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
+    high = ((y[1] + y[2]) / 2 - mean) / deviation
+    beyond = low > 0  # the difference is taken in the tail where it does not cancel
+    low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
+    return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Probabilistic principal components of standardised genes (Tipping & Bishop 1999), fitted to training cells."""
+
+    mean: np.ndarray  # (genes,)
+    deviation: np.ndarray  # (genes,)
+    loadings: np.ndarray  # (genes, components)
+    noise: float  # variance of what the components leave over
+
+
+def choose_pca(x, rows, masks):
+    """The principal components of training cells, as many as reconstruct masked genes best.
+
+    Their number is chosen on training cells that are set aside for it, under masks drawn for held-out cells (masks,
+    per_cell, k); all training cells then give the components.
+    """
+    rows = np.random.default_rng(0).permutation(rows)
+    aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
+    values, vectors, mean, deviation = _correlations(x, np.sort(rows[len(aside) :]))
+    masked = masks[: len(aside), :1]
+    hidden = np.take_along_axis(x[aside][:, None, :], masked, axis=2)
+
+    def error(components):
+        pca = Pca(mean, deviation, *_leading(values, vectors, components))
+        return ((hidden - predict_pca(pca, x[aside], masked)) ** 2).mean()
+
+    best = min((q for q in COMPONENTS if q < min(x.shape[1], len(rows))), key=error)
+    values, vectors, mean, deviation = _correlations(x, np.sort(rows))
+    return Pca(mean, deviation, *_leading(values, vectors, best))
+
+
+def _correlations(x, rows):
+    """Eigenvalues (descending) and vectors of the genes' correlations, and their means and standard deviations."""
+    gaussian_mean, deviation, correlation, _ = moments(x, rows)
+    values, vectors = np.linalg.eigh(correlation)
+    return values[::-1], vectors[:, ::-1], gaussian_mean, deviation
+
+
+def _leading(values, vectors, components):
+    """Loadings and noise of a number of components, where the rest of the variance is noise of all genes alike."""
+    noise = max(values[components:].mean(), 1e-6)
+    return vectors[:, :components] * np.sqrt(np.maximum(values[:components] - noise, 0)), float(noise)
+
+
+def predict_pca(pca, x, masked):
+    """Reconstruction of the masked genes, (cells, masks, k) float64, from the scores that the visible ones give.
+
+    With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
+    """
+    q = pca.loadings.shape[1]
+    z, outer = (x - pca.mean) / pca.deviation, np.einsum("gi,gj->gij", pca.loadings, pca.loadings).reshape(-1, q * q)
+    whole, parts, batch = outer.sum(0), [], max(1, WORKSPACE // (masked[0].size * q * q))
+    for start in range(0, len(x), batch):
+        chosen, cells = masked[start : start + batch], z[start : start + batch]
+        visible = np.repeat(cells[:, None, :], chosen.shape[1], axis=1)
+        np.put_along_axis(visible, chosen, 0, axis=2)
+        inner = (whole - outer[chosen].sum(2)).reshape(*chosen.shape[:2], q, q) + pca.noise * np.eye(q)
+        scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])[..., 0]
+        found = (pca.loadings[chosen] @ scores[..., None])[..., 0]
+        parts.append(pca.mean[chosen] + pca.deviation[chosen] * found)
     return np.concatenate(parts)
 
 
-NAMES = {"gene_mean": "gene mean", "gaussian": "conditional Gaussian", "bayes": "Bayes-optimal, expected",
-         "bayes_realised": "Bayes-optimal, on these cells"}  # fmt: skip
+NAMES = {
+    "gene mean": ("gene_mean_mse", "gene_nll"),
+    "PCA": ("pca_mse", None),
+    "conditional Gaussian": ("gaussian_mse", "gaussian_nll"),
+    "Bayes-optimal, expected": ("bayes_mse", "bayes_bits"),
+    "Bayes-optimal, on these cells": ("bayes_realised_mse", None),
+}
 
 
 def table(measured):
-    """Result of `measure` as a table: a row per split and predictor with its mean squared error and standard error."""
-    rows = [
-        {"split": name, "predictor": label, "mse": losses[f"{key}_mse"], "se": losses[f"{key}_mse_se"]}
-        for name, losses in measured.items()
-        for key, label in NAMES.items()
-        if f"{key}_mse" in losses
-    ]
+    """Result of `measure` as a table, one row per split and predictor.
+
+    Columns: mse and its standard error; explained, the share of what lies between the gene mean and the exact floor (or
+    zero, where that is not known); bits per masked gene.
+    """
+    rows = []
+    for side, losses in measured.items():
+        floor = losses.get("bayes_mse", 0.0)
+        for predictor, (mse, bits) in NAMES.items():
+            if mse in losses:
+                explained = (losses["gene_mean_mse"] - losses[mse]) / (losses["gene_mean_mse"] - floor)
+                row = {"split": side, "predictor": predictor, "mse": losses[mse], "se": losses[f"{mse}_se"]}
+                rows.append(row | {"explained": explained, "bits": losses.get(bits)})
     return pd.DataFrame(rows)
