@@ -178,14 +178,24 @@ def predict_gaussian(gaussian, x, masked):
 def normal_bits(counts, mean, deviation, library):
     """Bits of counts under a normal distribution of y = log1p(10,000 count / library), made one of counts.
 
-    A count has the probability between the midpoints of its own y and its neighbours'; what lies below belongs to zero.
+    A count has the probability between `normal_ends`.
     """
-    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
-    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
-    high = ((y[1] + y[2]) / 2 - mean) / deviation
+    low, high = _midpoints(counts, mean, deviation, library)
     beyond = low > 0  # the difference is taken in the tail where it does not cancel
     low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
+
+
+def normal_ends(counts, mean, deviation, library):
+    """Cumulative probabilities below each count and up to it, at the midpoints between its y and its neighbours'."""
+    return tuple(np.exp(log_ndtr(end)) for end in _midpoints(counts, mean, deviation, library))
+
+
+def _midpoints(counts, mean, deviation, library):
+    """Standardised ends of each count's share of the normal distribution; that of zero begins at minus infinity."""
+    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
+    return low, ((y[1] + y[2]) / 2 - mean) / deviation
 
 
 @dataclass(frozen=True)

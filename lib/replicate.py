@@ -144,19 +144,15 @@ def family_excess(probability, x):
 def main(replicates=50, jobs=2):
     """Run what data/replicates.csv lacks, row by row into it; returns the table."""
     path, code = files.ROOT / "data" / TABLE, fingerprint()
-    done = read() if path.is_file() else pd.DataFrame()
-    if len(done):
-        done = done[done["fingerprint"] == code]
-    missing = sorted(set(range(replicates)) - set(done["replicate"] if len(done) else ()))
+    rows = read().to_dict("records") if path.is_file() else []
+    rows = [row for row in rows if row["fingerprint"] == code]
+    missing = sorted(set(range(replicates)) - {row["replicate"] for row in rows})
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
         for future in concurrent.futures.as_completed([pool.submit(replicate, number) for number in missing]):
-            done = pd.concat([done, pd.DataFrame(future.result()).assign(fingerprint=code)])
-            files.write_csv(path, done.sort_values(["replicate", "objective"]))
-            print(
-                f"replicate {done['replicate'].iloc[-1]}: {done['replicate'].nunique()} of {replicates} done",
-                flush=True,
-            )
+            rows += [row | {"fingerprint": code} for row in future.result()]
+            files.write_csv(path, pd.DataFrame(rows).sort_values(["replicate", "objective"]))
+            print(f"replicate {rows[-1]['replicate']}: {len(rows) // len(OBJECTIVES)} of {replicates} done", flush=True)
     return read()
 
 

@@ -1,0 +1,204 @@
+"""Figures that compare conditions: training cells, held-out sides, protocols."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from lib.figures import look
+from lib.figures.study import PARAMETERS, loss_label
+
+SIDES = {
+    "test_random": ("cells of training donors", "#D55E00", "o"),
+    "validation": ("other donors", "#0072B2", "s"),
+    "test": ("other donors again", "#56B4E9", "D"),
+    "test_dataset": ("other data sets", "#000000", "^"),
+}
+"""Label, colour and marker of every held-out side."""
+
+
+def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse", sentence="", **_):
+    """Everything equal but the training cells: the loss of every size, and what size saves.
+
+    Parameters
+    ----------
+    all_donors, few_donors : DataFrame
+        Runs, from lib.fit.matched.matched: size, parameters, cells_train, loss and the baselines of their cells.
+    gains : DataFrame
+        From lib.fit.matched.gains: cells_train, gain, se.
+    sentence : str
+        What stands in place of the panels where there is no matched axis.
+
+    Returns
+    -------
+    Figure with two panels
+    """
+    if gains is None:
+        return look.note(sentence)
+    figure, axes = look.panels(1, 2, height=72)
+    losses, saved = axes.flat
+    sizes = list(all_donors.sort_values("parameters")["size"].unique())
+    shade, marker = look.shades(sizes), look.markers(sizes)
+    ends = []
+    for size in sizes:
+        for rows, dashes in ((all_donors, "-"), (few_donors, ":")):
+            of = rows[rows["size"] == size].groupby("cells_train")["loss"].mean()
+            losses.plot(of.index, of, dashes, color=shade[size], marker=marker[size], markersize=3)
+        ends.append(
+            (all_donors[all_donors["size"] == size].groupby("cells_train")["loss"].mean().iloc[-1], size, shade[size])
+        )
+    for name in ("bayes", "gaussian"):
+        column = f"{name}_mse" if metric.endswith("mse") else {"bayes": "bayes_bits", "gaussian": "gaussian_nll"}[name]
+        known = all_donors.groupby("cells_train")[column].mean().dropna()
+        if len(known):
+            label, colour, dashes = look.BASELINES[name]
+            losses.plot(known.index, known, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
+            ends.append((known.iloc[-1], label.replace("\n", " "), colour))
+    look.log_axis(losses.xaxis)
+    losses.set(xlabel="training cells (number)", ylabel=loss_label(metric))
+    look.header(losses, "Loss at equal updates")
+    look.end_labels(losses, ends)
+    saved.errorbar(
+        gains["cells_train"], gains["gain"], 1.96 * gains["se"], fmt="o", color=look.INK, capsize=2, **look.DOT
+    )
+    saved.axhline(0, color=look.GREY, linewidth=0.6)
+    look.log_axis(saved.xaxis)
+    saved.set(xlabel="training cells (number)", ylabel=f"saved by size, {loss_label(metric)}")
+    look.header(saved, "Gain from size", ["smallest to best size; bars: 95 % from the seeds"])
+    keys = {"all donors": Line2D([], [], color=look.INK), "few donors": Line2D([], [], color=look.INK, linestyle=":")}
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(figure)
+
+
+def held_out(shares=None, leak=None, regime="", sentence="", **_):
+    """The same models on every held-out side: share of its reducible error explained, and what a random split leaks.
+
+    Parameters
+    ----------
+    shares : DataFrame
+        From lib.fit.heldout.explained: regime, side, parameters, explained, se, gaussian.
+    leak : DataFrame
+        From lib.fit.heldout.leak: regime, parameters, leak, se, gaussian.
+    regime : str
+        The regime shown.
+    sentence : str
+        What stands in place of the panels where there is but one side.
+
+    Returns
+    -------
+    Figure with two panels
+    """
+    if shares is None:
+        return look.note(sentence)
+    figure, axes = look.panels(1, 2, height=70)
+    share, gap = axes.flat
+    of_regime = shares[shares["regime"] == regime]
+    for side, (_, colour, marker) in SIDES.items():
+        of = of_regime[of_regime["side"] == side].groupby("parameters")[["explained", "se"]].mean()
+        if len(of):
+            style = {"fmt": marker + "-", "color": colour, "markersize": 3, "capsize": 1.5, "linewidth": 0.9}
+            share.errorbar(of.index, 100 * of["explained"], 196 * of["se"], **style)
+    look.log_axis(share.xaxis)
+    share.set(xlabel=PARAMETERS, ylabel="explained share of the reducible error (%)")
+    look.header(share, regime, ["relative to each side's own gene mean and floor"])
+    of = leak[leak["regime"] == regime]
+    bars = {"fmt": "o", "color": look.INK, "capsize": 2} | look.DOT
+    gap.errorbar(of["parameters"], 100 * of["leak"].astype(float), 196 * of["se"].astype(float), **bars)
+    gap.plot(of["parameters"], 100 * of["gaussian"].astype(float), color=look.BASELINES["gaussian"][1], linestyle="--")
+    gap.axhline(0, color=look.GREY, linewidth=0.6)
+    if len(of):
+        look.log_axis(gap.xaxis)
+    gap.set(xlabel=PARAMETERS, ylabel="training donors minus other donors (%)")
+    look.header(gap, "What a random split leaks", ["bars: 95 % over the cells of both sides"])
+    keys = {SIDES[side][0]: Line2D([], [], color=SIDES[side][1], marker=SIDES[side][2]) for side in SIDES
+            if (of_regime["side"] == side).any()}  # fmt: skip
+    keys["conditional Gaussian"] = Line2D([], [], color=look.BASELINES["gaussian"][1], linestyle="--")
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(figure)
+
+
+def protocols(table=None, runs=None, sentence=""):
+    """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From lib.fit.protocols.switches.
+    runs : DataFrame
+        Table of runs.csv, for the losses relative to the gene mean.
+    sentence : str
+        What stands in place of the panels where a study has one protocol.
+
+    Returns
+    -------
+    Figure with three panels
+    """
+    if table is None:
+        return look.note(sentence)
+    figure, axes = look.panels(1, 3, height=78)
+    regimes = list(table["regime"])
+    labels = {"alpha": "exponent α (no unit)", "relative_c": "floor c (share of the gene mean)"}
+    for axis, (name, label) in zip(axes.flat, labels.items(), strict=False):
+        values = table[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
+        near = values[:, 0][np.isfinite(values[:, 0])]
+        low, high = min(0, near.min()), near.max() + 0.35 * (np.ptp(near) or 1)
+        for y, (value, start, end) in enumerate(values):
+            axis.plot([max(low, np.nan_to_num(start, nan=low)), min(high, np.nan_to_num(end, nan=high))], [y, y],
+                      color=look.INK, linewidth=1)  # fmt: skip
+            named = table["status"].iloc[y] == "ok"
+            axis.plot(value, y, "o", color=look.INK, markersize=4, markerfacecolor=look.INK if named else "white")
+        axis.set(xlim=(low, high), ylim=(len(regimes) - 0.5, -0.5), xlabel=label)
+        axis.set_yticks(range(len(regimes)), regimes if axis is axes.flat[0] else [])
+        axis.tick_params(axis="y", length=0)
+    axes.flat[0].set_ylabel("switch (each keeps those above it)")
+    shade = look.shades(regimes)
+    for regime in regimes:
+        of = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
+        relative = (of["validation_mse"] / of["gene_mean_mse"]).groupby(of["parameters"]).mean()
+        axes.flat[2].plot(relative.index, relative, ".-", color=shade[regime], linewidth=0.9)
+    axes.flat[2].axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
+    look.log_axis(axes.flat[2].xaxis)
+    axes.flat[2].set(xlabel=PARAMETERS, ylabel="validation MSE (relative to the gene mean)")
+    keys = {regime: Line2D([], [], color=shade[regime], marker=".") for regime in regimes}
+    keys["law is named"] = Line2D([], [], color=look.INK, marker="o", linestyle="", markersize=4)
+    keys["no law named"] = Line2D(
+        [], [], color=look.INK, marker="o", linestyle="", markersize=4, markerfacecolor="white"
+    )
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(figure)
+
+
+def replicates(table):
+    """The interval of c in every replicated study, relative to the exact floor, sorted by c.
+
+    Parameters
+    ----------
+    table : DataFrame
+        data/replicates.csv: objective, c, low, high, exact, family.
+
+    Returns
+    -------
+    Figure, a panel for each objective; red where the interval misses the floor, open ends run to the edge
+    """
+    objectives = list(table["objective"].unique())
+    figure, axes = look.panels(1, len(objectives), height=80)
+    for axis, objective in zip(axes.flat, objectives, strict=True):
+        of = table[table["objective"] == objective].sort_values("c", ignore_index=True)
+        ends = 100 * (of[["low", "c", "high"]].div(of["exact"], axis=0) - 1)
+        left, right = min(-10, ends["c"].min() - 5), ends["c"].max() + 15
+        for y, (low, c, high) in enumerate(ends.to_numpy()):
+            low, high = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
+            colour = "#0072B2" if low <= 0 <= high else "#D55E00"
+            axis.plot([max(low, left), min(high, right)], [y, y], color=colour, linewidth=0.8)
+            axis.plot(np.clip(c, left, right), y, "o", color=colour, markersize=2)
+        axis.axvline(0, color="black", linewidth=0.9)
+        family = 100 * (of["family"] / of["exact"] - 1).median()
+        axis.axvline(family, color=look.GREY, linewidth=0.8, linestyle="--")
+        axis.set(xlabel="c above the exact floor (%)", ylabel="replicated study (number)", xlim=(left, right))
+        held = ((of["low"].fillna(-np.inf) <= of["exact"]) & (of["exact"] <= of["high"].fillna(np.inf))).sum()
+        look.header(axis, objective.replace("_", " "), [f"{held} of {len(of)} intervals hold it"])
+    keys = {
+        "holds the floor": Line2D([], [], color="#0072B2"), "misses it": Line2D([], [], color="#D55E00"),
+        "exact floor": Line2D([], [], color="black"),
+        "best of the family": Line2D([], [], color=look.GREY, linestyle="--"),
+    }  # fmt: skip
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(figure)
