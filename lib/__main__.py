@@ -249,7 +249,7 @@ def report(study, seconds):
     from lib import fit, runs
 
     table = runs.collect(study)
-    floors = runs.known_floors(runs.baselines(study))
+    floors = runs.known_floors(runs.baselines(study), runs.headline(table))
     print(*fit.answer(files.read_json(study.data / "laws.json"), floors), *runs.unconverged(table), sep="\n")
     figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")

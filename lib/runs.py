@@ -123,22 +123,36 @@ def known_floors(measured, metrics):
     return found
 
 
-def summary(table):
-    """One row per regime and size: seeds, mean losses, and the share explained of the reducible error.
+UNITS = {
+    "mse": {"gene_mean": "gene_mean_mse", "pca": "pca_mse", "gaussian": "gaussian_mse", "floor": "bayes_mse"},
+    "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
+}
+"""Columns of the baselines by the unit of a loss."""
 
-    The reducible error lies between the gene mean and the exact floor; where no floor is known, the share is of the
-    gene mean's whole error.
+
+def summary(table):
+    """One row per regime and size: seeds, mean losses, and the share explained of the reducible loss.
+
+    The reducible loss lies between the gene mean (for bits, a negative binomial of each gene) and the exact floor;
+    where no floor is known, the share is of the gene mean's whole loss. The baselines' shares stand beside it.
     """
-    rows = table[table["status"] == "ok"]
-    by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
-    result = by_size.agg(
-        seeds=("seed", "nunique"), validation_mse=("validation_mse", "mean"), test_mse=("test_mse", "mean")
-    )
-    means = by_size[["gene_mean_mse", "gaussian_mse", "bayes_mse"]].mean()
-    reducible = means["gene_mean_mse"] - means["bayes_mse"].fillna(0)
-    result["explained"] = (means["gene_mean_mse"] - result["validation_mse"]) / reducible
-    result["explained_by_gaussian"] = (means["gene_mean_mse"] - means["gaussian_mse"]) / reducible
-    return result.reset_index()
+    parts = []
+    for regime, metric in headline(table).items():
+        rows = table[(table["status"] == "ok") & (table["regime"] == regime)]
+        by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
+        columns = UNITS[metric.rsplit("_", 1)[1]]
+        part = by_size.agg(
+            seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{metric.rsplit('_')[-1]}", "mean")
+        )
+        part.insert(1, "metric", metric)
+        known = {name: by_size[column].mean() for name, column in columns.items() if column in rows}
+        reducible = known["gene_mean"] - known["floor"].fillna(0)
+        part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
+        for name in ("pca", "gaussian"):
+            if name in known:
+                part[f"explained_by_{name}"] = (known["gene_mean"] - known[name]) / reducible
+        parts.append(part.reset_index())
+    return pd.concat(parts, ignore_index=True)
 
 
 def unconverged(table):

@@ -12,6 +12,7 @@ from scipy import stats
 from lib.errors import InputError
 from lib.fit.joint import compare_joint, joint_law
 from lib.fit.ladder import usable
+from lib.fit.planner import frontier
 from lib.runs import headline
 
 
@@ -104,6 +105,12 @@ def forms(rows):
     return table.assign(additive_p=additive_p(rows))
 
 
+def turning(rows, form):
+    """Parameters at which size and cells limit equally, at each number of training cells; see `planner.frontier`."""
+    law = joint_law(rows[["parameters", "cells_train", "cells_seen", "loss"]], form)
+    return frontier(law, np.sort(rows["cells_train"].unique()))
+
+
 def donors(all_donors, few_donors, level=0.95):
     """What fewer donors cost at equally many cells: paired differences over sizes, few minus all.
 
@@ -129,6 +136,7 @@ def answer(rows):
     few, many = table.iloc[0], table.iloc[-1]
     low, high = found["interval"]
     t = stats.norm.ppf(0.975)
+    less, reach = many["gain"] - few["gain"], t * np.hypot(few["se"], many["se"])
     left = "still saves" if few["gain"] > t * few["se"] else "saves no more than seeds differ by:"
     way = {True: "The gain from size grows with cells", False: "No trend of the gain with cells is shown"}[
         found["p"] < 0.05
@@ -142,8 +150,10 @@ def answer(rows):
         else "Nowhere is the largest size shown to be worse than a smaller one."
     )
     return (
-        f"With {many['cells_train']:,.0f} training cells, size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
-        f"loss; with {few['cells_train']:,.0f}, it {left} {few['gain']:.4f} ({few['relative']:.0%}). {way}: "
+        f"With {many['cells_train']:,.0f} training cells, size saves {many['gain']:.4f} ({many['relative']:.0%}) of "
+        f"the loss; with {few['cells_train']:,.0f} it {left} {few['gain']:.4f} ({few['relative']:.0%}), "
+        f"{less:.4f} less ({less - reach:.4f} to {less + reach:.4f}). That size and cells act apart, as an additive law "
+        f"has it, is {'refused' if additive_p(rows) < 0.05 else 'not refused'} (p = {additive_p(rows):.1g}). {way}: "
         f"{found['slope']:+.4f} per tenfold cells ({low:+.4f} to {high:+.4f}, p = {found['p']:.2g}; a trend of "
         f"{found['smallest']:.4f} would have been seen four times in five). {behind}"
     )
@@ -199,5 +209,6 @@ def view(runs):
         return {"sentence": f"No matched data axis: {refusal}"}
     return {
         "all_donors": all_donors, "few_donors": few_donors, "gains": gains(all_donors), "metric": metric,
-        "forms": table, "donors": donors(all_donors, few_donors), "sentence": answer(all_donors),
+        "forms": table, "turning": turning(all_donors, table.loc[table["aicc"].idxmin(), "form"]),
+        "donors": donors(all_donors, few_donors), "sentence": answer(all_donors),
     }  # fmt: skip

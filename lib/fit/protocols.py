@@ -56,8 +56,8 @@ def view(runs, laws, measured):
     """The switches of a study that begins at the published protocol, as `lib.figures.protocols` draws them."""
     if runs["protocol"].iloc[0] != "published" or runs["regime"].nunique() < 2:
         return {
-            "sentence": "This study has one protocol. `make run STUDY=protocol` goes from the published protocol to the "
-            "tuned one, switch by switch."
+            "sentence": "This study has one protocol. `make run STUDY=protocol` goes from the published protocol to "
+            "the tuned one, switch by switch."
         }
     table = switches(runs, laws, measured)
     return {"table": table, "runs": runs, "sentence": answer(table)}
