@@ -57,7 +57,7 @@ def measure(adata, truth=None):
         masked = data.masks[split]
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
         parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
-        losses[split] = {"pca_components": models.pca.loadings.shape[1]}
+        losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
         for name in parts[0]:
             losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
     return losses
@@ -85,7 +85,7 @@ def _errors(data, cells, masked, models, truth, columns):
     """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
     x, library = data.x[cells], data.library[cells][:, None, None]
     hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
-    predicted, deviation = predict_gaussian(models.gaussian, x, masked)
+    predicted, deviation = predict_normal(models.gaussian, x, masked)
     errors = {
         "gene_mean_mse": (hidden - models.gaussian.mean[masked]) ** 2,
         "pca_mse": (hidden - predict_pca(models.pca, x, masked)) ** 2,
@@ -156,6 +156,11 @@ def _ledoit_wolf(correlation, fourth, cells):
 
 
 def predict_gaussian(gaussian, x, masked):
+    """Conditional mean of the masked genes given the visible ones, (cells, masks, k) float64; see `predict_normal`."""
+    return predict_normal(gaussian, x, masked)[0]
+
+
+def predict_normal(gaussian, x, masked):
     """Conditional mean and standard deviation of each masked gene given the visible ones, (cells, masks, k) float64.
 
     With precision Q the mean is mu_m - inv(Q_mm) Q_mv (x_v - mu_v), and the covariance inv(Q_mm): one k x k system for

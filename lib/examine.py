@@ -221,7 +221,7 @@ def calibration(adata, data, found, truth=None, seed=0):
     if found.mean is not None:
         transforms["run"] = predictive.pit(counts, found.mean, found.dispersion, rng)
     gaussian = baselines.fit_gaussian(data.x, data.train)
-    mean, deviation = baselines.predict_gaussian(gaussian, data.x[found.rows], found.masked)
+    mean, deviation = baselines.predict_normal(gaussian, data.x[found.rows], found.masked)
     ends = baselines.normal_ends(counts, mean, deviation, known[1][:, None, None])
     transforms["conditional Gaussian"] = predictive.between(*ends, rng)
     if truth is not None:

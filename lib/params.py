@@ -267,11 +267,11 @@ class Train(Strict):
         return PROTOCOLS.get(given["protocol"], {}) | given
 
     @model_validator(mode="after")
-    def best_of_squared_errors_only(self):
-        if self.report == "best" and self.objective != "mse":
+    def noisy_masks_of_squared_errors_only(self):
+        if self.objective != "mse" and (self.report == "best" or self.masks == "bernoulli"):
             raise ValueError(
-                f"the published protocol reports the best of noisy squared errors, and the objective is "
-                f"{self.objective}; set report: final and masks: fixed, or objective: mse"
+                f"report: best and masks: bernoulli, as in the published protocol, are of squared errors, and the "
+                f"objective is {self.objective}; set report: final and masks: fixed, or objective: mse"
             )
         return self
 

@@ -85,7 +85,7 @@ def test_without_a_truth_there_is_no_floor(adata, losses):
 
 def test_a_panel_normalised_within_itself_has_no_floor(truth, columns):
     found = baselines.measure(panel_of(truth, columns, library_size="panel"), truth)["test"]
-    assert sorted(found) == ["gaussian_mse", "gaussian_mse_se", "gene_mean_mse", "gene_mean_mse_se"]
+    assert not [name for name in found if "bayes" in name or "nll" in name]
 
 
 def test_the_truth_of_another_census_is_refused(adata):

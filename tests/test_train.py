@@ -29,8 +29,8 @@ def data():
         return np.stack([[np.sort(rng.choice(GENES, MASKED, replace=False)) for _ in range(2)] for _ in range(cells)])
 
     return SimpleNamespace(
-        x=x.astype(np.float32), train=rows[60:], held={"validation": rows[:30], "test": rows[30:60]},
-        masks={"validation": masks(30), "test": masks(30)},
+        x=x.astype(np.float32), counts=np.rint(3 * x).astype(np.int32), library=np.full(200, 1e4), train=rows[60:],
+        held={"validation": rows[:30], "test": rows[30:60]}, masks={"validation": masks(30), "test": masks(30)},
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_warm_up_and_decay_follow_the_stated_schedule():
 
 
 def test_training_runs_on_a_machine_with_torch_and_numpy_alone(data, tmp_path):
-    np.savez(tmp_path / "panel.npz", x=data.x, train=data.train, held=data.held["validation"],
+    np.savez(tmp_path / "panel.npz", x=data.x, library=data.library, train=data.train, held=data.held["validation"],
              masks=data.masks["validation"])  # fmt: skip
     script = f"""
 import sys

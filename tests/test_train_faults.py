@@ -25,11 +25,11 @@ def panel(cells=CELLS, held_out=10, x=None):
     rng = np.random.default_rng(0)
     x = rng.random((cells + 2 * held_out, GENES), dtype=np.float32) if x is None else x
     masks = np.argsort(rng.random((held_out, 2, GENES)))[..., :MASKED]
-    parts = np.split(np.arange(len(x)), [cells, cells + held_out])
-    names = ("train", "validation", "test")
+    rows, validation, test = np.split(np.arange(len(x)), [cells, cells + held_out])
     return SimpleNamespace(
-        x=x, **dict(zip(names, parts, strict=True)), masks={"validation": masks, "test": masks.copy()}
-    )
+        x=x, counts=np.rint(3 * x).astype(np.int32), library=np.full(len(x), 1e4), train=rows,
+        held={"validation": validation, "test": test}, masks={"validation": masks, "test": masks.copy()},
+    )  # fmt: skip
 
 
 def settings(**changes):
@@ -113,16 +113,16 @@ print(len(steps))
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(tmp_path, monkeypatch):
-    whole, error = run(panel(), tmp_path / "whole"), train.Run.masked_error
+    whole, error = run(panel(), tmp_path / "whole"), train.Run.masked_loss
     seen = []
 
-    def small_memory(predict, x, hidden, positions):
+    def small_memory(self, predict, rows, x, hidden, positions):
         seen.append(len(x))
         if len(x) > 4 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("out of memory")
-        return error(predict, x, hidden, positions)
+        return error(self, predict, rows, x, hidden, positions)
 
-    monkeypatch.setattr(train.Run, "masked_error", staticmethod(small_memory))
+    monkeypatch.setattr(train.Run, "masked_loss", small_memory)
     split = run(panel(), tmp_path / "split")
     assert split["status"] == "ok" and max(seen) > 4
     assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
@@ -132,7 +132,7 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(tmp_path, monke
     def no_memory(*inputs):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(train.Run, "masked_error", staticmethod(no_memory))
+    monkeypatch.setattr(train.Run, "masked_loss", no_memory)
     record = run(panel(), tmp_path)
     assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
     with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory"):
@@ -143,7 +143,7 @@ def test_other_errors_are_not_taken_for_exhausted_memory(tmp_path, monkeypatch):
     def broken(*inputs):
         raise RuntimeError("a mistake in the code")
 
-    monkeypatch.setattr(train.Run, "masked_error", staticmethod(broken))
+    monkeypatch.setattr(train.Run, "masked_loss", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         run(panel(), tmp_path)
 

@@ -28,7 +28,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, ordered so that the first two differ most for every kind of colour vision."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
-    "pca": ("PCA", "#999933", (0, (5, 1.5))),
+    "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
     "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
     "bayes": ("exact floor", "#000000", "-"),
 }

@@ -1,0 +1,376 @@
+"""What may differ between the regimes of a study, on panels: genes from one regime, donors, further held-out sides."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import baselines, panel, params, simulate, split, train, workflow
+from lib.errors import InputError
+from lib.params import Regime, Split
+
+SAME = {
+    "regimes": {"rich": {"genes": 24, "cells": 300}, "limited": {"genes": 24, "cells": 40}},
+    "split": {"validation": 0.1, "test": 0.1, "cells": 30},
+    "genes_from": "rich",
+}
+"""Two regimes that are judged on the same cells, genes and masks."""
+MANY = {"simulate": TINY["census"]["simulate"] | {"donors": 60}}
+"""Eight data sets of several donors each."""
+SIDES = {"validation": 0.1, "test": 0.1, "dataset": 0.15, "random": 0.1}
+
+
+def built(study, regime):
+    return panel.read(panel.build(study, regime))
+
+
+def held(adata, side):
+    return adata[adata.obs["split"] == side]
+
+
+def donors(adata, side="train"):
+    return set(held(adata, side).obs["donor_id"])
+
+
+# ---------------------------------------------------------------- genes from one regime
+
+
+def test_regimes_with_genes_from_one_are_judged_on_the_same_cells_genes_values_and_masks(study_file):
+    study = study_file(**SAME)
+    rich, limited = built(study, "rich"), built(study, "limited")
+    assert rich.n_obs - limited.n_obs == 260
+    for side in ("validation", "test"):
+        one, other = held(rich, side), held(limited, side)
+        assert one.obs_names.tolist() == other.obs_names.tolist() and len(one) == 30
+        assert np.array_equal(one.X, other.X) and np.array_equal(one.layers["counts"], other.layers["counts"])
+        assert np.array_equal(rich.uns["masks"][side], limited.uns["masks"][side])
+
+
+@pytest.mark.parametrize("source", ["rich", "limited"])
+def test_the_genes_are_those_that_the_named_regime_would_have_alone(study_file, source):
+    own = {
+        regime: built(study_file(**SAME | {"genes_from": None}), regime).var_names.tolist()
+        for regime in SAME["regimes"]
+    }
+    assert own["rich"] != own["limited"]
+    study = study_file(**SAME | {"genes_from": source})
+    for regime in SAME["regimes"]:
+        adata = built(study, regime)
+        assert adata.var_names.tolist() == own[source]
+        assert panel.origin(adata)["genes chosen on the cells of"] == source
+        assert adata.uns["provenance"]["statistics_cells"] == SAME["regimes"][source]["cells"]
+
+
+def test_the_named_regime_also_says_from_which_of_its_cells_the_genes_come(study_file):
+    leaky = {
+        "rich": SAME["regimes"]["rich"] | {"train": {"statistics_from": "all"}},
+        "limited": SAME["regimes"]["limited"],
+    }
+    one, other = (built(study_file(**SAME | {"regimes": leaky}), regime) for regime in leaky)
+    assert one.var_names.tolist() == other.var_names.tolist()
+    assert one.uns["provenance"]["statistics_from"] == other.uns["provenance"]["statistics_from"] == "all"
+    assert one.uns["provenance"]["statistics_cells"] == other.uns["provenance"]["statistics_cells"] == 360
+
+
+def test_shared_genes_are_measured_in_the_data_sets_of_every_regime(h5ad, study_file, counts):
+    """The small regime draws from one data set, and would choose genes that the other has not measured."""
+    names = np.array([f"G{gene}" for gene in range(30)])
+    h5ad("a", counts[:, :25], genes=names[:25], dataset_id="x")
+    h5ad("b", counts[:, 5:] + 1, genes=names[5:], dataset_id="y", donors=tuple("EFGH"))
+    study = study_file(
+        census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}},
+        regimes={"rich": {"genes": 15, "cells": 200}, "limited": {"genes": 15, "cells": 20}},
+        split={"validation": 0.2, "test": 0.2, "cells": 20}, genes_from="limited",
+    )  # fmt: skip
+    rich, limited = built(study, "rich"), built(study, "limited")
+    assert rich.var_names.tolist() == limited.var_names.tolist()
+    assert set(rich.var_names) <= set(names[5:25])
+
+
+def test_a_regimes_normaliser_is_its_own(study_file):
+    inside = SAME["regimes"] | {"limited": {"genes": 24, "cells": 40, "train": {"library_size": "panel"}}}
+    study = study_file(**SAME | {"regimes": inside})
+    assert np.allclose(np.expm1(built(study, "limited").X.astype(float)).sum(1), 1e4, rtol=1e-4)
+    assert not np.allclose(np.expm1(built(study, "rich").X.astype(float)).sum(1), 1e4, rtol=1e-2)
+
+
+# ---------------------------------------------------------------- donors
+
+
+def test_cells_of_few_donors_are_drawn_from_them_alone_and_the_held_out_cells_stay(study_file):
+    regimes = {f"of {n}".replace(" ", "-"): {"genes": 24, "cells": 90, "donors": n} for n in (2, 4, 8)}
+    regimes["of-all"] = {"genes": 24, "cells": 90}
+    study = study_file(**SAME | {"regimes": regimes, "genes_from": "of-all"})
+    panels = {name: built(study, name) for name in regimes}
+    assert [len(donors(adata)) for adata in panels.values()] == [2, 4, 8, 10]
+    assert donors(panels["of-2"]) < donors(panels["of-4"]) < donors(panels["of-8"]) < donors(panels["of-all"])
+    for adata in panels.values():
+        assert (adata.obs["split"] == "train").sum() == 90
+        for side in ("validation", "test"):
+            assert held(adata, side).obs_names.tolist() == held(panels["of-all"], side).obs_names.tolist()
+    assert panel.origin(panels["of-4"])["donors that train"] == "4 (4 asked)"
+    assert panel.origin(panels["of-all"])["donors that train"] == "10"
+    assert len(panels["of-4"].uns["provenance"]["split"]["donors"]["train"]) == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=30, max_size=200), st.integers(10, 40), st.integers(0, 5))
+def test_training_cells_of_donors_are_the_first_of_theirs_and_donors_of_fewer_are_among_those_of_more(
+    labels, cells, seed
+):
+    donor, side = pd.Series(labels).map("d{}".format), np.zeros(len(labels), int)
+    side[:2], side[2:4] = 1, 2
+    trains, before = donor[4:].nunique(), set()
+
+    def drawn(cells, donors=None):
+        rows = split.draw(side, Regime(genes=2, cells=cells, donors=donors), Split(cells=1), seed, donor)
+        return set(rows[rows >= 4])
+
+    for number in range(1, trains + 1):
+        try:
+            few = drawn(cells, number)
+        except InputError as error:
+            assert f"whose {number} donors have" in str(error)
+            continue
+        chosen = set(donor[sorted(few)])
+        assert len(few) == cells and len(chosen) <= number
+        everything = drawn(int(donor[4:].isin(chosen).sum()), number) if len(chosen) == number else few
+        assert few <= everything and before <= (chosen if len(chosen) == number else before)
+        assert cells == 10 or drawn(cells - 1, number) < few
+        before = chosen if len(chosen) == number else before
+    if cells <= len(labels) - 4:
+        assert drawn(cells, trains) == drawn(cells)
+
+
+# ---------------------------------------------------------------- what the largest number is
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.tuples(st.integers(20, 300), st.integers(5, 60), st.integers(5, 60)),
+    st.floats(0.02, 0.45), st.floats(0.02, 0.45), st.none() | st.integers(1, 80), st.integers(10, 200),
+)  # fmt: skip
+def test_what_is_said_to_be_possible_is_and_one_more_is_not(sizes, validation, test, stated, cells):
+    side = np.repeat([0, 1, 2], sizes)
+    donor = pd.Series(np.arange(len(side)) % 7)
+
+    def draw(cells, stated):
+        within = Split(validation=validation, test=test, cells=stated)
+        return split.draw(side, Regime(genes=2, cells=cells), within, 0, donor)
+
+    try:
+        draw(cells, stated)
+    except InputError as error:
+        said = str(error)
+        if "ask for at most" not in said:
+            return
+        most = int(said.split("ask for at most ")[1].split(",")[0].split(" ")[0])
+        name = said.split(" for ")[1].split(",")[0]
+        for more, fits in ((0, True), (1, False)):
+            if stated is None:
+                wanted = split._wanted(most + more, Split(validation=validation, test=test))[name]
+            else:
+                wanted = most + more
+            assert (wanted <= sizes[split.SPLITS.index(name)]) == fits
+
+
+# ---------------------------------------------------------------- further held-out sides
+
+
+@pytest.fixture
+def four(study_file):
+    """A study with all four held-out sides, 20 cells each."""
+    regimes = {"rich": {"genes": 24, "cells": 200}, "limited": {"genes": 24, "cells": 40}}
+    return study_file(census=MANY, split=SIDES | {"cells": 20}, regimes=regimes, genes_from="rich")
+
+
+def test_whole_data_sets_and_single_cells_are_set_aside(four):
+    adata = built(four, "rich")
+    assert adata.obs["split"].cat.categories.tolist() == ["train", "validation", "test", "test_dataset", "test_random"]
+    assert adata.obs["split"].value_counts().to_dict() == {"train": 200} | dict.fromkeys(split.SPLITS[1:], 20)
+    apart = set(held(adata, "test_dataset").obs["dataset_id"])
+    others = adata[adata.obs["split"] != "test_dataset"]
+    assert apart and not apart & set(others.obs["dataset_id"])
+    for side in ("validation", "test", "test_dataset"):
+        assert not donors(adata, side) & (donors(adata) | donors(adata, "test_random"))
+    assert donors(adata, "test_random") & donors(adata)
+    assert adata.obs["soma_joinid"].is_unique
+
+
+def test_the_provenance_of_four_sides_counts_the_leak_that_was_asked_for_and_no_other(four):
+    adata = built(four, "limited")
+    told, said = adata.uns["provenance"]["split"], panel.origin(adata)
+    assert told["donors_in_two_splits"] == told["cells_in_two_splits"] == told["labels_in_two_splits"] == 0
+    both = donors(adata, "test_random") & donors(adata)
+    assert told["test_random_donors_that_train"] == len(both)
+    assert said["leak that test_random shows"].startswith(
+        f"{len(both)} of its {len(donors(adata, 'test_random'))} donors"
+    )
+    assert "20 test_dataset (" in said["cells of this panel"] and "20 test_random (" in said["cells of this panel"]
+    assert (
+        "test_dataset" in said["held out of the census"]
+        and "test_random 10.0% of the cells" in said["held out of the census"]
+    )
+
+
+def test_every_held_out_side_is_the_same_cells_in_every_regime_and_each_has_masks_of_its_own(four):
+    rich, limited = (panel.arrays(built(four, regime)) for regime in ("rich", "limited"))
+    assert list(rich.held) == list(split.SPLITS[1:]) == list(limited.held) and set(rich.masks) == set(rich.held)
+    for side in split.SPLITS[1:]:
+        assert np.array_equal(rich.x[rich.held[side]], limited.x[limited.held[side]])
+        assert np.array_equal(rich.masks[side], limited.masks[side]) and len(rich.masks[side]) == 20
+    assert len({masks.tobytes() for masks in rich.masks.values()}) == 4
+
+
+def test_further_sides_leave_the_masks_of_validation_and_test_alone(four, study_file):
+    more = built(four, "rich").uns["masks"]
+    regimes = {"rich": {"genes": 24, "cells": 200}}
+    plain = study_file("plain", census=MANY, split={"validation": 0.1, "test": 0.1, "cells": 20}, regimes=regimes)
+    plain = built(plain, "rich").uns["masks"]
+    assert set(plain) == {"validation", "test"}
+    for side in plain:
+        assert np.array_equal(plain[side], more[side])
+
+
+def test_without_further_sides_cells_are_drawn_as_they_always_were(tiny):
+    """Golden values: who is held out, and the first cells of each side, of the study of the tests."""
+    obs = built(tiny, "data-rich").obs
+    first = {
+        side: obs.loc[obs["split"] == side, "soma_joinid"].head(4).tolist() for side in ("train", "validation", "test")
+    }
+    assert first == GOLDEN
+    assert obs["split"].cat.categories.tolist() == ["train", "validation", "test"]
+
+
+GOLDEN = {"train": [0, 2, 3, 4], "validation": [400, 401, 402, 403], "test": [550, 551, 552, 553]}
+
+
+def test_single_cells_alone_need_no_further_data_sets(study_file):
+    adata = built(study_file(split={"validation": 0.1, "test": 0.1, "random": 0.1}), "data-rich")
+    assert adata.obs["split"].value_counts().to_dict() == {
+        "train": 350,
+        "validation": 50,
+        "test": 50,
+        "test_random": 50,
+    }
+    assert donors(adata, "test_random") <= donors(adata)
+
+
+def test_training_and_baselines_measure_every_held_out_side(four, tmp_path):
+    adata = built(four, "limited")
+    found = baselines.measure(adata, simulate.truth(four.census.simulate))
+    assert list(found) == list(split.SPLITS[1:])
+    record = train.train(panel.arrays(adata), four.size("XXS"), 7, four.training("limited"), tmp_path)
+    for side in split.SPLITS[1:]:
+        assert found[side]["bayes_mse"] > 0 and record[f"{side}_mse"] > 0 and record[f"{side}_mse_se"] > 0
+
+
+def cells_of(pairs):
+    """Cells with a data set and a donor each."""
+    return pd.DataFrame(pairs, columns=["dataset_id", "donor_id"]).astype(str)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12)), min_size=20, max_size=150),
+    st.none() | st.floats(0.05, 0.3), st.none() | st.floats(0.05, 0.3), st.integers(0, 9),
+)  # fmt: skip
+def test_no_donor_and_no_data_set_that_is_set_aside_is_on_two_sides(pairs, dataset, random, seed):
+    cells = cells_of(pairs)
+    try:
+        side, _ = split.assign(cells, Split(validation=0.1, test=0.1, dataset=dataset, random=random, seed=seed))
+    except InputError as error:
+        assert "split" in str(error)
+        return
+    names = np.array(split.SPLITS)[side]
+    together = pd.Series(np.where(names == "test_random", "train", names))
+    assert together.groupby(cells["donor_id"]).nunique().max() == 1
+    assert (together == "test_dataset").groupby(cells["dataset_id"]).nunique().max() == 1
+    assert {"train", "validation", "test"} <= set(together)
+    assert (dataset is not None) == ("test_dataset" in names)
+    assert (names == "test_random").sum() == (
+        0 if random is None else min(round(random * len(cells)), (side % 4 == 0).sum())
+    )
+
+
+def test_a_cell_on_two_sides_of_one_donor_is_no_panel(study_file, monkeypatch):
+    """A donor may train and be in test_random, so its cells have to be told apart by themselves."""
+    study = study_file(split={"validation": 0.1, "test": 0.1, "random": 0.1})
+    report = split.report
+
+    def with_a_cell_twice(obs, settings):
+        rows = np.flatnonzero(obs["split"] == "test_random")[0], np.flatnonzero(obs["split"] == "train")[0]
+        ids = obs["soma_joinid"].to_numpy().copy()
+        donor = obs["donor_id"].astype(str).to_numpy().copy()
+        ids[rows[0]], donor[rows[0]] = ids[rows[1]], donor[rows[1]]
+        return report(obs.assign(soma_joinid=ids, donor_id=donor), settings)
+
+    monkeypatch.setattr(split, "report", with_a_cell_twice)
+    with pytest.raises(AssertionError, match="leaks"):
+        panel.build(study, "data-rich")
+
+
+# ---------------------------------------------------------------- what runs again
+
+
+def rules(**changed):
+    """What each rule of each regime depends on, {(rule, regime): settings}."""
+    study = params.parse(TINY | SAME | changed, "tiny")
+    found = {
+        (rule, regime): workflow.settings(study, rule, regime, "XXS")
+        for rule in ("data", "train")
+        for regime in study.regimes
+    }
+    return found | {("model", None): workflow.settings(study, "model"), ("fit", None): workflow.settings(study, "fit")}
+
+
+def regimes(**own):
+    return {"regimes": {name: content | own.get(name, {}) for name, content in SAME["regimes"].items()}}
+
+
+RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, set()),
+        (regimes(limited={"cells": 50}), LIMITED),
+        (regimes(limited={"donors": 5}), LIMITED),
+        (regimes(rich={"cells": 310}), RICH | LIMITED),
+        (regimes(rich={"donors": 5}), RICH | LIMITED),
+        ({"genes_from": "limited"}, RICH | LIMITED),
+        ({"genes_from": None}, RICH | LIMITED),
+        (regimes(limited={"train": {"cells_seen": 640}}), {("train", "limited")}),
+        (regimes(limited={"train": {"library_size": "panel"}}), LIMITED | {("train", "limited")}),
+        (regimes(limited={"train": {"statistics_from": "all"}}), {("train", "limited")}),
+        (regimes(rich={"train": {"statistics_from": "all"}}), RICH | LIMITED | {("train", "rich")}),
+        (regimes(limited={"train": {"objective": "poisson"}}), {("train", "limited"), ("model", None)}),
+        ({"split": SAME["split"] | {"random": 0.1}}, RICH | LIMITED),
+        ({"split": SAME["split"] | {"dataset": 0.1}}, RICH | LIMITED),
+    ],
+)  # fmt: skip
+def test_a_condition_of_one_regime_reruns_what_depends_on_it_and_only_that(changed, expected):
+    before, after = rules(), rules(**changed)
+    assert {rule for rule in before if before[rule] != after[rule]} == expected
+
+
+def test_a_panel_is_kept_until_the_regime_that_chose_its_genes_changes(study_file):
+    made = panel.build(study_file(**SAME), "limited").stat().st_ino
+    assert (
+        panel.build(study_file(**SAME | regimes(limited={"train": {"cells_seen": 640}})), "limited").stat().st_ino
+        == made
+    )
+    assert panel.build(study_file(**SAME | regimes(rich={"cells": 310})), "limited").stat().st_ino != made
+
+
+def test_time_and_cost_are_those_of_the_regimes_own_training(project):
+    study = params.parse(TINY | SAME | regimes(limited={"train": {"cells_seen": 640}}), "tiny")
+    assert workflow.flops(study, "limited", "XXS") == 2 * workflow.flops(study, "rich", "XXS")
+    longer, shorter = (workflow.seconds(study, "train", regime, "XXS")[1] for regime in ("limited", "rich"))
+    assert longer == pytest.approx(2 * shorter)
+    assert json.loads(workflow.settings(study, "train", "limited", "XXS"))["train"]["cells_seen"] == 640
