@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage rates check clean
+.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check clean
 .SILENT:
 
 help:
@@ -22,6 +22,8 @@ help:
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
+	echo "make replicate                   run small studies whose floor is known -> data/replicates.csv (most of an hour)"
+	echo "make keep STUDY=name             copy a finished study's tables and notebooks to data/results, for git"
 	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
 	echo "make clean STUDY=name            delete what a study has produced"
 
@@ -55,9 +57,17 @@ gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/published-runs/published_audit.svg figures/gallery
 	cp figures/pbmc/loss_against_parameters.svg figures/gallery/pbmc.svg
+	cp figures/matched/matched.svg figures/protocol/protocols.svg figures/demo/bits.svg figures/gallery
 
 rates: .venv/installed
 	$(BIN)/python -m lib rates
+
+replicate: .venv/installed
+	$(BIN)/python -m lib replicate --jobs $(JOBS)
+
+keep: .venv/installed
+	$(BIN)/python -m lib keep $(STUDY)
+	$(NORMALISE) data/results/$(STUDY)/*.ipynb
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

@@ -34,6 +34,8 @@ def main(arguments=None):
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
+    command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
+    command.add_argument("study", help="name of a file in params/, without .yaml")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -50,6 +52,7 @@ def main(arguments=None):
             "coverage": measure_coverage,
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
+            "keep": lambda: keep(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
@@ -106,6 +109,12 @@ def measure_coverage():
     from lib.fit import coverage
 
     figures.save(figures.coverage(coverage.main()), files.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    return 0
+
+
+def keep(name):
+    """Copy what a finished study says to data/results, and say where it lies."""
+    print(os.path.relpath(workflow.keep(params.load(name)), files.ROOT))
     return 0
 
 

@@ -117,3 +117,32 @@ def forget_lost(study):
         names = [line.split(maxsplit=2)[2] for line in listing.read_text().splitlines()]
         if not all((study.data / name).is_file() for name in names):
             listing.unlink()
+
+
+def keep(study):
+    """Copy what a finished study says, small enough for git, to data/results/<study>, with when and where it was run.
+
+    The tables runs.csv and laws.json (without its profile curves), the executed notebooks that fit and draw, and
+    origin.json: date, commit, machine.
+    """
+    import datetime
+    import os
+    import platform
+    import shutil
+
+    if not (study.data / "laws.json").is_file():
+        raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
+    place = files.ROOT / "data" / "results" / study.name
+    place.mkdir(parents=True, exist_ok=True)
+    laws = files.read_json(study.data / "laws.json")
+    for law in (law for by_metric in laws.values() for law in by_metric.values()):
+        law["profile"] = None
+    files.write_json(place / "laws.json", laws)
+    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": files.code_version(), "machine": machine}
+    files.write_json(place / "origin.json", origin)
+    for name in ("runs.csv", "notebooks/04_fit.ipynb", "notebooks/05_figures.ipynb"):
+        with files.atomic(place / (study.data / name).name) as partial:
+            shutil.copyfile(study.data / name, partial)
+    return place

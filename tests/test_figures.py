@@ -11,13 +11,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import test_compared as compared
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import figures, rates, realism
+from lib import examine, figures, rates, realism
 from lib.figures import look
+from lib.fit import heldout, matched
 from lib.sizes import PUBLISHED
 
 # Among them: a layout that found no room for the axes.
@@ -153,7 +155,51 @@ def make_plan():
     return plan, gains, frontier, grid
 
 
+def make_genes():
+    rng = np.random.default_rng(3)
+    mean = rng.lognormal(-2, 1, 40)
+    genes = pd.DataFrame({"mean": mean, "variance": mean * 0.9, "residual": mean * 0.7, "floor": mean * 0.6})
+    return genes.assign(
+        share=genes["residual"] / genes["residual"].sum(), floor_share=genes["floor"] / genes["floor"].sum()
+    )
+
+
+def make_calibration():
+    bins = {"bin": np.arange(20) / 20, "density": 1 + 0.1 * np.cos(np.arange(20)), "low": 0.95, "high": 1.05}
+    shown = [("run", genes) for genes in ("all", "low", "middle", "high")] + [("exact", "all")]
+    return pd.concat([pd.DataFrame(bins).assign(predictor=name, genes=genes) for name, genes in shown])
+
+
+def make_bits():
+    rules = list(examine.RULES)
+    rows = [("run", rule, 0.7 + 0.02 * n) for n, rule in enumerate(rules[:6])]
+    rows += [("exact posterior", rule, 0.6 + 0.02 * n) for n, rule in enumerate(rules)]
+    table = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
+    return table.assign(rule=pd.Categorical(table["rule"], rules))
+
+
+def make_sides():
+    rows, known = compared.sides(leak=0.1)
+    shares = heldout.explained(rows, known)
+    return shares, heldout.leak(shares), rows["regime"].iloc[0]
+
+
+def make_switches():
+    regimes = ["published", "split", "library-size", "initialisation", "learning-rate", "updates", "evaluation"]
+    law = {"alpha": 0.2, "alpha_low": 0.1, "alpha_high": np.nan, "relative_c": 0.6, "relative_c_low": 0.5}
+    law |= {"relative_c_high": 0.7, "status": "ok"}
+    rows = pd.concat([compared.table(compared.apart, (20000,)).assign(regime=regime) for regime in regimes])
+    return pd.DataFrame([law | {"regime": regime} for regime in regimes]), rows
+
+
 DRAWN = {
+    "matched": lambda: figures.matched(**matched.view(compared.table(compared.apart))),
+    "held_out": lambda: figures.held_out(*make_sides()),
+    "protocols": lambda: figures.protocols(*make_switches()),
+    "replicates": lambda: figures.replicates(compared.REPLICATES),
+    "genes": lambda: figures.by_gene(make_genes(), "d64, seed 7, of counts"),
+    "calibration": lambda: figures.calibration(make_calibration()),
+    "bits": lambda: figures.conversions(make_bits()),
     "loss": lambda: figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, make_laws()),
     "learning": lambda: figures.learning_curves(make_histories()),
     "intervals": lambda: figures.intervals(make_laws(), floors={"data-rich": 0.0705}),

@@ -85,7 +85,7 @@ def calibration(table=None, sentence="", **_):
             part = of[of["genes"] == genes]
             axis.plot(part["bin"] + width / 2, part["density"], dashes, color=look.INK, linewidth=0.7)
         axis.axhline(1, color=look.INK, linewidth=0.5)
-        axis.set(xlabel="transform of the hidden count", ylabel="density (1 where right)", xlim=(0, 1))
+        axis.set(xlabel="transform of the hidden count (0 to 1)", ylabel="density (1 where right)", xlim=(0, 1))
         axis.set_ylim(0, max(1.6, 1.08 * table["density"].max()))
         look.header(axis, predictor)
     keys = {"all genes": Line2D([], [], color=look.INK, linewidth=1.4)}
@@ -124,7 +124,11 @@ def conversions(table=None, sentence="", **_):
         axis.axvline(exact.iloc[0], color="black", linewidth=0.9, zorder=0)
     axis.set_yticks(range(len(rules)), rules)
     axis.tick_params(axis="y", length=0)
-    axis.set(ylim=(len(rules) - 0.5, -0.5), xlabel="bits per masked gene", ylabel="rule")
+    axis.set(
+        ylim=(len(rules) - 0.5, -0.5),
+        xlabel="cost of a hidden count (bits per masked gene)",
+        ylabel="rule (of conversion)",
+    )
     keys = {predictor: Line2D([], [], color=COLOURS[predictor], marker=marker, linestyle="")
             for predictor, marker in zip(predictors, "oD", strict=False)}  # fmt: skip
     look.legend(figure, list(keys.values()), list(keys))

@@ -149,11 +149,12 @@ def answer(rows):
         if len(worse)
         else "Nowhere is the largest size shown to be worse than a smaller one."
     )
+    apart = additive_p(rows)
     return (
         f"With {many['cells_train']:,.0f} training cells, size saves {many['gain']:.4f} ({many['relative']:.0%}) of "
         f"the loss; with {few['cells_train']:,.0f} it {left} {few['gain']:.4f} ({few['relative']:.0%}), "
-        f"{less:.4f} less ({less - reach:.4f} to {less + reach:.4f}). That size and cells act apart, as an additive law "
-        f"has it, is {'refused' if additive_p(rows) < 0.05 else 'not refused'} (p = {additive_p(rows):.1g}). {way}: "
+        f"{less:.4f} less ({less - reach:.4f} to {less + reach:.4f}). That size and cells act apart, as in an additive "
+        f"law, is {'refused' if apart < 0.05 else 'not refused'} (p = {apart:.1g}). {way}: "
         f"{found['slope']:+.4f} per tenfold cells ({low:+.4f} to {high:+.4f}, p = {found['p']:.2g}; a trend of "
         f"{found['smallest']:.4f} would have been seen four times in five). {behind}"
     )
