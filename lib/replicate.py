@@ -144,7 +144,7 @@ def family_excess(probability, x):
 def main(replicates=50, jobs=2):
     """Run what data/replicates.csv lacks, row by row into it; returns the table."""
     path, code = files.ROOT / "data" / TABLE, fingerprint()
-    rows = read().to_dict("records") if path.is_file() else []
+    rows = read(files.ROOT).to_dict("records") if path.is_file() else []
     rows = [row for row in rows if row["fingerprint"] == code]
     missing = sorted(set(range(replicates)) - {row["replicate"] for row in rows})
     context = multiprocessing.get_context("spawn")
@@ -153,7 +153,7 @@ def main(replicates=50, jobs=2):
             rows += [row | {"fingerprint": code} for row in future.result()]
             files.write_csv(path, pd.DataFrame(rows).sort_values(["replicate", "objective"]))
             print(f"replicate {rows[-1]['replicate']}: {len(rows) // len(OBJECTIVES)} of {replicates} done", flush=True)
-    return read()
+    return read(files.ROOT)
 
 
 def fingerprint():
@@ -166,9 +166,9 @@ def fingerprint():
     return hashlib.sha256(repr([CENSUS, CONTENT, *code]).encode()).hexdigest()[:16]
 
 
-def read():
-    """The table of replicates."""
-    return pd.read_csv(files.ROOT / "data" / TABLE)
+def read(root=files.CODE):
+    """The table of replicates that comes with the code, or the one below another folder."""
+    return pd.read_csv(root / "data" / TABLE)
 
 
 def summary(table):
@@ -177,7 +177,7 @@ def summary(table):
     Returns
     -------
     DataFrame, one row per objective
-        replicates; named, the share whose law has status ok; open, whose interval has an open end, and so holds the floor
+        replicates; named, the share whose law has status ok; open, whose interval has an open end and holds the floor
         for saying little; median bias of c and its standard error, relative to the exact floor; exact_held with its
         95 % interval (Wilson), and named_held, of named laws alone; the same for the floor on these very cells
         (realised) and for the best of the family; median width; and where the bias comes from, relative to the floor:

@@ -122,8 +122,8 @@ def forget_lost(study):
 def keep(study):
     """Copy what a finished study says, small enough for git, to data/results/<study>, with when and where it was run.
 
-    The tables runs.csv and laws.json (without its profile curves), the executed notebooks that fit and draw, and
-    origin.json: date, commit, machine.
+    The tables runs.csv and laws.json (without its profile curves), the executed notebook of the fit, and origin.json:
+    date, commit, machine.
     """
     import datetime
     import os
@@ -142,7 +142,7 @@ def keep(study):
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
     origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": files.code_version(), "machine": machine}
     files.write_json(place / "origin.json", origin)
-    for name in ("runs.csv", "notebooks/04_fit.ipynb", "notebooks/05_figures.ipynb"):
+    for name in ("runs.csv", "notebooks/04_fit.ipynb"):
         with files.atomic(place / (study.data / name).name) as partial:
             shutil.copyfile(study.data / name, partial)
     return place

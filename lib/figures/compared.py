@@ -138,13 +138,19 @@ def protocols(table=None, runs=None, sentence=""):
     labels = {"alpha": "exponent α (no unit)", "relative_c": "floor c (share of the gene mean)"}
     for axis, (name, label) in zip(axes.flat, labels.items(), strict=False):
         values = table[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
-        near = values[:, 0][np.isfinite(values[:, 0])]
-        low, high = min(0, near.min()), near.max() + 0.35 * (np.ptp(near) or 1)
+        low, high = 0, np.nanmax(values) if name == "alpha" else 1.15
         for y, (value, start, end) in enumerate(values):
             axis.plot([max(low, np.nan_to_num(start, nan=low)), min(high, np.nan_to_num(end, nan=high))], [y, y],
                       color=look.INK, linewidth=1)  # fmt: skip
             named = table["status"].iloc[y] == "ok"
-            axis.plot(value, y, "o", color=look.INK, markersize=4, markerfacecolor=look.INK if named else "white")
+            axis.plot(
+                np.clip(value, low, high),
+                y,
+                "o",
+                color=look.INK,
+                markersize=4,
+                markerfacecolor=look.INK if named else "white",
+            )
         axis.set(xlim=(low, high), ylim=(len(regimes) - 0.5, -0.5), xlabel=label)
         axis.set_yticks(range(len(regimes)), regimes if axis is axes.flat[0] else [])
         axis.tick_params(axis="y", length=0)
@@ -156,7 +162,8 @@ def protocols(table=None, runs=None, sentence=""):
         axes.flat[2].plot(relative.index, relative, ".-", color=shade[regime], linewidth=0.9)
     axes.flat[2].axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
     look.log_axis(axes.flat[2].xaxis)
-    axes.flat[2].set(xlabel=PARAMETERS, ylabel="validation MSE (relative to the gene mean)")
+    axes.flat[2].set(xlabel=PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
+    look.log_ticks(axes.flat[2].yaxis)
     keys = {regime: Line2D([], [], color=shade[regime], marker=".") for regime in regimes}
     keys["law is named"] = Line2D([], [], color=look.INK, marker="o", linestyle="", markersize=4)
     keys["no law named"] = Line2D(

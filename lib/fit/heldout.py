@@ -65,7 +65,7 @@ def leak(shares, of="test_random", against="test"):
     -------
     DataFrame
         regime, size, parameters, leak (explained share on `of` minus that on `against`), se (over the cells of both
-        sides), gaussian: the same difference of the conditional Gaussian, which shows how much of it the cells are.
+        sides), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
     wide = shares[shares["side"].isin([of, against])]
     mean = wide.groupby(["regime", "size", "parameters", "side"], sort=False)[["explained", "se", "gaussian"]].mean()
@@ -88,11 +88,10 @@ def answer(table, regime):
     last, reach = of.iloc[-1], 1.96 * of.iloc[-1]["se"]
     low, high = last["leak"] - reach, last["leak"] + reach
     way = "a leak is shown" if low > 0 else "no leak is shown" if high > 0 else "they are harder, not easier"
-    beside = last["leak"] - last["gaussian"]
     return (
         f"{regime}: on held-out cells of donors that train, {last['size']} explains {last['leak']:+.1%} more of the "
-        f"reducible error than on other donors ({low:+.1%} to {high:+.1%}): {way}. The conditional Gaussian differs by "
-        f"{last['gaussian']:+.1%} between the same cells, so that {beside:+.1%} is the model's own."
+        f"reducible error than on those of the test side ({low:+.1%} to {high:+.1%}): {way}. The conditional Gaussian, "
+        f"fitted to the same training cells, explains {last['gaussian']:+.1%} more there."
     )
 
 

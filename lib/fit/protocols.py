@@ -37,9 +37,10 @@ def switches(runs, laws, measured):
 def answer(table):
     """How much of the first regime's law is its protocol's, in one sentence."""
     first, last = table.iloc[0], table.iloc[-1]
+    ends = {row["regime"]: [None if pd.isna(row[f"alpha_{end}"]) else row[f"alpha_{end}"] for end in ("low", "high")]
+            for row in (first, last)}  # fmt: skip
     alphas = [
-        f"{row['regime']}: alpha {row['alpha']:.3f} ({_between([row['alpha_low'], row['alpha_high']], '.3f')}), "
-        f"{row['status']}"
+        f"{row['regime']}: alpha {row['alpha']:.3f} ({_between(ends[row['regime']], '.3f')}), {row['status']}"
         for row in (first, last)
     ]
     reached = (1 - last["largest"]) and (1 - first["largest"]) / (1 - last["largest"])
