@@ -56,7 +56,7 @@ notebooks: .venv/installed
 gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/published-runs/published_audit.svg figures/gallery
-	cp figures/pbmc/loss_against_parameters.svg figures/gallery/pbmc.svg
+	cp figures/pbmc/held_out.svg figures/gallery/pbmc.svg
 	cp figures/matched/matched.svg figures/protocol/protocols.svg figures/demo/bits.svg figures/gallery
 
 rates: .venv/installed

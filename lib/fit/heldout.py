@@ -40,7 +40,7 @@ def explained(runs, measured):
                     **{key: run[key] for key in ("regime", "size", "seed", "parameters")}, "side": side, "cells": cells,
                     "loss": run[metric], "explained": (known["gene_mean_mse"] - run[metric]) / reducible,
                     "se": (run.get(f"{metric}_se") or np.nan) / reducible,
-                    "gaussian": (known["gene_mean_mse"] - known["gaussian_mse"]) / reducible,
+                    "gaussian": (known["gene_mean_mse"] - known.get("gaussian_mse", np.nan)) / reducible,
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
