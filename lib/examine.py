@@ -44,6 +44,8 @@ def view(study, runs):
         return {"sentence": "These runs were trained elsewhere; their weights are not here to be looked at."}
     counted = [name for name in study.regimes if study.training(name).objective != "mse"]
     regime = (counted or list(study.regimes))[0]
+    if not ((runs["regime"] == regime) & (runs["status"] == "ok")).any():
+        return {"sentence": f"No run of {regime} has ended with a loss; there is none to look at."}
     size, seed = largest(runs, regime)
     adata = panel.read(panel.build(study, regime))
     data, source = panel.arrays(adata), study.census.simulate

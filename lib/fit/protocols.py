@@ -23,6 +23,8 @@ def switches(runs, laws, measured):
         unit = measured[regime]["validation"]["gene_mean_mse"]
         ends = law["intervals"].get(HEADLINE, {"alpha": [None, None], "c": [None, None]})
         losses = of.groupby("parameters")["validation_mse"].mean() / unit
+        if losses.empty:
+            continue
         relative = {f"relative_c_{name}": None if end is None else end / unit
                     for name, end in zip(("low", "high"), ends["c"], strict=True)}  # fmt: skip
         rows.append({
