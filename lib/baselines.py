@@ -253,16 +253,16 @@ def predict_pca(pca, x, masked):
     With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
     """
     q = pca.loadings.shape[1]
-    z, outer = (x - pca.mean) / pca.deviation, np.einsum("gi,gj->gij", pca.loadings, pca.loadings).reshape(-1, q * q)
-    whole, parts, batch = outer.sum(0), [], max(1, WORKSPACE // (masked[0].size * q * q))
+    z, whole, parts = (x - pca.mean) / pca.deviation, pca.loadings.T @ pca.loadings, []
+    batch = max(1, WORKSPACE // (masked.shape[1] * q * max(q, masked.shape[2])))
     for start in range(0, len(x), batch):
         chosen, cells = masked[start : start + batch], z[start : start + batch]
         visible = np.repeat(cells[:, None, :], chosen.shape[1], axis=1)
         np.put_along_axis(visible, chosen, 0, axis=2)
-        inner = (whole - outer[chosen].sum(2)).reshape(*chosen.shape[:2], q, q) + pca.noise * np.eye(q)
-        scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])[..., 0]
-        found = (pca.loadings[chosen] @ scores[..., None])[..., 0]
-        parts.append(pca.mean[chosen] + pca.deviation[chosen] * found)
+        hidden = pca.loadings[chosen]
+        inner = whole - hidden.swapaxes(-1, -2) @ hidden + pca.noise * np.eye(q)
+        scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])
+        parts.append(pca.mean[chosen] + pca.deviation[chosen] * (hidden @ scores)[..., 0])
     return np.concatenate(parts)
 
 

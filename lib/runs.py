@@ -145,7 +145,7 @@ def summary(table):
             seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{metric.rsplit('_')[-1]}", "mean")
         )
         part.insert(1, "metric", metric)
-        known = {name: by_size[column].mean() for name, column in columns.items() if column in rows}
+        known = {name: by_size[column].mean().astype(float) for name, column in columns.items() if column in rows}
         reducible = known["gene_mean"] - known["floor"].fillna(0)
         part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
         for name in ("pca", "gaussian"):
