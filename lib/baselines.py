@@ -16,6 +16,7 @@ ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
 WORKSPACE = 8_000_000  # numbers in the largest temporary array of a prediction
 COMPONENTS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)  # numbers of principal components that are tried
+DISPERSION_CELLS = 3000  # training cells, about, that the distribution of a gene's counts is fitted to
 ASIDE, MOST_ASIDE = 0.2, 1000  # share of the training cells, and at most how many, on which that number is chosen
 
 
@@ -77,7 +78,8 @@ def fit(data, counted=True):
     """All baselines of a panel's arrays."""
     gene = (None, None)
     if counted:
-        gene = predictive.fit_negative_binomial(data.counts[data.train], data.library[data.train])
+        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
+        gene = predictive.fit_negative_binomial(data.counts[few], data.library[few])
     return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
 
 

@@ -12,8 +12,6 @@ SCALE = 1e4
 EXACT = 64
 """Up to this mean the moments are summed count by count; above it over quantiles of the distribution."""
 QUANTILES = 400
-ENOUGH = 3000
-"""Cells that a dispersion is fitted to."""
 CHUNK = 200_000
 """Positions that are worked on at a time."""
 
@@ -94,7 +92,7 @@ def fit_negative_binomial(counts, library):
     """Maximum likelihood of every gene's share of the library and dispersion, from counts (cells, genes).
 
     The share is the method-of-moments one, total counts over total library, which for a Poisson count is the most
-    likely; the dispersion maximises the likelihood at that share, over at most ENOUGH cells.
+    likely; the dispersion maximises the likelihood at that share.
 
     Returns
     -------
@@ -103,8 +101,6 @@ def fit_negative_binomial(counts, library):
     """
     library = np.asarray(library, np.float64)
     share = np.maximum(counts.sum(axis=0, dtype=np.float64), 0.5) / library.sum()
-    few = np.unique(np.linspace(0, len(counts) - 1, ENOUGH).astype(int))
-    counts, library = counts[few], library[few]
     return share, best_dispersion(lambda log_dispersion: _cost(counts, share, log_dispersion, library), len(share))
 
 
