@@ -211,9 +211,9 @@ def said(table):
         f"**{row.objective}**: in {row.replicates} replicated studies the 95 % interval of c held the exact floor "
         f"{row.exact_held:.0%} of the time ({row.exact_low:.0%} to {row.exact_high:.0%}); where the law was named, "
         f"which it was in {row.named:.0%}, it held it {row.named_held:.0%} of the time. c came out {row.bias:+.1%} off "
-        f"(median; standard error {row.bias_se:.1%}), and the best loss of any size {row.best_above:+.1%}: what is missing "
-        f"is learning, not capacity. {row.converged:.0%} of the runs had converged, and the second half of the updates "
-        f"still lowered c by {row.half_to_whole:.1%}; the floor of the model's family lies only {row.family_above:.1%} "
-        "above the exact one."
+        f"(median; standard error {row.bias_se:.1%}), and the best loss of any size {row.best_above:+.1%}: what is "
+        f"missing is learning, not capacity. {row.converged:.0%} of the runs had converged, and the second half of "
+        f"the updates still lowered c by {row.half_to_whole:.1%}; the floor of the model's family lies only "
+        f"{row.family_above:.1%} above the exact one."
         for row in summary(table).itertuples()
     ]
