@@ -66,9 +66,11 @@ def test_every_run_is_one_row_of_the_stated_columns(project):
     assert len(table) == 2 * 4 * 2
     assert not table.duplicated(["regime", "size", "seed"]).any()
     assert (table["status"] == "ok").all()
-    assert table["reason"].isna().all()  # nothing to tell of runs that went well
     assert set(table["convergence"]) <= {"converged", "not converged"}
-    assert table.drop(columns="reason").notna().all().all()
+    unasked = ["reason", "donors", *table.columns[table.columns.str.contains("test_dataset|test_random|_nll")]]
+    unasked = [name for name in unasked if name not in ("gene_nll", "gaussian_nll")]  # the bits of the baselines stay
+    assert table[unasked].isna().all().all()  # runs that went well, of all donors, on two sides, in squared errors
+    assert table.drop(columns=unasked).notna().all().all()
     assert (table["bayes_mse"] < table["gaussian_mse"]).all() and (table["bayes_mse"] < table["gene_mean_mse"]).all()
 
 
