@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit, params
+from lib import files, fit, params
 from lib.errors import InputError
 from lib.fit.compare import condition_number, runs_law, scaling_p
 from lib.runs import given as given_runs
@@ -122,6 +122,17 @@ def test_three_sizes_give_a_law_without_an_interval():
 )
 def test_the_verdict_says_what_the_truth_is(loss, said):
     assert re.search(said, fit.fit_laws(simulated(loss), 200, 0)["r"]["validation_mse"]["verdict"])
+
+
+def test_a_floor_that_is_not_shown_is_not_said_to_reach_zero_when_it_does_not():
+    runs = pd.read_csv(files.CODE / "data" / "results" / "protocol" / "runs.csv")
+    laws = [law["validation_mse"] for law in fit.fit_laws(runs, 100, 0).values()]
+    said = {}
+    for law in (law for law in laws if "A floor is not shown" in law["verdict"]):
+        low = law["intervals"]["profile_size_means"]["c"][0]
+        said.setdefault("its interval reaches zero" in law["verdict"], []).append(low)
+    assert all(low is None or low <= 0 for low in said[True])
+    assert all(low > 0 for low in said[False])
 
 
 def test_scaling_is_seldom_seen_where_there_is_none():

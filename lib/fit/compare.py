@@ -128,7 +128,8 @@ def verdict(law, comparison, c_interval, p_scaling, level):
     gain = score["power"] - score["power + floor"]
     low, high = c_interval
     if gain < MARGIN or not low > 0:
-        return words + f"A floor is not shown: AICc gains {gain:.0f} by it, and the interval of the floor reaches zero."
+        reach = "and its interval reaches" if not low > 0 else "though its interval does not reach"
+        return words + f"A floor is not shown: AICc gains {gain:.0f} by it, {reach} zero."
     if not np.isfinite(high):
         return words + f"There is a floor (AICc gains {gain:.0f} by it), but nothing bounds it from above."
     return words + (
