@@ -244,6 +244,7 @@ class Train(Strict):
     learning_rate: Positive = 0.0098
     reference_width: Count = 64
     width_exponent: Number = 0.23
+    highest_rate: Positive | None = None
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.05
     decay: Annotated[Number, Field(ge=0, lt=1)] = 0.2
     final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0

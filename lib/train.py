@@ -103,8 +103,9 @@ def finished(records):
 
 
 def learning_rate(settings, width):
-    """Peak rate at this width: the rate at `reference_width` times (reference_width / width)**width_exponent."""
-    return settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
+    """Peak rate at this width: `learning_rate` times (reference_width / width)**width_exponent, at most `highest_rate`."""
+    rate = settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
+    return min(rate, settings.highest_rate or math.inf)
 
 
 def schedule(settings, update, total, end=None):
@@ -123,12 +124,13 @@ def protocol(settings, size, cells):
     updates = math.ceil(settings.cells_seen / settings.batch)
     reference, exponent = settings.reference_width, settings.width_exponent
     fall = f"over the last {settings.decay:.0%} down to {settings.final_rate:.0%} of the peak"
+    most = f", at most {settings.highest_rate:g}" if settings.highest_rate else ""
     return {
         "protocol": settings.protocol,
         "updates": f"{updates:,} of {settings.batch} cells",
         "passes over the training cells": f"{settings.cells_seen / cells:.2f}",
         "peak learning rate": f"{learning_rate(settings, size.d):.3g}",
-        "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}",
+        "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}{most}",
         "schedule": f"warm-up over {settings.warmup:.0%}, a plateau, {fall}",
         "dropout, weight decay, gradient clip": f"{settings.dropout:g}, {settings.weight_decay:g}, {settings.clip:g}",
         "initial gene embeddings": f"normal, standard deviation {settings.embedding_scale:g}",
