@@ -103,7 +103,7 @@ def finished(records):
 
 
 def learning_rate(settings, width):
-    """Peak rate at this width: `learning_rate` times (reference_width / width)**width_exponent, at most `highest_rate`."""
+    """Peak rate: `learning_rate` times (reference_width / width)**width_exponent, and at most `highest_rate`."""
     rate = settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
     return min(rate, settings.highest_rate or math.inf)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import files, panel, params, rates
+from lib import files, panel, params, rates, train
 from lib.sizes import Size
 
 
@@ -91,3 +91,10 @@ def test_the_committed_sweep_is_bracketed_and_the_rule_holds_on_the_held_out_siz
     assert tried[tried["held_out"]]["cost"].max() < 0.02
     assert tried["cost"].max() < 0.06
     assert (files.CODE / "data" / rates.TABLE).is_file()
+
+
+def test_narrow_sizes_share_the_highest_rate_and_wide_ones_follow_the_rule():
+    settings = params.Train(learning_rate=0.005, width_exponent=1.0, highest_rate=0.014)
+    assert [train.learning_rate(settings, width) for width in (1, 16, 64, 128)] == [0.014, 0.014, 0.005, 0.0025]
+    free = params.Train(learning_rate=0.005, width_exponent=1.0)
+    assert train.learning_rate(free, 16) == pytest.approx(0.02)
