@@ -1,6 +1,5 @@
-"""JupyterLab as `make lab` starts it, a person before it who uses its menus, and what that person leaves on the disk."""
+"""JupyterLab as `make lab` starts it, a person before it who uses its menus, and the notebook that this leaves."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,6 +8,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import requests
 from selenium import webdriver
@@ -37,7 +37,7 @@ class Server:
     pid: int
     url: str
     token: str
-    folder: str
+    folder: Path
 
     def get(self, place, token=True, method="get"):
         headers = {"Authorization": f"token {self.token}"} if token else {}
@@ -78,7 +78,7 @@ def _started(process, runtime, said):
         for name in os.listdir(runtime) if os.path.isdir(runtime) else []:
             if name.startswith("jpserver-") and name.endswith(".json"):
                 found = files.read_json(f"{runtime}/{name}")
-                return Server(found["pid"], found["url"], found["token"], found["root_dir"])
+                return Server(found["pid"], found["url"], found["token"], Path(found["root_dir"]))
     return None
 
 
@@ -109,9 +109,12 @@ def browser():
             driver.quit()
 
 
-def run_all(page, place, notebook):
-    """Open a notebook, press Run > Run All Cells, wait for the kernel, press File > Save, and close its kernel."""
-    path = os.path.join(place.folder, notebook)
+def run_all(page, place, path):
+    """Open a notebook of the server's folder, press Run > Run All Cells, wait for the kernel, press File > Save.
+
+    Its kernel is shut down, so that kernels do not add up.
+    """
+    notebook = path.name
     page.get(f"{place.url}lab/tree/{notebook}?reset&token={place.token}")
     WebDriverWait(page, PATIENCE).until(shown.visibility_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-Cell")))
     WebDriverWait(page, PATIENCE).until(shown.invisibility_of_element_located((By.ID, "jupyterlab-splash")))
@@ -141,7 +144,7 @@ def _rests(place, notebook):
 
 
 def press(page, menu, command):
-    """Choose a command from the menu bar. A dialog that stands in the way is an error: a person would have to answer."""
+    """Choose a command from the menu bar. A dialog that stands in the way is an error: a person had to answer."""
     wait = WebDriverWait(page, PATIENCE)
     bar = f"//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='{menu}']]"
     wait.until(shown.element_to_be_clickable((By.XPATH, bar))).click()
@@ -202,9 +205,8 @@ def faults(path, promised):
 
 def copied(path, folder):
     """A copy of a notebook without any output, so that what is found in it later is of this run."""
-    content = json.loads(path.read_text())
-    for cell in content["cells"]:
-        if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = [], None
-    (folder / path.name).write_text(json.dumps(content))
+    content = files.read_json(path)
+    for cell in (cell for cell in content["cells"] if cell["cell_type"] == "code"):
+        cell["outputs"], cell["execution_count"] = [], None
+    files.write_json(folder / path.name, content)
     return folder / path.name
