@@ -6,12 +6,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as shown
 from selenium.webdriver.support.ui import WebDriverWait
@@ -65,8 +67,7 @@ def server(folder, project):
             try:
                 yield _started(process, f"{own}/runtime", said)
             finally:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(PATIENCE)
+                _stop(process)
 
 
 def _started(process, runtime, said):
@@ -82,13 +83,21 @@ def _started(process, runtime, said):
     return None
 
 
+def _stop(process):
+    """End make and the server, which ends its kernels; wait for them all."""
+    if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(PATIENCE)
+        for left in psutil.wait_procs(family, timeout=PATIENCE)[1]:
+            left.kill()
+
+
 def _seconds(failure, step=0.5):
-    """Count the turns of a wait; TimeoutError with `failure` when patience is at its end."""
+    """Turns of a wait; TimeoutError with `failure` when patience is at its end."""
     end = time.monotonic() + PATIENCE
-    turn = 0
     while time.monotonic() < end:
-        yield turn
-        turn += 1
+        yield
         time.sleep(step)
     raise TimeoutError(f"{failure} in {PATIENCE} s")
 
@@ -145,13 +154,15 @@ def _rests(place, notebook):
 
 def press(page, menu, command):
     """Choose a command from the menu bar. A dialog that stands in the way is an error: a person had to answer."""
-    wait = WebDriverWait(page, PATIENCE)
-    bar = f"//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='{menu}']]"
-    wait.until(shown.element_to_be_clickable((By.XPATH, bar))).click()
-    if dialogs := page.find_elements(By.CSS_SELECTOR, ".jp-Dialog"):
-        raise RuntimeError(f"JupyterLab asks: {dialogs[0].text}")
+    bar = (By.XPATH, f"//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='{menu}']]")
     item = (By.CSS_SELECTOR, f".lm-Menu li[data-command='{command}']")
-    wait.until(shown.element_to_be_clickable(item)).click()
+    for _ in _seconds(f"{menu} > {command} could not be chosen"):
+        if dialogs := page.find_elements(By.CSS_SELECTOR, ".jp-Dialog"):
+            raise RuntimeError(f"JupyterLab asks: {dialogs[0].text}")
+        with suppress(WebDriverException):  # a slow page may close a menu that was opened too early
+            page.find_element(*bar).click()
+            WebDriverWait(page, 10).until(shown.element_to_be_clickable(item)).click()
+            return
 
 
 def save(page, path):
