@@ -31,6 +31,12 @@ QUIET = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-b
 QUIET += " disable-component-update disable-dev-shm-usage window-size=1366,900"
 """Switches of Chromium: no window, and no word to anybody but the server."""
 
+TOO_WIDE = """
+const boxes = document.querySelectorAll(".jp-Notebook .jp-OutputArea-output, .jp-Notebook .cm-scroller");
+return [...boxes].filter(box => box.scrollWidth > box.clientWidth + 2).map(box => box.innerText.slice(0, 60));
+"""
+"""Beginnings of the outputs and code of the open notebook that have to be scrolled sideways."""
+
 
 @dataclass
 class Server:
@@ -121,7 +127,7 @@ def browser():
 def run_all(page, place, path):
     """Open a notebook of the server's folder, press Run > Run All Cells, wait for the kernel, press File > Save.
 
-    Its kernel is shut down, so that kernels do not add up.
+    Its kernel is shut down, so that kernels do not add up. Returns what has to be scrolled sideways.
     """
     notebook = path.name
     page.get(f"{place.url}lab/tree/{notebook}?reset&token={place.token}")
@@ -134,7 +140,9 @@ def run_all(page, place, path):
         save(page, path)
         if complete(path):
             break
+    too_wide = page.execute_script(TOO_WIDE)
     place.get(f"sessions/{place.session(notebook)['id']}", method="delete")
+    return too_wide
 
 
 def _rests(place, notebook):

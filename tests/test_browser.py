@@ -41,13 +41,12 @@ def page(place):
 
 @pytest.fixture(scope="module")
 def run_all(page, place):
-    """Open a copy of a notebook, press Run All once, save; return what was saved."""
+    """Open a copy of a notebook, press Run All once, save; return what was saved and what is wider than the page."""
 
     @functools.cache
     def saved(path):
         opened = lab.copied(path, place.folder)
-        lab.run_all(page, place, opened)
-        return opened
+        return opened, lab.run_all(page, place, opened)
 
     return saved
 
@@ -58,24 +57,33 @@ def promised(project, name):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
-def test_run_all_in_jupyterlab_ends_without_faults_and_shows_every_figure(name, run_all, project):
+def test_run_all_in_jupyterlab_shows_every_figure_no_fault_and_nothing_wider_than_a_laptop(name, run_all, project):
     due = promised(project, name)
     assert sum(due), f"{name} promises no figure"
-    assert lab.faults(run_all(NOTEBOOKS / f"{name}.ipynb"), due) == []
+    saved, too_wide = run_all(NOTEBOOKS / f"{name}.ipynb")
+    assert lab.faults(saved, due) == []
+    assert not too_wide, f"{name} has to be scrolled sideways on a laptop: {too_wide}"
 
 
 def test_a_training_watched_in_jupyterlab_leaves_one_line_for_each_seed(run_all):
-    cells = lab.code(run_all(NOTEBOOKS / "03_train.ipynb"))
+    cells = lab.code(run_all(NOTEBOOKS / "03_train.ipynb")[0])
     shown = [output["data"] for cell in cells for output in cell["outputs"] if output["output_type"] == "display_data"]
     assert ["".join(data["text/plain"]) for data in shown] == ["seed 7: finished", "seed 8: finished"]
 
 
 def test_a_notebook_broken_on_purpose_is_found_out_by_its_name_and_cell(run_all, tmp_path):
-    cells = ["import sys; sys.stderr.write('so be it')", "'no figure'", "1 / 0", "'never reached'"]
+    cells = [
+        "import sys; sys.stderr.write('so be it')",
+        "'no figure'  # " + 150 * "!",
+        "1 / 0",
+        "'never reached'",
+    ]
     broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     broken.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     nbformat.write(broken, tmp_path / "broken.ipynb")
-    assert lab.faults(run_all(tmp_path / "broken.ipynb"), [0, 1, 0, 0]) == [
+    saved, too_wide = run_all(tmp_path / "broken.ipynb")
+    assert len(too_wide) == 1 and too_wide[0].startswith("'no figure")
+    assert lab.faults(saved, [0, 1, 0, 0]) == [
         "broken.ipynb, code cell 1 writes to standard error: so be it",
         "broken.ipynb, code cell 2 shows 0 figures instead of 1",
         "broken.ipynb, code cell 3 failed: ZeroDivisionError: division by zero",
