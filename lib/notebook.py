@@ -52,26 +52,40 @@ class Progress:
     """Shows how far a run is: in a notebook one line that is rewritten, in a terminal the same on standard error.
 
     Rate and remaining time are shown while it runs. The line that stays in a saved notebook has neither, and is the
-    same whether the run was trained just now or before.
+    same whether the run was trained just now or before: it says `finished` when the cell has ended well, even if
+    there was nothing to do, and how far it got when it was stopped.
     """
 
     def __init__(self, label, unit="updates", cells=1):
         """`unit` is what is counted, and `cells` how many cells one of it is."""
-        self.label, self.unit, self.cells, self.shown, self.first = label, unit, cells, 0.0, None
-        self.handle = display(Line(f"{label}: finished"), display_id=True) if get_ipython() else None
+        self.label, self.unit, self.cells = label, unit, cells
+        self.shown, self.first, self.reached = 0.0, None, None
+        self.shell = get_ipython()
+        self.handle = display(Line(f"{label} ..."), display_id=True) if self.shell else None
+        if self.shell:
+            self.shell.events.register("post_run_cell", self.close)
 
     def __call__(self, done, total, loss=None):
         now = time.monotonic()
         if self.first is None:  # the clock starts here: what was done before, by an earlier run too, says nothing
             self.first, self.started = done, now
+        self.reached = f"{done:,} of {total:,} {self.unit}" if done < total else None
         if done == total:
             self.write(f"{self.label}: finished", end="\n")
         elif done > self.first and now - self.shown > EVERY:
             rate = (done - self.first) / (now - self.started)
-            reached = "" if loss is None else f", loss {loss:.4f}"
-            reached += f", {rate * self.cells:,.0f} cells/s, {(total - done) / rate:,.0f} s left"
-            self.write(f"{self.label}: {done:,} of {total:,} {self.unit}{reached}")
+            told = "" if loss is None else f", loss {loss:.4f}"
+            told += f", {rate * self.cells:,.0f} cells/s, {(total - done) / rate:,.0f} s left"
+            self.write(f"{self.label}: {self.reached}{told}")
             self.shown = now
+
+    def close(self, result):
+        """End the line with its cell."""
+        self.shell.events.unregister("post_run_cell", self.close)
+        if self.reached:
+            self.write(f"{self.label}: stopped at {self.reached}")
+        else:
+            self.write(f"{self.label}: {'finished' if result.success else 'not finished'}")
 
     def write(self, line, end=""):
         if self.handle:
