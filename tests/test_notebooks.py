@@ -102,9 +102,8 @@ def test_a_second_run_finds_nothing_to_do_and_changes_nothing(project):
     assert state() == before
 
 
-@pytest.mark.parametrize("notebook", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_each_notebook_runs_from_its_default_parameters_in_any_folder(project, tmp_path, notebook):
-    done = papermill(project, notebook, tmp_path)
+def test_a_notebook_runs_from_its_default_parameters_in_any_folder(project, tmp_path):
+    done = papermill(project, "03_train.ipynb", tmp_path)  # all five do in test_browser
     assert done.returncode == 0, done.stderr
 
 
