@@ -1,6 +1,7 @@
 """Why a notebook failed, from what it left: its executed copy, and the messages beside it."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from lib import files
 AGAIN = "often because memory ran out; the same command goes on from here"
 KILLED = f"it was killed before it could say why, {AGAIN}"
 KERNEL_KILLED = f"its kernel was killed, {AGAIN}"
+OF_BASH = re.compile(r"bash: line \d+: +\d+ Killed ")
+"""How bash tells that."""
 FULL = "the disk is full"
 
 
@@ -58,6 +61,8 @@ def last_words(messages):
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:  # a full disk swallows messages too
         return FULL if files.full(messages.parent) else KILLED
+    if OF_BASH.search(lines[-1]):
+        return KILLED
     return KERNEL_KILLED if "DeadKernelError" in lines[-1] else lines[-1]
 
 

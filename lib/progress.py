@@ -33,7 +33,7 @@ class Job:
 
     @property
     def elapsed(self):
-        return (self.end or time.time()) - self.start if self.start else 0.0
+        return (self.end or time.time()) - self.start if self.start is not None else 0.0
 
 
 @dataclass
@@ -116,10 +116,16 @@ class Batch:
         expected = sum(share * job.training for job, share in shares)
         return sum(max(0.0, job.elapsed - job.fixed) for job, share in shares if share) / expected if expected else 1.0
 
+    def start_pace(self):
+        """The same for what notebooks take besides training, over those that have ended."""
+        ended = [job for job in self.jobs.values() if job.end and not (job.training or job.failed)]
+        expected = sum(job.fixed for job in ended)
+        return sum(job.elapsed for job in ended) / expected if expected else 1.0
+
     def job_left(self, job, pace):
         """Seconds that a job still takes."""
         share = self.trained(job)
-        fixed = 0.0 if share else max(job.fixed - job.elapsed, 1.0)
+        fixed = 0.0 if share else max(job.fixed * self.start_pace() - job.elapsed, 1.0)
         return fixed + pace * job.training * (1 - share)
 
     def left(self):

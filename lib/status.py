@@ -175,6 +175,8 @@ def _changed(study, record, rule, place):
     settings = {repr(workflow.settings(study, rule, **place)), repr(workflow.words(NAMES[rule]))}
     upstream = {name for other in _upstream(study, rule, place) for name in _results(*other)}
     read = set(record["input"])
+    if rule == "train" and set(study.seeds) != _seeds(study, place):
+        return True
     if not settings <= set(record["params"]) or upstream != {name for name in read if not name.startswith("..")}:
         return True
     inputs = [study.data / name for name in read if not name.endswith(".ipynb")]
@@ -183,7 +185,13 @@ def _changed(study, record, rule, place):
     return any(not path.is_file() or sums.get(path) != _checksum(path) for path in later)
 
 
-@functools.cache
+def _seeds(study, place):
+    """Seeds whose results a size's list names."""
+    listing = study.data / RESULTS["train"][0].format(**place)
+    names = workflow.listed(listing) if listing.is_file() else []
+    return {int(name.split("/")[-2].removeprefix("seed-")) for name in names}
+
+
 def _checksum(path):
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
@@ -226,11 +234,11 @@ def left(study, run, steps):
     """Seconds until the last notebook ends: of the run that goes on, or of one that would be started now."""
     if run and not run.stopped and run.started:
         return run.left()
-    batch = progress.Batch(study, run.cores if run else JOBS)
+    batch, pace = progress.Batch(study, run.cores if run else JOBS), run.start_pace() if run else 1.0
     for number, step in enumerate(step for step in steps if step.state != "done"):
         fixed, training = batch.expected(step.rule, **step.place)
         todo = 1 - step.updates[0] / step.updates[1] if step.updates[1] and step.state != "out of date" else 1
-        batch.jobs[number] = progress.Job("", step.rule, step.place, [], fixed, training * todo)
+        batch.jobs[number] = progress.Job("", step.rule, step.place, [], fixed * pace, training * todo)
     return batch.left()
 
 

@@ -120,8 +120,14 @@ def forget_lost(study):
 
 def there(study, listing):
     """Whether all results of a job are there, by the list that it left."""
-    lines = [line.split(maxsplit=2) for line in listing.read_text().splitlines()]  # a killed cksum leaves half a line
-    return bool(lines) and all(len(line) == 3 and (study.data / line[2]).is_file() for line in lines)
+    names = listed(listing)
+    return bool(names) and all((study.data / name).is_file() for name in names)
+
+
+def listed(listing):
+    """Names in a list of results; none where it is only half written, by a cksum that was killed."""
+    lines = [line.split(maxsplit=2) for line in listing.read_text().splitlines()]
+    return [line[2] for line in lines] if all(len(line) == 3 for line in lines) else []
 
 
 def keep(study):

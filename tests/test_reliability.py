@@ -149,6 +149,8 @@ def test_a_killed_kernel_and_a_killed_worker_lose_nothing_and_write_nothing_more
         small, large = (process(run, "papermill", f"size {size}") for size in ("d8", "d16"))
         kernel, orphan = (worker.children()[0] for worker in (small, large))
         kept = {path: path.read_bytes() for path in training.rglob("seed-7/result.json")}
+        looked = call(training, "lib", "status", "tiny")
+        assert looked.returncode == 0 and looked.stdout.count("running  1 of 2  149 of 220") == 2, looked.stdout
         kernel.kill()
         large.kill()
         wait_until(lambda: not orphan.is_running())
@@ -161,6 +163,9 @@ def test_a_killed_kernel_and_a_killed_worker_lose_nothing_and_write_nothing_more
     assert (
         len(sentences) == 2 and sentences[0].startswith("it was killed") and sentences[1].startswith("its kernel was")
     ), said
+    looked = call(training, "lib", "status", "tiny")
+    assert looked.returncode == 1 and "failed  1 of 2  149 of 220" in looked.stdout, looked.stdout
+    assert "d8 failed in cell [3] of data/tiny/notebooks/03_train-rich-d8.ipynb\n    import cells" in looked.stdout
     assert call(training, "lib", "run", "tiny").returncode == 0
     assert len(kept) == 2 and {path: path.read_bytes() for path in kept} == kept
     assert results(training) == expected
@@ -174,9 +179,10 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):  # noqa
     wait_until(lambda: len(working(project)) == 2)
     process(run, "lib.events").kill()
     said, _ = run.communicate(timeout=120)
-    assert run.returncode == 1 and "failed" not in said and not working(project)
+    wait_until(lambda: not working(project))
+    assert run.returncode == 1 and "failed" not in said
     assert call(project, "lib", "run", "tiny").returncode == 0
-    assert planned(project) == set()
+    assert standing(project) == set()
     return f"its notebooks are stopped; it says “{said.splitlines()[-1]}”"
 
 
@@ -194,7 +200,7 @@ def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(p
     assert len(orphans) == 2
     again = call(project, "lib", "run", "tiny")
     assert again.returncode == 0 and not set(working(project)) & set(orphans)
-    assert planned(project) == set()
+    assert standing(project) == set()
     return f"the next run stops them first; it says “{again.stdout.splitlines()[0]}”".replace(" 4 ", " … ")
 
 
@@ -205,7 +211,7 @@ def test_of_two_runs_started_at_once_one_is_refused_and_the_other_ends_well(proj
     said = {run.communicate(timeout=240)[0]: run.returncode for run in both}
     assert sorted(said.values()) == [0, 2], said
     refused = next(text for text, code in said.items() if code == 2)
-    assert refused.count("\n") == 1 and planned(project) == set()
+    assert refused.count("\n") == 1 and standing(project) == set()
     assert len(list(project.rglob("result.json"))) == 8
     return f"one is refused: “{refused.strip()}”"
 
@@ -260,7 +266,7 @@ def test_a_read_only_folder_is_refused_in_one_sentence_before_any_work(project):
             run = call(project, "lib", "run", "tiny")
         assert run.returncode == 2 and run.stdout.count("\n") == 1, run.stdout
         said[name] = run.stdout.strip()
-    assert planned(project) == set()
+    assert standing(project) == set()
     return f"it is refused before any work: “{said['figures']}”"
 
 
