@@ -42,7 +42,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 reliability: .venv/installed
-	RELIABILITY=write $(BIN)/python -m pytest -q tests/test_reliability.py tests/test_train_faults.py tests/test_workflow.py
+	RELIABILITY=write $(BIN)/python -m pytest -q -m fault
 
 lint: .venv/installed
 	$(BIN)/ruff check --quiet lib notebooks tests $(wildcard benchmarks)

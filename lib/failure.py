@@ -12,6 +12,8 @@ KILLED = f"it was killed before it could say why, {AGAIN}"
 KERNEL_KILLED = f"its kernel was killed, {AGAIN}"
 OF_BASH = re.compile(r"bash: line \d+: +\d+ Killed ")
 """How bash tells that."""
+LAST = 5
+"""Lines in which to look for that."""
 FULL = "the disk is full"
 
 
@@ -44,15 +46,14 @@ def failure(notebook, messages):
     notebook, messages : Path
         The executed copy, and what papermill said. Either may be missing.
     """
-    cells = (executed(notebook) or {"cells": []})["cells"]
-    for cell in reversed(cells):
-        errors = [output for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    cells = [cell for cell in (executed(notebook) or {"cells": []})["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
         if errors:
             error = f"{errors[-1]['ename']}: {' '.join(errors[-1]['evalue'].split())}"
-            return Failure(notebook, error, *_shown(cell), errors[-1]["ename"] == "KeyboardInterrupt")
-    at_work = [cell for cell in cells if _state(cell) in ("failed", "running")]
+            return Failure(notebook, error, *_shown(number, cell), errors[-1]["ename"] == "KeyboardInterrupt")
     place = notebook if cells else messages
-    return Failure(place, last_words(messages), *_shown(at_work[-1] if at_work else {}))
+    return Failure(place, last_words(messages), *_at_work(cells))
 
 
 def last_words(messages):
@@ -61,16 +62,24 @@ def last_words(messages):
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:  # a full disk swallows messages too
         return FULL if files.full(messages.parent) else KILLED
-    if OF_BASH.search(lines[-1]):
+    end = "\n".join(lines[-LAST:])  # a kernel that has lost its parent says so, too
+    if OF_BASH.search(end):
         return KILLED
-    return KERNEL_KILLED if "DeadKernelError" in lines[-1] else lines[-1]
+    return KERNEL_KILLED if "DeadKernelError" in end else lines[-1]
 
 
-def _state(cell):
-    return cell.get("metadata", {}).get("papermill", {}).get("status")
+def _at_work(cells):
+    """Number and first line of the cell that was at work when all ended: marked by papermill, or the last one begun."""
+    marked = [cell.get("metadata", {}).get("papermill", {}).get("status") in ("running", "failed") for cell in cells]
+    begun = [bool(cell.get("execution_count")) for cell in cells]
+    for chosen in (marked, begun):
+        if any(chosen):
+            number = max(place for place, here in enumerate(chosen) if here)
+            return _shown(number + 1, cells[number])
+    return None, ""
 
 
-def _shown(cell):
+def _shown(number, cell):
     """Number and first line of a cell, as they stand in the notebook."""
-    lines = [line for line in "".join(cell.get("source", "")).splitlines() if line.strip()]
-    return cell.get("execution_count"), lines[0] if lines else ""
+    lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+    return cell.get("execution_count") or number, lines[0] if lines else ""

@@ -153,12 +153,12 @@ def last(study):
     path = study.data / RECORD
     try:
         content, seen = files.read_json(path), path.stat().st_mtime
-    except (OSError, json.JSONDecodeError):
+        jobs = {number: Job(**job) for number, job in enumerate(content["jobs"])}
+        gone = content["host"] == socket.gethostname() and not files.runs(content["pid"])
+        stopped = content["ended"] or gone or time.time() - seen > SILENT
+        return Batch(study, content["cores"], jobs, content["start"], content["started"], stopped, seen=seen)
+    except (OSError, ValueError, TypeError, KeyError):  # none there, or one of another version
         return None
-    gone = content["host"] == socket.gethostname() and not files.runs(content["pid"])
-    stopped = content["ended"] or gone or time.time() - seen > SILENT
-    jobs = {number: Job(**job) for number, job in enumerate(content["jobs"])}
-    return Batch(study, content["cores"], jobs, content["start"], content["started"], stopped, seen=seen)
 
 
 def measured(study):

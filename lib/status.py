@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lib import files, progress, workflow
-from lib.failure import Failure, executed, failure
+from lib.failure import KERNEL_KILLED, Failure, executed, failure, last_words
 
 NAMES = {"data": "01_data", "model": "02_model", "train": "03_train", "fit": "04_fit", "figures": "05_figures"}
 """Notebook of each rule of the Snakefile."""
@@ -145,6 +145,8 @@ def _of_files(study, run, job, notebook, messages, place):
     broken = [output for cell in (content or {}).get("cells", []) for output in cell.get("outputs", [])]
     if any(output["output_type"] == "error" for output in broken) or papermill.get("exception"):
         return "failed"
+    if papermill.get("end_time") and not (job and job.failed):  # it ended well and its results are lost, or never began
+        return "failed" if last_words(messages) == KERNEL_KILLED else "waiting"
     folder = study.run_folder(**place, seed="*").parent if "size" in place else None
     moved = [notebook, messages, *(folder.glob("seed-*/*") if folder else ())]
     latest = max(path.stat().st_mtime for path in moved if path.is_file())

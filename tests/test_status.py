@@ -104,6 +104,15 @@ def test_a_notebook_without_a_runner_is_running_while_its_files_move(tiny):
     assert states(tiny) == {("train", "data-rich", "small"): "running"}
 
 
+def test_an_executed_notebook_whose_results_are_lost_is_left_to_do_unless_its_kernel_had_died(tiny):
+    notebook(tiny, "02_model", [("a()", "completed", [])], end_time="2026-11-25T23:02:19")
+    assert states(tiny) == {}
+    message = "nbclient.exceptions.DeadKernelError: Kernel died"
+    notebook(tiny, "02_model", [("a()", "completed", [])], message, end_time="2026-11-25T23:02:19")
+    assert states(tiny) == {("model",): "failed"}
+    assert "failed in cell [1] of" in said(tiny)[1]
+
+
 def test_seeds_and_updates_are_counted_from_results_checkpoints_and_curves(study_file):
     study = study_file(train={"cells_seen": 3200, "batch": 32})
     first, second = (study.run_folder("data-rich", "small", seed) for seed in study.seeds)
@@ -155,7 +164,9 @@ def test_what_was_killed_is_told_from_what_failed(tiny):
     notebook(tiny, "01_data-data-rich", [("a()", "completed", []), ("b()", "running", [])], "")
     why = failure(*place)
     assert (why.error, why.cell, why.line) == (KILLED, 2, "b()")
-    place[1].write_text("/usr/bin/bash: line 1: 27514 Killed            python -m papermill\n")
+    place[1].write_text(
+        "/usr/bin/bash: line 1: 27514 Killed            python -m papermill\n[IPKernelApp] Parent gone\n"
+    )
     assert failure(*place).error == KILLED
     place[1].write_text("Traceback\nnbclient.exceptions.DeadKernelError: Kernel died\n\n")
     assert failure(*place).error == KERNEL_KILLED

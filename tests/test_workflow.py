@@ -220,7 +220,7 @@ def test_a_failing_notebook_is_one_sentence_and_the_others_go_on(project):
     assert not (project / "data" / "tiny" / "laws.json").exists()
     told = call(project, "lib", "status", "tiny")
     assert told.returncode == 1 and ", 1 failed;" in told.stdout
-    assert "01_data rich failed in data/tiny/notebooks/01_data-rich.ipynb" in told.stdout.replace(" cell [None] of", "")
+    assert "01_data rich failed in cell [1] of data/tiny/notebooks/01_data-rich.ipynb" in told.stdout
     assert standing(project, "waiting") == LIMITED ^ TRAIN | END
     return f"what does not depend on it goes on; it says “{said}”"
 
@@ -251,7 +251,7 @@ def test_a_stopped_run_leaves_no_process_and_is_continued(project, number):
     wait_until(lambda: standing(project, "running") == at_work)
     assert standing(project, "waiting") == END and snapshot(project) == before
     run.send_signal(number)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130)
     assert "Traceback" not in said and "failed" not in said
     wait_until(lambda: not working(project))
@@ -280,7 +280,7 @@ def working(project):
     return [path for path in project.rglob("pid-*") if alive(int(path.name.removeprefix("pid-")))]
 
 
-def wait_until(true, seconds=60):
+def wait_until(true, seconds=240):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
