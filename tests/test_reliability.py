@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 from reliability import fault, named, rows
-from test_workflow import PAPERMILL, STUDY, call, finished, project, standing, wait_until, working, write_study  # noqa: F401
+from test_workflow import PAPERMILL, STUDY, call, finished, project, standing, wait_until, working, write_study
 
 from lib import files, params, runs, train
 
@@ -63,9 +63,9 @@ SMALL = {
 
 
 @pytest.fixture
-def training(finished, tmp_path):  # noqa: F811
+def training(finished, tmp_path):
     """The project before any run; its sizes are trained by the real loop in a kernel of the real papermill."""
-    project = tmp_path / "training"  # noqa: F811
+    project = tmp_path / "training"
     shutil.copytree(finished, project, ignore=shutil.ignore_patterns("data", "figures"))
     (project / "papermill" / "__main__.py").write_text(REAL + PAPERMILL)
     (project / "cells.py").write_text(CELLS)
@@ -95,7 +95,7 @@ def expected(tmp_path_factory):
     return found
 
 
-def results(project):  # noqa: F811
+def results(project):
     """{(size, seed): what the runs of a project ended with}, each run in one row of the study's table."""
     study = params.parse(STUDY | SMALL, "tiny")
     before, files.ROOT = files.ROOT, project
@@ -112,11 +112,11 @@ def results(project):  # noqa: F811
 
 
 @contextmanager
-def held(project, **environment):  # noqa: F811
+def held(project):
     """A run that stands still in the middle of the last seed of every size; gives (process, file to remove)."""
     hold = project / "hold"
     hold.touch()
-    run = call(project, "lib", "run", "tiny", wait=False, environment={"HOLD": str(hold)} | environment)
+    run = call(project, "lib", "run", "tiny", wait=False, environment={"HOLD": str(hold)})
     try:
         wait_until(lambda: run.poll() is not None or all(_stands(project, size) for size in ("d8", "d16")))
         assert run.poll() is None, run.communicate()[0]
@@ -127,19 +127,15 @@ def held(project, **environment):  # noqa: F811
         run.wait()
 
 
-def _stands(project, size):  # noqa: F811
+def _stands(project, size):
     saved = (project / "data" / "tiny" / "rich" / "runs" / size / "seed-8").glob("checkpoint-*")
     return max((int(path.name.split("-")[1]) for path in saved), default=0) >= 39
 
 
 def process(run, *words):
     """The one descendant of a run whose command line holds all words."""
-    found = [
-        child
-        for child in psutil.Process(run.pid).children(recursive=True)
-        if all(word in " ".join(child.cmdline()) for word in words)
-    ]
-    found = [child for child in found if "bash" not in child.name()]
+    children = [child for child in psutil.Process(run.pid).children(recursive=True) if child.name() != "bash"]
+    found = [child for child in children if all(word in " ".join(child.cmdline()) for word in words)]
     assert len(found) == 1, found
     return found[0]
 
@@ -176,7 +172,7 @@ def test_a_killed_kernel_and_a_killed_worker_lose_nothing_and_write_nothing_more
 
 
 @fault("the scheduler is killed", AGAIN)
-def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):  # noqa: F811
+def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     run = call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "600"})
     wait_until(lambda: len(working(project)) == 2)
@@ -190,7 +186,7 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):  # noqa
 
 
 @fault("runner and scheduler are killed at once, and notebooks stay at work", AGAIN)
-def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(project):  # noqa: F811
+def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(project):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     run = call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "600"})
     wait_until(lambda: len(working(project)) == 2)
@@ -208,7 +204,7 @@ def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(p
 
 
 @fault("the same study is run twice at the same time", "wait for the first, or stop it")
-def test_of_two_runs_started_at_once_one_is_refused_and_the_other_ends_well(project):  # noqa: F811
+def test_of_two_runs_started_at_once_one_is_refused_and_the_other_ends_well(project):
     shutil.rmtree(project / "data")
     both = [call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "1"}) for _ in range(2)]
     said = {run.communicate(timeout=240)[0]: run.returncode for run in both}
@@ -261,7 +257,7 @@ def suppress_full():
 
 
 @fault("the folder of data or of figures is read-only", "make it writable, and run it again")
-def test_a_read_only_folder_is_refused_in_one_sentence_before_any_work(project):  # noqa: F811
+def test_a_read_only_folder_is_refused_in_one_sentence_before_any_work(project):
     said = {}
     for name in ("figures", "data"):
         with mounted(project / name):

@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from lib import files, progress, status, workflow
+from lib import files, progress, status, steps, workflow
 from lib.failure import KERNEL_KILLED, KILLED, failure
 
 
@@ -23,8 +23,8 @@ def said(study, **terminal):
 
 def states(study):
     """{(rule, regime, size): state} of the steps that are not waiting."""
-    steps = status.look(study, progress.last(study))
-    return {(step.rule, *step.place.values()): step.state for step in steps if step.state != "waiting"}
+    found = steps.look(study, progress.last(study))
+    return {(step.rule, *step.place.values()): step.state for step in found if step.state != "waiting"}
 
 
 def notebook(study, name, cells=(), message="", **papermill):
@@ -120,26 +120,26 @@ def test_seeds_and_updates_are_counted_from_results_checkpoints_and_curves(study
         folder.mkdir(parents=True)
         (folder / "history.csv").write_text("update,loss\n0,2.0\n30,1.0\n")
     whole = 100 + 10  # and a fifth of the first half once more, for the half-way measurement
-    assert status._trained(study, 0.0, "data-rich", "small") == ((0, 2), (60, 2 * whole))
+    assert steps._trained(study, 0.0, "data-rich", "small") == ((0, 2), (60, 2 * whole))
     (second / "checkpoint-000000000042-abc.pt").touch()
     files.write_json(first / "result.json", {"updates": 100, "status": "ok"})
-    assert status._trained(study, 0.0, "data-rich", "small") == ((1, 2), (whole + 42, 2 * whole))
-    assert status._trained(study, time.time() + 9, "data-rich", "small")[0] == (0, 2)
+    assert steps._trained(study, 0.0, "data-rich", "small") == ((1, 2), (whole + 42, 2 * whole))
+    assert steps._trained(study, time.time() + 9, "data-rich", "small")[0] == (0, 2)
     longer = study_file(train={"cells_seen": 6400, "batch": 32})
-    assert status._trained(longer, 0.0, "data-rich", "small")[0] == (0, 2)
+    assert steps._trained(longer, 0.0, "data-rich", "small")[0] == (0, 2)
 
 
 def test_the_time_left_follows_what_finished_runs_took(tiny):
-    guessed = status.left(tiny, None, status.look(tiny, None))
+    guessed = status.left(tiny, None, steps.look(tiny, None))
     _, training = workflow.seconds(tiny, "train", "data-rich", "small")
     folder = tiny.run_folder("data-rich", "small", 7)
     files.write_json(folder / "result.json", {"updates": 10, "cells_seen": 320, "seconds": 500 * training / 2})
     assert progress.measured(tiny) == pytest.approx({"small": 500.0, None: 500.0})
     assert progress.Batch(tiny, 2).expected("train", "data-limited", "XXS")[1] > 400 * training / 2
-    assert status.left(tiny, None, status.look(tiny, None)) > guessed + 300 * training / 2
+    assert status.left(tiny, None, steps.look(tiny, None)) > guessed + 300 * training / 2
     begun = {"rule": "data", "wildcards": {"regime": "data-rich"}, "training": 0.0, "fixed": 15.0}
     record(tiny, ended=True, start=0.0, end=150.0, **begun)
-    slow = status.left(tiny, progress.last(tiny), status.look(tiny, None))
+    slow = status.left(tiny, progress.last(tiny), steps.look(tiny, None))
     assert slow > 2 * guessed, "notebooks took ten times what was expected, training apart"
 
 

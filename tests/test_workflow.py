@@ -14,7 +14,7 @@ import pytest
 import yaml
 from reliability import fault
 
-from lib import files, params, progress, status, workflow
+from lib import files, params, progress, steps, workflow
 from lib.progress import Batch, spoken
 
 STUDY = {
@@ -92,8 +92,8 @@ def standing(project, *wanted):
         patch.setattr(files, "ROOT", project)
         patch.setattr(files, "CODE", project)
         study = params.load("tiny")
-        steps = status.look(study, progress.last(study))
-    chosen = [step for step in steps if (step.state in wanted if wanted else step.state != "done")]
+        found = steps.look(study, progress.last(study))
+    chosen = [step for step in found if (step.state in wanted if wanted else step.state != "done")]
     return {TITLES[step.rule].format(**step.place) for step in chosen}
 
 
