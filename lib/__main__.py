@@ -152,8 +152,8 @@ def run(name, jobs):
     for folder in (study.data, study.figures):
         files.check_writable(folder)
     with locked(study):
-        if left := orphans.stop(study):
-            print(f"Stopped {left} processes that a killed run of {name} had left.")
+        if orphans.stop(study):
+            print(f"Stopped what a killed run of {name} had left at work.")
         with snakemake(study, jobs) as child:
             batch = Batch(study, jobs)
             said = follow(batch, child)
@@ -234,7 +234,7 @@ def listen(batch, lines, console, said):
 
 def ended_badly(batch, code, said):
     """What is left to say of a run that has not come to its end; its failed notebooks have been named already."""
-    failed = [failure(*(batch.study.data / name for name in job.log)) for job in batch.jobs.values() if job.failed]
+    failed = [failure(*(batch.study.data / name for name in job.log[:2])) for job in batch.jobs.values() if job.failed]
     if files.full(batch.study.data) or any("No space left" in text for text in [*said, *(why.error for why in failed)]):
         place = files.shown(batch.study.data)
         return [f"The disk that holds {place}/ is full. Make room: the same command goes on from here."]
@@ -259,7 +259,7 @@ def show(batch, display, bars):
 def tell(batch, job, console):
     """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
     if job.failed:
-        why = failure(*(batch.study.data / name for name in job.log))
+        why = failure(*(batch.study.data / name for name in job.log[:2]))
         console.print(f"{job.title} failed: {why.error} (see {files.shown(why.place)})", markup=False)
     elif not console.is_terminal:
         left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"

@@ -200,7 +200,7 @@ def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(p
     again = call(project, "lib", "run", "tiny")
     assert again.returncode == 0 and not set(working(project)) & set(orphans)
     assert standing(project) == set()
-    return f"the next run stops them first; it says “{again.stdout.splitlines()[0]}”".replace(" 4 ", " … ")
+    return f"the next run stops them first; it says “{again.stdout.splitlines()[0]}”"
 
 
 @fault("the same study is run twice at the same time", "wait for the first, or stop it")
