@@ -156,7 +156,8 @@ def last(study):
         jobs = {number: Job(**job) for number, job in enumerate(content["jobs"])}
         gone = content["host"] == socket.gethostname() and not files.runs(content["pid"])
         stopped = content["ended"] or gone or time.time() - seen > SILENT
-        return Batch(study, content["cores"], jobs, content["start"], content["started"], stopped, seen=seen)
+        known = {name: content[name] for name in ("cores", "start", "started")}
+        return Batch(study, **known, jobs=jobs, stopped=stopped, seen=seen)
     except (OSError, ValueError, TypeError, KeyError):  # none there, or one of another version
         return None
 
