@@ -11,11 +11,12 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check clean
+.PHONY: help run status reliability test lint lab notebooks gallery coverage rates replicate keep check clean
 .SILENT:
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
+	echo "make status [STUDY=demo]         say what is done, running, failed or left, at any time; nothing is written"
 	echo "make check STUDY=name            check the files of a study, and say what they hold; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
@@ -25,16 +26,23 @@ help:
 	echo "make replicate                   run small studies whose floor is known -> data/replicates.csv (most of an hour)"
 	echo "make keep STUDY=name             copy a finished study's tables and notebooks to data/results, for git"
 	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
+	echo "make reliability                 break runs on purpose, and write what happens -> data/reliability.csv"
 	echo "make clean STUDY=name            delete what a study has produced"
 
 run: .venv/installed
 	$(BIN)/python -m lib run $(STUDY) --jobs $(JOBS)
+
+status: .venv/installed
+	$(BIN)/python -m lib status $(STUDY)
 
 check: .venv/installed
 	$(BIN)/python -m lib check $(STUDY)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+reliability: .venv/installed
+	RELIABILITY=write $(BIN)/python -m pytest -q -m fault
 
 lint: .venv/installed
 	$(BIN)/ruff check --quiet lib notebooks tests $(wildcard benchmarks)

@@ -15,8 +15,9 @@ import filelock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from lib import files, params, workflow
+from lib import files, orphans, params, status, workflow
 from lib.errors import InputError
+from lib.failure import failure
 from lib.progress import Batch, spoken
 
 GRACE_SECONDS = 20
@@ -43,6 +44,10 @@ def main(arguments=None):
     command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
+    command = commands.add_parser(
+        "status", help="say what of a study is done, running, failed or left; it writes nothing"
+    )
+    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     chosen = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
@@ -56,6 +61,7 @@ def main(arguments=None):
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
+            "status": lambda: status.show(params.load(chosen.study)),
         }
         return work[chosen.command]()
     except InputError as error:
@@ -143,13 +149,17 @@ def run(name, jobs):
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
     study = params.load(name)
     workflow.sources(study)
-    study.data.mkdir(parents=True, exist_ok=True)
-    with locked(study), snakemake(study, jobs) as child:
-        batch = Batch(study, jobs)
-        said = follow(batch, child)
+    for folder in (study.data, study.figures):
+        files.check_writable(folder)
+    with locked(study):
+        if orphans.stop(study):
+            print(f"Stopped what a killed run of {name} had left at work.")
+        with snakemake(study, jobs) as child:
+            batch = Batch(study, jobs)
+            said = follow(batch, child)
     if child.returncode:
-        if not any(job.failed for job in batch.jobs.values()):
-            print("The run could not be planned:", *said[-20:], sep="\n", file=sys.stderr)
+        for line in ended_badly(batch, child.returncode, said):
+            print(line, file=sys.stderr)
         return 1
     report(study, time.time() - batch.start)
     return 0
@@ -172,7 +182,7 @@ def snakemake(study, jobs):
     options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--cores", str(jobs)]
     child = subprocess.Popen(
         [sys.executable, "-m", "lib.events", *options, "--snakefile", snakefile, "--config", f"study={study.name}"],
-        cwd=study.data, env=os.environ | workflow.ENVIRONMENT, start_new_session=True, text=True,
+        cwd=study.data, env=os.environ | workflow.ENVIRONMENT | orphans.mark(study), start_new_session=True, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -184,6 +194,7 @@ def snakemake(study, jobs):
                 child.wait(patience)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+        orphans.stop(study)  # kernels have sessions of their own
 
 
 def follow(batch, child):
@@ -200,10 +211,13 @@ def follow(batch, child):
             bars = {batch.study.name: display.add_task(batch.study.name, total=1, left="planning")}
             while listener.is_alive():
                 show(batch, display, bars)
+                batch.write()
                 listener.join(0.5)
     except BaseException:
         batch.stopped = True
         raise
+    finally:
+        batch.write(ended=True)
     child.wait()
     return said
 
@@ -216,6 +230,17 @@ def listen(batch, lines, console, said):
             said.append(event["text"])
         elif (ended := batch.read(event)) and not batch.stopped:
             tell(batch, ended, console)
+
+
+def ended_badly(batch, code, said):
+    """What is left to say of a run that has not come to its end; its failed notebooks have been named already."""
+    failed = [failure(*(batch.study.data / name for name in job.log[:2])) for job in batch.jobs.values() if job.failed]
+    if files.full(batch.study.data) or any("No space left" in text for text in [*said, *(why.error for why in failed)]):
+        place = files.shown(batch.study.data)
+        return [f"The disk that holds {place}/ is full. Make room: the same command goes on from here."]
+    if code < 0:
+        return ["The scheduler was killed. The same command goes on from here."]
+    return [] if failed else ["The run could not be planned:", *said[-20:]]
 
 
 def show(batch, display, bars):
@@ -234,23 +259,11 @@ def show(batch, display, bars):
 def tell(batch, job, console):
     """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
     if job.failed:
-        notebook, messages = (batch.study.data / name for name in job.log)
-        place = os.path.relpath(notebook if notebook.is_file() else messages, files.ROOT)
-        console.print(f"{job.title} failed: {reason(notebook, messages)} (see {place})", markup=False)
+        why = failure(*(batch.study.data / name for name in job.log[:2]))
+        console.print(f"{job.title} failed: {why.error} (see {files.shown(why.place)})", markup=False)
     elif not console.is_terminal:
         left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"
         console.print(f"[{batch.share():4.0%}] {job.title}: {left}", markup=False)
-
-
-def reason(notebook, messages):
-    """Why a notebook failed, in one line: its error output, or else the last thing that was said beside it."""
-    if notebook.is_file():
-        outputs = [output for cell in files.read_json(notebook)["cells"] for output in cell.get("outputs", [])]
-        errors = [output for output in outputs if output["output_type"] == "error"]
-        if errors:
-            return f"{errors[-1]['ename']}: {' '.join(errors[-1]['evalue'].split())}"
-    lines = messages.read_text().split("\n") if messages.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a message")
 
 
 def report(study, seconds):

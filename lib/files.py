@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lib.errors import InputError
+
 CODE = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
 """Folder that holds params/, data/ and figures/: the project itself, unless SCALING_ROOT names another."""
@@ -41,11 +43,12 @@ def sweep(path):
     path = Path(path)
     for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
         pid = left.name.split("-")[1]
-        if pid.isdigit() and not _runs(int(pid)):
+        if pid.isdigit() and not runs(int(pid)):
             remove(left)
 
 
-def _runs(pid):
+def runs(pid):
+    """Whether a process of that number is there, on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -62,6 +65,24 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_writable(folder):
+    """Make a folder, and refuse one that cannot be written: read-only, somebody else's, or without room for a block."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / ".writable") as partial:
+            partial.write_bytes(bytes(2**16))
+        remove(folder / ".writable")
+    except OSError as error:
+        raise InputError(
+            f"{shown(folder)}/ cannot be written ({error.strerror}); make it writable, or make room, and run it again."
+        ) from None
+
+
+def full(folder):
+    """Whether the disk that holds a folder has less than a MiB left."""
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def shown(place):

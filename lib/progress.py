@@ -1,12 +1,20 @@
 """How far a run of a study is and how long it still takes: expected costs, corrected by what is measured."""
 
+import json
+import os
+import socket
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 
-from lib import params, workflow
+from lib import files, params, workflow
 
 LAST = ("fit", "figures")
 """Rules that wait for all others, so that nothing runs beside them."""
+RECORD = "progress.json"
+"""Where in data/<study> the runner writes how far it is, for whoever looks (`lib.status`)."""
+BEAT, SILENT = 5, 120
+"""Seconds between two signs of life in the record, and how old the last one is when the runner must be gone."""
 
 
 @dataclass
@@ -25,7 +33,7 @@ class Job:
 
     @property
     def elapsed(self):
-        return (self.end or time.time()) - self.start if self.start else 0.0
+        return (self.end or time.time()) - self.start if self.start is not None else 0.0
 
 
 @dataclass
@@ -39,6 +47,18 @@ class Batch:
     started: bool = False
     stopped: bool = False
     shown: float = 0.0
+    seen: float = 0.0
+    """When its runner gave the last sign of life, where this was read from its record."""
+    written: tuple = ("", 0.0)
+    measured: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.measured = measured(self.study)
+
+    def expected(self, rule, regime=None, size=None):
+        """Expected seconds of a job, as `workflow.seconds`, by the speed of the runs that are finished, if any are."""
+        fixed, training = workflow.seconds(self.study, rule, regime, size)
+        return fixed, training * self.measured.get(size, self.measured.get(None, 1.0))
 
     def read(self, event):
         """Take in one event. Returns the job that it ended, or None."""
@@ -46,7 +66,7 @@ class Batch:
         if kind == "start":
             self.started = True
         elif kind == "job_info" and event["log"] and not self.started:  # without a log it is the target, no notebook
-            expected = workflow.seconds(self.study, event["rule"], **event["wildcards"])
+            expected = self.expected(event["rule"], **event["wildcards"])
             self.jobs[number] = Job(*(event[key] for key in ("title", "rule", "wildcards", "log")), *expected)
         elif kind == "job_info" and event["log"]:
             self.jobs[number].start = time.time()
@@ -54,6 +74,20 @@ class Batch:
             self.jobs[number].end, self.jobs[number].failed = time.time(), kind == "job_error"
             return self.jobs[number]
         return None
+
+    def write(self, ended=False):
+        """Leave the record in data/<study>, when something has changed or a sign of life is due.
+
+        It is there to be looked at; a disk without room for it does not stop the run.
+        """
+        jobs = [asdict(job) for job in list(self.jobs.values())]
+        content = {"cores": self.cores, "start": self.start, "started": self.started, "ended": ended, "jobs": jobs}
+        content |= {"host": socket.gethostname(), "pid": os.getpid()}
+        text, moment = json.dumps(content), time.monotonic()
+        if text != self.written[0] or moment - self.written[1] > BEAT:
+            with suppress(OSError):
+                files.write_json(self.study.data / RECORD, content)
+            self.written = text, moment
 
     @property
     def running(self):
@@ -82,10 +116,16 @@ class Batch:
         expected = sum(share * job.training for job, share in shares)
         return sum(max(0.0, job.elapsed - job.fixed) for job, share in shares if share) / expected if expected else 1.0
 
+    def start_pace(self):
+        """The same for what notebooks take besides training, over those that have ended."""
+        ended = [job for job in self.jobs.values() if job.end and not (job.training or job.failed)]
+        expected = sum(job.fixed for job in ended)
+        return sum(job.elapsed for job in ended) / expected if expected else 1.0
+
     def job_left(self, job, pace):
         """Seconds that a job still takes."""
         share = self.trained(job)
-        fixed = 0.0 if share else max(job.fixed - job.elapsed, 1.0)
+        fixed = 0.0 if share else max(job.fixed * self.start_pace() - job.elapsed, 1.0)
         return fixed + pace * job.training * (1 - share)
 
     def left(self):
@@ -103,6 +143,38 @@ class Batch:
 
     def job_share(self, job):
         return job.elapsed / (job.elapsed + self.job_left(job, self.pace()) + 1e-9)
+
+
+def last(study):
+    """The last run of a study, as its runner wrote it down, or None. It is `stopped` unless it is still going on.
+
+    A runner is at work as long as its record is young. On this machine its process has to be there besides.
+    """
+    path = study.data / RECORD
+    try:
+        content, seen = files.read_json(path), path.stat().st_mtime
+        jobs = {number: Job(**job) for number, job in enumerate(content["jobs"])}
+        gone = content["host"] == socket.gethostname() and not files.runs(content["pid"])
+        stopped = content["ended"] or gone or time.time() - seen > SILENT
+        known = {name: content[name] for name in ("cores", "start", "started")}
+        return Batch(study, **known, jobs=jobs, stopped=stopped, seen=seen)
+    except (OSError, ValueError, TypeError, KeyError):  # none there, or one of another version
+        return None
+
+
+def measured(study):
+    """Measured over expected training time of finished runs: {size: ratio}, and of all of them under None."""
+    sums = {}
+    for regime, size, seed in ((r, s.name, n) for r in study.regimes for s in study.sizes for n in study.seeds):
+        path = study.run_folder(regime, size, seed) / "result.json"
+        record = files.read_json(path) if path.is_file() else {}
+        if record.get("seconds") and record.get("cells_seen"):
+            share = record["cells_seen"] / study.training(regime).cells_seen / len(study.seeds)
+            expected = share * workflow.seconds(study, "train", regime, size)[1]
+            for key in (size, None):
+                before = sums.get(key, (0.0, 0.0))
+                sums[key] = before[0] + record["seconds"], before[1] + expected
+    return {key: seconds / expected for key, (seconds, expected) in sums.items()}
 
 
 def spoken(seconds):

@@ -114,9 +114,20 @@ def seconds(study, rule, regime=None, size=None):
 def forget_lost(study):
     """Remove the list of a job's results when one of them is gone, so that the job runs again."""
     for listing in (path for place in LISTS for path in study.data.glob(place)):
-        names = [line.split(maxsplit=2)[2] for line in listing.read_text().splitlines()]
-        if not all((study.data / name).is_file() for name in names):
+        if not there(study, listing):
             listing.unlink()
+
+
+def there(study, listing):
+    """Whether all results of a job are there, by the list that it left."""
+    names = listed(listing)
+    return bool(names) and all((study.data / name).is_file() for name in names)
+
+
+def listed(listing):
+    """Names in a list of results; none where it is only half written, by a cksum that was killed."""
+    lines = [line.split(maxsplit=2) for line in listing.read_text().splitlines()]
+    return [line[2] for line in lines] if all(len(line) == 3 for line in lines) else []
 
 
 def keep(study):

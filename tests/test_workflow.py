@@ -12,8 +12,9 @@ import time
 import filelock
 import pytest
 import yaml
+from reliability import fault
 
-from lib import files, params, workflow
+from lib import files, params, progress, steps, workflow
 from lib.progress import Batch, spoken
 
 STUDY = {
@@ -79,6 +80,23 @@ def planned(project):
     return set(re.findall(r"Job \d+: (.*)", dry_run.stdout))
 
 
+TITLES = {
+    "data": "reading the cells of {regime}", "model": "counting parameters", "train": "training {size} on {regime}",
+    "fit": "fitting the law", "figures": "drawing the figures",
+}  # fmt: skip
+
+
+def standing(project, *wanted):
+    """What `make status` tells of the study: titles of the steps that stand so, or that are not done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "ROOT", project)
+        patch.setattr(files, "CODE", project)
+        study = params.load("tiny")
+        found = steps.look(study, progress.last(study))
+    chosen = [step for step in found if (step.state in wanted if wanted else step.state != "done")]
+    return {TITLES[step.rule].format(**step.place) for step in chosen}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A copy of the project with five small notebooks, and a study that has been run to its end."""
@@ -115,7 +133,7 @@ LIMITED = {"training XXS on limited", "training TINY on limited"}
 def test_nothing_reruns_in_an_unchanged_project_that_was_moved_or_touched(project):
     for path in [*project.glob("lib/*.py"), *project.glob("notebooks/*")]:
         path.touch()
-    assert planned(project) == set()
+    assert planned(project) == standing(project) == set()
 
 
 @pytest.mark.parametrize(
@@ -139,25 +157,43 @@ def test_nothing_reruns_in_an_unchanged_project_that_was_moved_or_touched(projec
 )
 def test_a_changed_key_reruns_what_depends_on_it_and_only_that(project, changes, expected):
     write_study(project, **changes)
-    assert planned(project) == expected
+    assert planned(project) == standing(project) == expected
 
 
+@pytest.mark.parametrize(
+    "module, expected",
+    [
+        ("draw", DATA | TRAIN | END),
+        ("model", {"counting parameters"} | TRAIN | END),
+        ("figures/look", {"drawing the figures"}),
+        ("status", set()),
+    ],
+)
+def test_a_changed_module_reruns_what_imports_it_and_only_that(project, module, expected):
+    with (project / "lib" / f"{module}.py").open("a") as source:
+        source.write("# changed\n")
+    assert planned(project) == standing(project) == expected
+
+
+@fault("a module, a notebook, a panel or a run is changed or lost", "run it again")
 def test_a_changed_module_notebook_or_lost_run_reruns_what_depends_on_it_and_only_that(project):
     notebook = project / "notebooks" / "05_figures.ipynb"
     content = json.loads(notebook.read_text())
     content["cells"][0]["outputs"] = [{"output_type": "stream", "text": "seen in JupyterLab"}]
     notebook.write_text(json.dumps(content))
-    assert planned(project) == set()
+    assert planned(project) == standing(project) == set()
     content["cells"][0]["source"] += "\n1 + 1"
     notebook.write_text(json.dumps(content))
-    assert planned(project) == {"drawing the figures"}
+    assert planned(project) == standing(project) == {"drawing the figures"}
     with (project / "lib" / "runs.py").open("a") as module:
         module.write("# changed\n")
-    assert planned(project) == END
+    assert planned(project) == standing(project) == END
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs" / "XXS" / "seed-8")
-    assert planned(project) == {"training XXS on rich"} | END
+    assert planned(project) == standing(project) == {"training XXS on rich"} | END
     (project / "data" / "tiny" / "limited" / "panel.h5ad").unlink()
-    assert planned(project) == {"training XXS on rich", "reading the cells of limited"} | LIMITED | END
+    expected = {"training XXS on rich", "reading the cells of limited"} | LIMITED | END
+    assert planned(project) == standing(project) == expected
+    return "what depends on it is made again, and nothing else"
 
 
 def test_finished_runs_survive_a_new_seed_and_a_failing_one(project):
@@ -173,6 +209,7 @@ def test_finished_runs_survive_a_new_seed_and_a_failing_one(project):
     assert planned(project) == set()
 
 
+@fault("a notebook fails", "mend what it names, and run it again; `make status` shows the cell")
 def test_a_failing_notebook_is_one_sentence_and_the_others_go_on(project):
     shutil.rmtree(project / "data")
     run = call(project, "lib", "run", "tiny", environment={"FAIL": "01_datarich"})
@@ -181,6 +218,11 @@ def test_a_failing_notebook_is_one_sentence_and_the_others_go_on(project):
     assert said in run.stdout and "Traceback" not in run.stdout and run.stdout.count("failed") == 1
     assert (project / "data" / "tiny" / "limited" / "runs" / "TINY" / "results.txt").is_file()
     assert not (project / "data" / "tiny" / "laws.json").exists()
+    told = call(project, "lib", "status", "tiny")
+    assert told.returncode == 1 and ", 1 failed;" in told.stdout
+    assert "01_data rich failed in cell [1] of data/tiny/notebooks/01_data-rich.ipynb" in told.stdout
+    assert standing(project, "waiting") == LIMITED ^ TRAIN | END
+    return f"what does not depend on it goes on; it says “{said}”"
 
 
 def test_a_run_is_refused_in_one_sentence_before_any_work(project):
@@ -200,17 +242,29 @@ def test_two_runs_of_one_study_do_not_mix(project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@fault("a run is stopped with Ctrl-C, or its runner is ended or killed", "run it again")
 def test_a_stopped_run_leaves_no_process_and_is_continued(project, number):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     run = call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "60"})
     wait_until(lambda: len(working(project)) == 2)
+    at_work, before = {"training XXS on rich", "training TINY on rich"}, snapshot(project)
+    wait_until(lambda: standing(project, "running") == at_work)
+    assert standing(project, "waiting") == END and snapshot(project) == before
     run.send_signal(number)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130)
     assert "Traceback" not in said and "failed" not in said
     wait_until(lambda: not working(project))
+    assert standing(project, "interrupted") == at_work
     assert call(project, "lib", "run", "tiny").returncode == 0
     assert planned(project) == set()
+    return "its notebooks are stopped, and no process stays; finished work is not repeated"
+
+
+def snapshot(project):
+    """Every file of the study with the moment of its last change; the runner's own record apart."""
+    paths = [path for path in (project / "data").rglob("*") if path.name != progress.RECORD and path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in paths if ".partial-" not in path.name}
 
 
 def working(project):
@@ -226,7 +280,7 @@ def working(project):
     return [path for path in project.rglob("pid-*") if alive(int(path.name.removeprefix("pid-")))]
 
 
-def wait_until(true, seconds=60):
+def wait_until(true, seconds=240):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
