@@ -15,10 +15,12 @@ import filelock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from lib import files, params, workflow
+from lib import cluster, files, params, workflow
 from lib.errors import InputError
 from lib.progress import Batch, spoken
 
+JOBS = 2
+"""Notebooks that run at the same time on one machine, unless --jobs says otherwise."""
 GRACE_SECONDS = 20
 """How long notebooks may take to stop when the run is interrupted."""
 
@@ -42,7 +44,8 @@ def main(arguments=None):
     command.add_argument("--devices", type=int, default=2, help="processes that share every batch, one on each GPU")
     command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
-    command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
+    command.add_argument("--jobs", type=int, help="notebooks that run at the same time (2, or what the profile says)")
+    command.add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
     chosen = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
@@ -55,7 +58,7 @@ def main(arguments=None):
             "keep": lambda: keep(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
-            "run": lambda: run(chosen.study, chosen.jobs),
+            "run": lambda: run(chosen.study, chosen.jobs, chosen.profile),
         }
         return work[chosen.command]()
     except InputError as error:
@@ -137,15 +140,18 @@ def check(what):
     return 0
 
 
-def run(name, jobs):
-    """Check a study, run what is missing or out of date, and say what came out."""
+def run(name, jobs=None, profile=None):
+    """Check a study, run what is missing or out of date, here or on a cluster, and say what came out."""
+    study = params.load(name)
+    profile = profile and cluster.load(profile)
+    jobs = (profile.jobs if profile else JOBS) if jobs is None else jobs
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    study = params.load(name)
     workflow.sources(study)
     study.data.mkdir(parents=True, exist_ok=True)
-    with locked(study), snakemake(study, jobs) as child:
-        batch = Batch(study, jobs)
+    options = cluster.options(study, profile, jobs) if profile else ["--cores", str(jobs)]
+    with locked(study), cluster.alone(study, profile), snakemake(study, options) as child:
+        batch = Batch(study, jobs, queues=bool(profile))
         said = follow(batch, child)
     if child.returncode:
         if not any(job.failed for job in batch.jobs.values()):
@@ -166,10 +172,10 @@ def locked(study):
 
 
 @contextmanager
-def snakemake(study, jobs):
+def snakemake(study, options):
     """Snakemake in a session of its own, as a process whose output is `lib.events`. Leaves nothing running behind."""
     snakefile = files.CODE / "Snakefile"
-    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--cores", str(jobs)]
+    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", *options]
     child = subprocess.Popen(
         [sys.executable, "-m", "lib.events", *options, "--snakefile", snakefile, "--config", f"study={study.name}"],
         cwd=study.data, env=os.environ | workflow.ENVIRONMENT, start_new_session=True, text=True,
@@ -220,6 +226,8 @@ def listen(batch, lines, console, said):
 
 def show(batch, display, bars):
     """Bring the bars up to date: one for the run, one for each notebook at work."""
+    for job in batch.submitted:
+        batch.look(job)
     running = {f"  {job.title}": job for job in batch.running}
     for title in bars.keys() - running.keys() - {batch.study.name}:
         display.remove_task(bars.pop(title))
@@ -228,15 +236,19 @@ def show(batch, display, bars):
             bars[title] = display.add_task(title, total=1, left="")
         display.update(bars[title], completed=batch.job_share(job))
     if batch.started:
-        display.update(bars[batch.study.name], completed=batch.share(), left=f"about {spoken(batch.left())} left")
+        waiting = len(batch.submitted) - len(running)
+        left = f"about {spoken(batch.left())} left" + (f", {waiting} in the queue" if waiting else "")
+        display.update(bars[batch.study.name], completed=batch.share(), left=left)
 
 
 def tell(batch, job, console):
     """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
     if job.failed:
-        notebook, messages = (batch.study.data / name for name in job.log)
-        place = os.path.relpath(notebook if notebook.is_file() else messages, files.ROOT)
-        console.print(f"{job.title} failed: {reason(notebook, messages)} (see {place})", markup=False)
+        notebook, messages = (batch.study.data / name for name in job.log[:2])
+        why, place = reason(notebook, messages), notebook if notebook.is_file() else messages
+        if word := cluster.word(batch.study, job):
+            why, place = word
+        console.print(f"{job.title} failed: {why} (see {os.path.relpath(place, files.ROOT)})", markup=False)
     elif not console.is_terminal:
         left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"
         console.print(f"[{batch.share():4.0%}] {job.title}: {left}", markup=False)
@@ -244,7 +256,7 @@ def tell(batch, job, console):
 
 def reason(notebook, messages):
     """Why a notebook failed, in one line: its error output, or else the last thing that was said beside it."""
-    if notebook.is_file():
+    if notebook.is_file() and notebook.stat().st_size:  # a job that was killed at once leaves an empty one
         outputs = [output for cell in files.read_json(notebook)["cells"] for output in cell.get("outputs", [])]
         errors = [output for output in outputs if output["output_type"] == "error"]
         if errors:

@@ -24,8 +24,11 @@ class LogHandler(LogHandlerBase):
         if event == "job_info":
             said = {"id": "jobid", "rule": "rule_name", "wildcards": "wildcards", "title": "rule_msg", "log": "log"}
             say(event, **{name: fields[field] for name, field in said.items()})
-        elif event in ("job_finished", "job_error"):
-            say(event, id=fields["job_id" if event == "job_finished" else "jobid"])
+        elif event == "job_finished":
+            say(event, id=fields["job_id"])
+        elif event == "job_error":  # with what a cluster says of the job, and where its own log of the job lies
+            said = (fields["rule_msg"] or "").partition("For further error details")[0]
+            say(event, id=fields["jobid"], text=" ".join(said.split()), log=fields["log"])
         elif record.levelname in ("ERROR", "CRITICAL"):
             say("message", text=record.getMessage())
 

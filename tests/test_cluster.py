@@ -1,0 +1,325 @@
+"""Runs on a cluster: what a job asks for, what is refused before work starts, and studies through a real SLURM.
+
+Without SLURM (tests/slurm.py installs it where it can) the last part is skipped, loudly.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import slurm
+import yaml
+from test_workflow import NOTEBOOKS, working
+
+from lib import cluster, files, params, sizes, workflow
+from lib.errors import InputError
+
+LADDER = ["XXS", "TINY", "XS", "S", "M", "L", "XL"]
+WIDE = {
+    "census": {"simulate": {"cells": 100_000, "genes": 2000}},
+    "regimes": {"few": {"genes": 512, "cells": 1000}, "many": {"genes": 512, "cells": 90_000}},
+    "sizes": LADDER,
+    "seeds": [7, 8, 9],
+}
+SECONDS = {
+    "census": {
+        "simulate": {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 12, "profiles": 2}
+    },
+    "regimes": {"rich": {"genes": 24, "cells": 300}},
+    "split": {"validation": 0.1, "test": 0.1},
+    "sizes": ["XXS", {"name": "d8", "d": 8, "layers": 1}],
+    "seeds": [7],
+    "train": {"cells_seen": 640, "learning_rate": 0.008, "evaluations": 2},
+    "fit": {"resamples": 100},
+}
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+source, target = map(Path, sys.argv[1:3])
+given = dict(zip(sys.argv, sys.argv[1:]))  # each word and the one after it
+regime, size, root = given.get("regime", ""), given.get("size", ""), Path("../..")
+target.with_name(f"pid-{os.getpid()}").touch()
+target.write_text(source.read_text())
+results = sorted(Path(".").glob("*/runs/*/*/result.json"))
+outputs = {
+    "01_data": [f"{regime}/panel.h5ad", f"{regime}/baselines.json"], "02_model": ["sizes.csv"],
+    "03_train": [f"{regime}/runs/{size}/seed-{seed}/result.json" for seed in (7, 8)],
+    "04_fit": ["runs.csv", "laws.json"], "05_figures": ["../../figures/tiny/law.png"],
+}[source.stem]
+for path in map(Path, outputs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source.stem == "03_train" and path.exists():  # as training does, which knows its finished runs
+        continue
+    while "seed-8" in str(path) and (root / "hold").exists():
+        time.sleep(0.05)
+    rows = ["regime,size,seed", *(",".join(result.parts[i] for i in (0, 2, 3)) for result in results)]
+    path.write_text("\\n".join(rows) if path.name == "runs.csv" else '{"validation": {"bayes_mse": 0.5}}')
+    with (root / "written").open("a") as written:
+        written.write(f"{path}\\n")
+"""
+"""In place of papermill: the second seed of a size is trained while no file `hold` is there; all writes are noted."""
+RUNS = {f"rich/runs/{size}/seed-{seed}/result.json" for size in ("XXS", "TINY") for seed in (7, 8)}
+
+
+@pytest.fixture
+def wide(project):
+    """The seven published sizes, as a file in a project of its own with the profiles of this one."""
+    (project / "params" / "wide.yaml").write_text(yaml.safe_dump(WIDE))
+    shutil.copytree(files.CODE / "profiles", project / "profiles")
+    return params.load("wide")
+
+
+def edit(project, **changes):
+    """Change keys of profiles/slurm, as its user does."""
+    path = project / "profiles" / "slurm" / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+def test_a_larger_size_and_more_cells_never_ask_for_less(wide):
+    for regime in wide.regimes:
+        asked = [(workflow.megabytes(wide, "train", regime, size), workflow.gpus(wide, regime, size)) for size in LADDER]
+        assert asked == sorted(asked) and asked[0][0] < asked[-1][0]
+        asked = [workflow.gpus(wide, regime, size) for size in LADDER]
+        assert asked == sorted(asked) and (asked[0], asked[-1]) == (0, 1)
+        for on_gpu in (0, 1):
+            same = [size for size, gpus in zip(LADDER, asked, strict=True) if gpus == on_gpu]
+            times = [workflow.minutes(wide, "train", regime, size) for size in same]
+            assert times == sorted(times) and times[0] < times[-1]
+    assert workflow.megabytes(wide, "data", "few") < workflow.megabytes(wide, "data", "many")
+    assert workflow.minutes(wide, "data", "few") < workflow.minutes(wide, "data", "many")
+
+
+def test_a_job_asks_for_more_than_is_expected_and_for_twice_that_when_tried_again(wide):
+    assert 60 * workflow.minutes(wide, "train", "few", "XS") > sum(workflow.seconds(wide, "train", "few", "XS"))
+    assert 1e6 * workflow.megabytes(wide, "train", "few", "XL") > wide.size("XL").memory(512)
+    for ask in (workflow.megabytes, workflow.minutes):
+        assert ask(wide, "fit", attempt=2) == pytest.approx(2 * ask(wide, "fit"), abs=1)
+
+
+PLAN = """
+import sys
+from snakemake.cli import main
+from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+from lib import events
+class LogHandler(events.LogHandler):
+    def emit(self, record):
+        if getattr(record, "event", None) == "job_info":
+            events.say(record.rule_msg, **{name: str(value) for name, value in dict(record.resources).items()})
+events.LogHandler = LogHandler
+LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_events", events)
+main([*sys.argv[1:], "--dry-run", "--logger", "events"])
+"""
+
+
+def requests(profile):
+    """What each job of the plan asks for, as Snakemake understands it: {title: {resource: value}}."""
+    words = ["--profile", str(profile), "--snakefile", str(files.CODE / "Snakefile"), "--config", "study=wide"]
+    done = subprocess.run([sys.executable, "-c", PLAN, *words], capture_output=True, text=True, cwd=profile)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"event"')]
+    return {job.pop("event"): job for job in asked}
+
+
+def test_snakemake_takes_requests_from_the_size_and_a_profile_overrides_them_by_rule_and_size(wide, project):
+    edit(project, **{"set-resources": {"train": {"runtime": "2880 if wildcards.size == 'XL' else 60", "gpu": 0}}})
+    plan = requests(project / "profiles" / "slurm")
+    large, small = plan["training XL on few"], plan["training XXS on few"]
+    assert (large["runtime"], small["runtime"]) == ("2880", "60") and (large["gpu"], small["gpu"]) == ("0", "0")
+    assert large["mem_mb"] == str(workflow.megabytes(wide, "train", "few", "XL"))
+
+
+def test_snakemake_accepts_the_kubernetes_profile_and_plans_gpus_by_size(wide, project):
+    plan = requests(project / "profiles" / "kubernetes")
+    assert (plan["training XL on few"]["gpu"], plan["training XXS on few"]["gpu"]) == ("1", "0")
+    assert plan["training XL on few"]["gpu_manufacturer"] == "nvidia"
+
+
+def test_a_profile_that_cannot_work_is_refused_in_one_sentence(wide, project, monkeypatch):
+    monkeypatch.setattr(cluster.shutil, "which", lambda command: None)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None if "lsf" in name else name)
+    contents = {
+        "text": ("just words", "names no executor"),
+        "jobs": ("{executor: slurm, jobs: many}", "at least 1"),
+        "broken": ("executor: [", "not valid YAML"),
+        "mine": ("executor: lsf", r"snakemake-executor-plugin-lsf, which is not installed here; .*\[cluster\]"),
+    }
+    for name, (content, said) in contents.items():
+        (project / "profiles" / name).mkdir()
+        (project / "profiles" / name / "config.yaml").write_text(content)
+        with pytest.raises(InputError, match=said):
+            cluster.load(name)
+    with pytest.raises(InputError, match="sbatch, which is not on the PATH"):
+        cluster.load("slurm")
+
+
+def test_an_unknown_profile_names_the_ones_that_are_there_before_any_work(wide, project):
+    for name, said in (("slrum", "did you mean slurm?"), ("x", "profiles/ has kubernetes, slurm."), ("../x", "has")):
+        run = start(project, "wide", profile=name)
+        out, _ = run.communicate(timeout=120)
+        assert (run.returncode, out.count("\n")) == (2, 1) and said in out, out
+    assert not (project / "data").exists()
+
+
+def test_threads_are_those_of_the_job_not_of_the_whole_node(monkeypatch):
+    monkeypatch.setattr(sizes.os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    monkeypatch.setattr(sizes.os, "cpu_count", lambda: 64)
+    assert sizes.PUBLISHED["XL"].threads(512) == 2
+
+
+def start(project, study, profile="slurm", environment=None):
+    environment = (environment or os.environ) | {"PYTHONUNBUFFERED": "1"}
+    words = [sys.executable, "-m", "lib", "run", study, *(["--profile", profile] if profile else [])]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, cwd=project, env=environment, **pipes)
+
+
+def finish(run, code=0):
+    said, _ = run.communicate(timeout=600)
+    assert run.returncode == code, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def node():
+    """A cluster of one node with two cores, for the tests of this module."""
+    try:
+        with slurm.running() as running:
+            yield running
+    except slurm.Unavailable as why:
+        pytest.skip(f"NO SLURM, so that no run on a cluster was tested: {why}")
+
+
+def profiles(project):
+    """The shipped profiles; for a cluster without accounting, and in a hurry."""
+    shutil.copytree(files.CODE / "profiles", project / "profiles")
+    edit(
+        project,
+        **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1, "latency-wait": 10},
+    )
+
+
+def test_a_study_through_slurm_has_the_same_laws_runs_and_answer_as_on_one_machine(node, tmp_path):
+    said, table, laws = {}, {}, {}
+    for place in ("slurm", None):
+        project = tmp_path / (place or "here")
+        (project / "params").mkdir(parents=True)
+        (project / "params" / "tiny.yaml").write_text(yaml.safe_dump(SECONDS))
+        profiles(project)
+        run = start(project, "tiny", place, node.environment | {"SCALING_ROOT": str(project)})
+        said[place] = finish(run)
+        table[place] = pd.read_csv(project / "data/tiny/runs.csv").drop(columns=["seconds", "cells_per_second"])
+        laws[place] = files.read_json(project / "data/tiny/laws.json")
+    assert len(table["slurm"]) == 2
+    pd.testing.assert_frame_equal(table["slurm"], table[None])
+    assert laws["slurm"] == laws[None]
+    lines = {place: [re.sub("time:.*", "", line) for line in text.splitlines()] for place, text in said.items()}
+    shown = {place: {line.split("] ")[1].split(":")[0] for line in text if "] " in line} for place, text in lines.items()}
+    answers = {place: [line for line in text if not line.startswith("[")] for place, text in lines.items()}
+    assert answers["slurm"] == answers[None] and "Figures: figures/tiny/" in answers["slurm"][-1]
+    assert shown["slurm"] == shown[None] and len(shown["slurm"]) == 6
+
+
+@pytest.fixture
+def held(node, tmp_path):
+    """A project with stand-ins for the notebooks: its training stops after the first seed while `hold` is there."""
+    project = tmp_path / "project"
+    shutil.copytree(files.CODE / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(files.CODE / "Snakefile", project)
+    for name in ("papermill", "params", "notebooks"):
+        (project / name).mkdir()
+    (project / "papermill" / "__init__.py").touch()
+    (project / "papermill" / "__main__.py").write_text(STAND_IN)
+    (project / "lib" / "fit" / "__init__.py").write_text("def answer(laws, floors):\n    return ['the answer']\n")
+    for name, source in NOTEBOOKS.items():
+        cells = [{"cell_type": "code", "source": source, "outputs": []}]
+        (project / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
+    study = SECONDS | {"sizes": ["XXS", "TINY"], "seeds": [7, 8]}
+    (project / "params" / "tiny.yaml").write_text(yaml.safe_dump(study))
+    profiles(project)
+    (project / "hold").touch()
+    return project
+
+
+def begin(project, node):
+    """Run the study until the second seeds of both sizes are at work. Returns the run."""
+    environment = node.environment | {"PYTHONPATH": str(project)}
+    environment.pop("SCALING_ROOT", None)
+    run = start(project, "tiny", environment=environment)
+    node.wait(lambda: run.poll() is not None or len(working(project)) == 2 and first_seeds(project))
+    assert run.poll() is None, run.communicate()
+    return run
+
+
+def first_seeds(project):
+    return all((project / "data/tiny/rich/runs" / size / "seed-7/result.json").is_file() for size in ("XXS", "TINY"))
+
+
+def check_whole(project, repeated=()):
+    """All runs are there, each was written once, and is one row of the table."""
+    written = (project / "written").read_text().splitlines()
+    assert RUNS <= set(written)
+    assert sorted(line for line in written if line in RUNS) == sorted(RUNS)
+    table = pd.read_csv(project / "data/tiny/runs.csv")
+    assert len(table) == len(RUNS) and not table.duplicated().any()
+
+
+def test_a_node_that_fails_in_the_middle_gives_its_jobs_back_and_the_run_goes_on(node, held):
+    run = begin(held, node)
+    node.kill_node()
+    assert not working(held)
+    (held / "hold").unlink()
+    node.restart_node()
+    assert "the answer" in finish(run)
+    check_whole(held)
+
+
+def test_jobs_over_their_time_limit_or_cancelled_by_hand_are_continued_by_the_same_command(node, held):
+    run = begin(held, node)
+    slow, unwanted = node.jobs()
+    node("scontrol", "update", f"JobId={slow}", "EndTime=now")
+    node("scancel", unwanted)
+    said = finish(run, code=1)
+    assert said.count("failed: SLURM-job") == 2 and "TIMEOUT" in said and "CANCELLED" in said, said
+    (held / "hold").unlink()
+    assert "the answer" in finish(begin_again(held, node))
+    check_whole(held)
+
+
+def test_a_stopped_run_leaves_no_job_and_what_a_crashed_one_leaves_is_cancelled_by_the_next(node, held):
+    run = begin(held, node)
+    run.send_signal(signal.SIGINT)
+    assert "Stopped." in finish(run, code=130)
+    assert not node.jobs() and not working(held)
+    run = begin(held, node)
+    crash(run)
+    left = node.jobs()
+    assert len(left) == 2 and len(working(held)) == 2
+    run = begin_again(held, node)
+    node.wait(lambda: run.poll() is not None or not set(left) & set(node.jobs()))
+    (held / "hold").unlink()
+    assert "the answer" in finish(run)
+    check_whole(held)
+
+
+def begin_again(project, node):
+    environment = node.environment | {"PYTHONPATH": str(project)}
+    environment.pop("SCALING_ROOT", None)
+    return start(project, "tiny", environment=environment)
+
+
+def crash(run):
+    """The machine that the run was started on goes down: the runner and Snakemake are gone at once."""
+    processes = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
+    for process in processes:
+        process.suspend()  # so that none of them hears of the others' end
+    for process in processes:
+        process.kill()
+    run.wait()
