@@ -19,7 +19,9 @@ import yaml
 from lib import files
 from lib.errors import InputError
 
-INSTALL = ".venv/bin/pip install -c constraints.txt -e '.[cluster]'"
+INSTALL = ".venv/bin/pip install -c constraints.txt"
+EXTRAS = {"slurm": "-e '.[cluster]'", "kubernetes": "-e '.[kubernetes]'"}
+"""What pip is asked for, for an executor that is an extra of this project; for any other it is the plugin itself."""
 COMMANDS = {"slurm": "sbatch"}
 """The command that an executor cannot do without."""
 JOBS = 100
@@ -68,7 +70,8 @@ def check(name, executor):
     """Refuse an executor whose plugin or command is missing here."""
     package = f"snakemake-executor-plugin-{executor}"
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        raise InputError(f"profile {name} needs {package}, which is not installed here; install it: {INSTALL}")
+        install = f"{INSTALL} {EXTRAS.get(executor, package)}"
+        raise InputError(f"profile {name} needs {package}, which is not installed here; install it: {install}")
     command = COMMANDS.get(executor)
     if command and not shutil.which(command):
         raise InputError(

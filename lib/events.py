@@ -37,6 +37,19 @@ def say(event, **fields):
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
+def let_pods_share_files():
+    """Let Snakemake's Kubernetes plugin, where it is installed, use the volume that all pods of its profile mount.
+
+    By itself it assumes that pods share no files, whatever the profile says, and asks for an object store.
+    """
+    try:
+        import snakemake_executor_plugin_kubernetes as plugin
+    except ImportError:
+        return
+    for name in ("implies_no_shared_fs", "job_deploy_sources", "auto_deploy_default_storage_provider"):
+        setattr(plugin.common_settings, name, False)
+
+
 def stop_with_parent():
     """Wait for the end of standard input, which comes when the runner is gone, however it ended; then stop all jobs."""
     os.read(0, 1)
@@ -44,6 +57,7 @@ def stop_with_parent():
 
 
 if __name__ == "__main__":
+    let_pods_share_files()
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_events", sys.modules[__name__])
     threading.Thread(target=stop_with_parent, daemon=True).start()
     arguments = [*sys.argv[1:], "--logger", "events"]

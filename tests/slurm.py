@@ -112,9 +112,11 @@ class Slurm:
         self.kill_jobs()
 
     def kill_jobs(self):
-        for process in self.processes():
+        processes = self.processes()
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(processes, 30)
 
     def state(self):
         done = subprocess.run(
@@ -141,7 +143,7 @@ class Slurm:
                 [name, *words], env=self.environment, stdout=said, stderr=said, start_new_session=True
             )
 
-    def wait(self, true, seconds=120):
+    def wait(self, true, seconds=600):
         end = time.monotonic() + seconds
         while not true():
             ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
