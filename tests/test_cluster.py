@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from test_workflow import NOTEBOOKS, working
 
 from lib import baselines, cluster, files, fit, panel, params, runs, simulate, sizes, train, workflow
 from lib.errors import InputError
+from lib.progress import Batch
 
 TIMES = ["seconds", "cells_per_second"]
 LADDER = ["XXS", "TINY", "XS", "S", "M", "L", "XL"]
@@ -125,8 +127,16 @@ main([*sys.argv[1:], "--dry-run", "--logger", "events"])
 """
 
 
+def plugin(executor):
+    """Skip the test where Snakemake's plugin is not installed: both are optional."""
+    if not importlib.util.find_spec(f"snakemake_executor_plugin_{executor}"):
+        extra = cluster.EXTRAS[executor]
+        pytest.skip(f"NO {executor.upper()} PLUGIN, so that its profile was not tried: pip install {extra}")
+
+
 def requests(profile):
     """What each job of the plan asks for, as Snakemake understands it: {title: {resource: value}}."""
+    plugin(profile.name)
     words = ["--profile", str(profile), "--snakefile", str(files.CODE / "Snakefile"), "--config", "study=wide"]
     done = subprocess.run([sys.executable, "-c", PLAN, *words], capture_output=True, text=True, cwd=profile)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -143,8 +153,6 @@ def test_snakemake_takes_requests_from_the_size_and_a_profile_overrides_them_by_
 
 
 def test_snakemake_accepts_the_kubernetes_profile_and_plans_gpus_by_size(wide, project):
-    if not importlib.util.find_spec("snakemake_executor_plugin_kubernetes"):
-        pytest.skip("NO KUBERNETES PLUGIN, so that its profile was not tried: install the extra 'kubernetes'")
     plan = requests(project / "profiles" / "kubernetes")
     assert (plan["training XL on few"]["gpu"], plan["training XXS on few"]["gpu"]) == ("1", "0")
     assert plan["training XL on few"]["gpu_manufacturer"] == "nvidia"
@@ -176,6 +184,50 @@ def test_an_unknown_profile_names_the_ones_that_are_there_before_any_work(wide, 
     assert not (project / "data").exists()
 
 
+def test_names_of_jobs_tell_studies_and_folders_apart_and_are_what_the_plugin_takes(wide, monkeypatch, tmp_path):
+    odd = wide.model_copy(update={"name": "a.very.long.name" * 5})
+    names = {cluster.prefix(wide), cluster.prefix(odd)}
+    monkeypatch.setattr(files, "ROOT", tmp_path / "elsewhere")
+    names.add(cluster.prefix(wide))
+    assert len(names) == 3 and all(re.fullmatch("[A-Za-z0-9_-]{1,50}", name) for name in names)
+
+
+@pytest.fixture
+def sent(wide):
+    """A batch with one training job that has been sent to a cluster, and the place of its notebook."""
+    batch, logs = Batch(wide, cores=100, queues=True), ["notebooks/t.ipynb", "notebooks/t.log"]
+    place = {"regime": "few", "size": "XS"}
+    info = {"event": "job_info", "id": 1, "rule": "train", "wildcards": place, "title": "t", "log": logs}
+    for event in (info, {"event": "start"}, info):
+        batch.read(event)
+    notebook = wide.data / logs[0]
+    notebook.parent.mkdir(parents=True)
+    return batch, notebook
+
+
+def test_a_job_in_the_queue_is_not_at_work_and_its_time_does_not_run(sent):
+    batch, notebook = sent
+    job, expected = batch.jobs[1], sum(workflow.seconds(batch.study, "train", "few", "XS"))
+    job.start -= 1000
+    batch.look(job)
+    assert (batch.submitted, batch.running, job.elapsed) == ([job], [], 0.0)
+    assert batch.left() == pytest.approx(expected)
+    notebook.with_suffix(".log").touch()  # as a job does first of all
+    batch.look(job)
+    assert batch.running == [job] and 0 <= job.elapsed < 500
+
+
+def test_a_job_that_failed_in_the_queue_is_blamed_on_the_cluster_and_not_on_an_old_notebook(sent):
+    batch, notebook = sent
+    error = {"cells": [{"outputs": [{"output_type": "error", "ename": "InputError", "evalue": "old"}]}]}
+    files.write_json(notebook, error)
+    end = {"event": "job_error", "id": 1, "text": "SLURM said no.", "log": [*batch.jobs[1].log, "slurm.log"]}
+    job = batch.read(end)
+    assert cluster.word(batch.study, job) == ("SLURM said no.", batch.study.data / "slurm.log")
+    job.waiting = False
+    assert cluster.word(batch.study, job) is None  # it did begin, and the notebook knows better
+
+
 def test_threads_are_those_of_the_job_not_of_the_whole_node(monkeypatch):
     monkeypatch.setattr(sizes.os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     monkeypatch.setattr(sizes.os, "cpu_count", lambda: 64)
@@ -198,6 +250,7 @@ def finish(run, code=0):
 @pytest.fixture(scope="module")
 def node():
     """A cluster of one node with two cores, for the tests of this module."""
+    plugin("slurm")
     try:
         with slurm.running() as running:
             yield running
@@ -217,7 +270,7 @@ def profiles(project):
 def test_a_study_through_slurm_has_the_runs_and_laws_that_the_same_study_has_here(node, project):
     (project / "params" / "tiny.yaml").write_text(yaml.safe_dump(SECONDS))
     profiles(project)
-    said = finish(start(project, "tiny", environment=node.environment))
+    said = finish(start(project, "tiny", environment=node.environment | {"SCALING_ROOT": str(project)}))
     study = params.load("tiny")
     table, laws = pd.read_csv(study.data / "runs.csv"), files.read_json(study.data / "laws.json")
     assert not node.jobs()
