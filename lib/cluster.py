@@ -26,6 +26,8 @@ COMMANDS = {"slurm": "sbatch"}
 """The command that an executor cannot do without."""
 JOBS = 100
 """Jobs in the queue at the same time, where a profile does not say."""
+ENDED = re.compile("TIMEOUT|CANCELLED|OUT_OF_MEMORY|NODE_FAIL|BOOT_FAIL|DEADLINE")
+"""States of jobs that SLURM has ended; one that ended by itself, with an error, is FAILED."""
 PATIENCE = 120
 """Seconds that cancelled jobs may take to end: SLURM kills what does not listen after 30, unless told otherwise."""
 
@@ -123,16 +125,13 @@ def cancel(study):
 
 
 def word(study, job):
-    """What the cluster says of a failed job, and the file that says more, where the job's own notebook says nothing.
+    """What the cluster says of a failed job, and the file that says more; None where its own notebook knows better.
 
-    A job can fail before it begins (then its notebook is one of an earlier run), or end in the middle of a cell.
+    The cluster knows better of a job that it has ended, and of one that has not begun: then the notebook is an old one.
     """
-    notebook, messages, *others = (study.data / name for name in job.log)
-    spoken = [path for path in (notebook, messages) if path.is_file() and path.stat().st_size]
-    began = not job.waiting and spoken
-    if not job.said or (began and (messages in spoken or '"output_type": "error"' in notebook.read_text())):
+    if not job.said or not (job.waiting or ENDED.search(job.said)):
         return None
-    return job.said, next(iter(others), messages)
+    return job.said, study.data / job.log[-1]
 
 
 def queued(study):

@@ -226,6 +226,8 @@ def test_a_job_that_failed_in_the_queue_is_blamed_on_the_cluster_and_not_on_an_o
     assert cluster.word(batch.study, job) == ("SLURM said no.", batch.study.data / "slurm.log")
     job.waiting = False
     assert cluster.word(batch.study, job) is None  # it did begin, and the notebook knows better
+    job.said = "SLURM-job '3' failed, SLURM status is: 'TIMEOUT'."
+    assert cluster.word(batch.study, job) == (job.said, batch.study.data / "slurm.log")
 
 
 def test_threads_are_those_of_the_job_not_of_the_whole_node(monkeypatch):
