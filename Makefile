@@ -1,9 +1,11 @@
 # `make` lists what there is to do.
 STUDY  ?= demo
-JOBS   ?= 2
+PROFILE ?=
+JOBS   ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := .venv/bin
+JOBS_OPTION := $(if $(JOBS),--jobs $(JOBS))
 NORMALISE := $(BIN)/nbstripout --keep-output --keep-count \
   --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
 
@@ -16,6 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
+	echo "make run [STUDY=demo] PROFILE=slurm   run it on a cluster, by profiles/slurm/config.yaml (kubernetes beside it)"
 	echo "make status [STUDY=demo]         say what is done, running, failed or left, at any time; nothing is written"
 	echo "make check STUDY=name            check the files of a study, and say what they hold; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
@@ -30,7 +33,7 @@ help:
 	echo "make clean STUDY=name            delete what a study has produced"
 
 run: .venv/installed
-	$(BIN)/python -m lib run $(STUDY) --jobs $(JOBS)
+	$(BIN)/python -m lib run $(STUDY) $(JOBS_OPTION) $(if $(PROFILE),--profile $(PROFILE))
 
 status: .venv/installed
 	$(BIN)/python -m lib status $(STUDY)
@@ -54,7 +57,7 @@ lab: .venv/installed
 
 # Executed without parameters, so that the committed copies show exactly what Run All shows.
 notebooks: .venv/installed
-	$(BIN)/python -m lib run demo --jobs $(JOBS)
+	$(BIN)/python -m lib run demo $(JOBS_OPTION)
 	set -e; for name in $(notdir $(wildcard notebooks/*.ipynb)); do \
 	  $(BIN)/papermill notebooks/$$name data/demo/$$name --cwd notebooks --no-progress-bar --log-level ERROR \
 	    2> data/demo/$$name.log || { cat data/demo/$$name.log; exit 1; }; \
@@ -71,7 +74,7 @@ rates: .venv/installed
 	$(BIN)/python -m lib rates
 
 replicate: .venv/installed
-	$(BIN)/python -m lib replicate --jobs $(JOBS)
+	$(BIN)/python -m lib replicate $(JOBS_OPTION)
 
 keep: .venv/installed
 	$(BIN)/python -m lib keep $(STUDY)

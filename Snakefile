@@ -2,6 +2,7 @@
 
     snakemake --cores 2 --config study=demo        # `make run` does this, with one progress display
     snakemake -n --config study=demo               # what would run, and why
+    snakemake --profile profiles/slurm --config study=demo      # on a cluster: `make run PROFILE=slurm`
 
 Paths are relative to data/<study>, where Snakemake also keeps its own records: delete that folder and the study is new.
 A job runs again when its notebook, a module of lib that the notebook imports, an upstream result or its part of the study
@@ -16,7 +17,8 @@ from lib import files, params, workflow as plan
 
 study = params.load(config.get("study", "demo"))
 study.data.mkdir(parents=True, exist_ok=True)
-plan.forget_lost(study)
+if workflow.is_main_process:  # a job on a cluster reads this file too, and must not judge what other jobs write
+    plan.forget_lost(study)
 os.environ.update(plan.ENVIRONMENT)
 workdir: study.data
 wildcard_constraints: regime="[^/]+", size="[^/]+"
@@ -56,6 +58,14 @@ def settings(rule, name):
     return {"settings": lambda wildcards: plan.settings(study, rule, **wildcards), "words": plan.words(name)}
 
 
+def needs(rule):
+    """Memory and time that a job of a rule asks a cluster for; on one machine they are no limits."""
+    return {
+        "mem_mb": lambda wildcards, attempt: plan.megabytes(study, rule, **wildcards, attempt=attempt),
+        "runtime": lambda wildcards, attempt: plan.minutes(study, rule, **wildcards, attempt=attempt),
+    }
+
+
 def priority(wildcards):
     """The longest training first, and before it the data that it needs, so that all cores end together."""
     sizes = [wildcards.size] if "size" in wildcards.keys() else [size.name for size in study.sizes]
@@ -71,6 +81,7 @@ rule figures:
     output: "figures.txt"
     log: **logs("05_figures")
     params: **settings("figures", "05_figures")
+    resources: **needs("figures")
     shell: papermill(results="{FIGURES}/*.*")
 
 rule data:
@@ -79,6 +90,7 @@ rule data:
     output: "{regime}/data.txt"
     log: **logs("01_data-{regime}")
     params: **settings("data", "01_data")
+    resources: **needs("data")
     priority: priority
     shell: papermill("-p regime {wildcards.regime}", "{wildcards.regime}/panel.h5ad {wildcards.regime}/baselines.json")
 
@@ -88,6 +100,7 @@ rule model:
     output: "sizes.csv"
     log: **logs("02_model")
     params: **settings("model", "02_model")
+    resources: **needs("model")
     shell: papermill()
 
 rule train:
@@ -98,6 +111,7 @@ rule train:
     params:
         **settings("train", "03_train"),
         results=[f"{{regime}}/runs/{{size}}/seed-{seed}/result.json" for seed in study.seeds],
+    resources: gpu=lambda wildcards: plan.gpus(study, **wildcards), **needs("train")
     priority: priority
     threads: lambda wildcards: study.size(wildcards.size).threads(study.regimes[wildcards.regime].genes)  # as lib.train uses them
     shell: papermill("-p regime {wildcards.regime} -p size {wildcards.size}", "{params.results}")
@@ -108,4 +122,5 @@ rule fit:
     output: "runs.csv", "laws.json"
     log: **logs("04_fit")
     params: **settings("fit", "04_fit")
+    resources: **needs("fit")
     shell: papermill()

@@ -15,11 +15,13 @@ import filelock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from lib import files, orphans, params, status, workflow
+from lib import cluster, files, orphans, params, status, workflow
 from lib.errors import InputError
 from lib.failure import failure
 from lib.progress import Batch, spoken
 
+JOBS = 2
+"""Notebooks that run at the same time on one machine, unless --jobs says otherwise."""
 GRACE_SECONDS = 20
 """How long notebooks may take to stop when the run is interrupted."""
 
@@ -43,7 +45,8 @@ def main(arguments=None):
     command.add_argument("--devices", type=int, default=2, help="processes that share every batch, one on each GPU")
     command = commands.add_parser("run", help="run what a study lacks")
     command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
-    command.add_argument("--jobs", type=int, default=2, help="notebooks that run at the same time")
+    command.add_argument("--jobs", type=int, help="notebooks that run at the same time (2, or what the profile says)")
+    command.add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
     command = commands.add_parser(
         "status", help="say what of a study is done, running, failed or left; it writes nothing"
     )
@@ -60,7 +63,7 @@ def main(arguments=None):
             "keep": lambda: keep(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
-            "run": lambda: run(chosen.study, chosen.jobs),
+            "run": lambda: run(chosen.study, chosen.jobs, chosen.profile),
             "status": lambda: status.show(params.load(chosen.study)),
         }
         return work[chosen.command]()
@@ -143,19 +146,22 @@ def check(what):
     return 0
 
 
-def run(name, jobs):
-    """Check a study, run what is missing or out of date, and say what came out."""
+def run(name, jobs=None, profile=None):
+    """Check a study, run what is missing or out of date, here or on a cluster, and say what came out."""
+    study = params.load(name)
+    profile = profile and cluster.load(profile)
+    jobs = (profile.jobs if profile else JOBS) if jobs is None else jobs
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    study = params.load(name)
     workflow.sources(study)
     for folder in (study.data, study.figures):
         files.check_writable(folder)
-    with locked(study):
+    options = cluster.options(study, profile, jobs) if profile else ["--cores", str(jobs)]
+    with locked(study), cluster.alone(study, profile):
         if orphans.stop(study):
             print(f"Stopped what a killed run of {name} had left at work.")
-        with snakemake(study, jobs) as child:
-            batch = Batch(study, jobs)
+        with snakemake(study, options) as child:
+            batch = Batch(study, jobs, queues=bool(profile))
             said = follow(batch, child)
     if child.returncode:
         for line in ended_badly(batch, child.returncode, said):
@@ -176,10 +182,10 @@ def locked(study):
 
 
 @contextmanager
-def snakemake(study, jobs):
+def snakemake(study, options):
     """Snakemake in a session of its own, as a process whose output is `lib.events`. Leaves nothing running behind."""
     snakefile = files.CODE / "Snakefile"
-    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--cores", str(jobs)]
+    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", *options]
     child = subprocess.Popen(
         [sys.executable, "-m", "lib.events", *options, "--snakefile", snakefile, "--config", f"study={study.name}"],
         cwd=study.data, env=os.environ | workflow.ENVIRONMENT | orphans.mark(study), start_new_session=True, text=True,
@@ -245,6 +251,8 @@ def ended_badly(batch, code, said):
 
 def show(batch, display, bars):
     """Bring the bars up to date: one for the run, one for each notebook at work."""
+    for job in batch.submitted:
+        batch.look(job)
     running = {f"  {job.title}": job for job in batch.running}
     for title in bars.keys() - running.keys() - {batch.study.name}:
         display.remove_task(bars.pop(title))
@@ -253,14 +261,17 @@ def show(batch, display, bars):
             bars[title] = display.add_task(title, total=1, left="")
         display.update(bars[title], completed=batch.job_share(job))
     if batch.started:
-        display.update(bars[batch.study.name], completed=batch.share(), left=f"about {spoken(batch.left())} left")
+        waiting = len(batch.submitted) - len(running)
+        left = f"about {spoken(batch.left())} left" + (f", {waiting} in the queue" if waiting else "")
+        display.update(bars[batch.study.name], completed=batch.share(), left=left)
 
 
 def tell(batch, job, console):
     """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
     if job.failed:
         why = failure(*(batch.study.data / name for name in job.log[:2]))
-        console.print(f"{job.title} failed: {why.error} (see {files.shown(why.place)})", markup=False)
+        error, place = cluster.word(batch.study, job) or (why.error, why.place)
+        console.print(f"{job.title} failed: {error} (see {files.shown(place)})", markup=False)
     elif not console.is_terminal:
         left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"
         console.print(f"[{batch.share():4.0%}] {job.title}: {left}", markup=False)

@@ -62,12 +62,6 @@ def compiled(model, kind):
     return forward
 
 
-def memory_needed(size, genes, cells=1):
-    """Bytes that training takes at least: weights, gradient and AdamW's two moments, activations of `cells` cells."""
-    activations = size.layers * genes * size.d * (8 + 2 * size.ff_mult)
-    return 4 * (4 * size.parameters(genes) + cells * activations)
-
-
 def memory(kind):
     """Bytes of memory that this process can have: the GPU's, or the machine's within its control group's limit."""
     if kind == "cuda":
@@ -81,7 +75,7 @@ def memory(kind):
 
 def check_room(size, genes, kind):
     """Refuse a size that cannot be trained here, before anything is allocated."""
-    needed, there = memory_needed(size, genes), memory(kind)
+    needed, there = size.memory(genes), memory(kind)
     if needed > there:
         raise InputError(
             f"training {size.name} on {genes:,} genes takes at least {needed / 2**30:.1f} GiB of memory and this "

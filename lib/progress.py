@@ -19,7 +19,10 @@ BEAT, SILENT = 5, 120
 
 @dataclass
 class Job:
-    """One notebook of the batch. `fixed` and `training` are expected seconds, start and end seconds since the epoch."""
+    """One notebook of the batch. `fixed` and `training` are expected seconds, start and end seconds since the epoch.
+
+    A job that is `waiting` was sent to a cluster and is not at work yet; `said` is what the cluster says of a failure.
+    """
 
     title: str
     rule: str
@@ -29,21 +32,27 @@ class Job:
     training: float
     start: float | None = None
     end: float | None = None
+    waiting: bool = False
     failed: bool = False
+    said: str = ""
 
     @property
     def elapsed(self):
-        return (self.end or time.time()) - self.start if self.start is not None else 0.0
+        return (self.end or time.time()) - self.start if self.start is not None and not self.waiting else 0.0
 
 
 @dataclass
 class Batch:
-    """All jobs of one run of a study, kept up to date from the events of `lib.events`."""
+    """All jobs of one run of a study, kept up to date from the events of `lib.events`.
+
+    `cores` is the number of jobs that run at the same time; with `queues` they wait in those of a cluster first.
+    """
 
     study: params.Study
     cores: int
     jobs: dict[int, Job] = field(default_factory=dict)
     start: float = field(default_factory=time.time)
+    queues: bool = False
     started: bool = False
     stopped: bool = False
     shown: float = 0.0
@@ -68,11 +77,15 @@ class Batch:
         elif kind == "job_info" and event["log"] and not self.started:  # without a log it is the target, no notebook
             expected = self.expected(event["rule"], **event["wildcards"])
             self.jobs[number] = Job(*(event[key] for key in ("title", "rule", "wildcards", "log")), *expected)
-        elif kind == "job_info" and event["log"]:
-            self.jobs[number].start = time.time()
+        elif kind == "job_info" and event["log"]:  # a job that has failed may be tried again
+            job = self.jobs[number]
+            job.start, job.end, job.failed, job.waiting = time.time(), None, False, self.queues
         elif number in self.jobs:
-            self.jobs[number].end, self.jobs[number].failed = time.time(), kind == "job_error"
-            return self.jobs[number]
+            job = self.jobs[number]
+            self.look(job)
+            job.end, job.failed, job.said = time.time(), kind == "job_error", event.get("text", "")
+            job.log = event.get("log", job.log)
+            return job
         return None
 
     def write(self, ended=False):
@@ -89,9 +102,20 @@ class Batch:
                 files.write_json(self.study.data / RECORD, content)
             self.written = text, moment
 
+    def look(self, job):
+        """Find out whether a job that waits is at work: then its notebook has opened the file for what it says."""
+        messages = self.study.data / job.log[1]
+        if job.waiting and messages.is_file() and messages.stat().st_mtime > job.start:
+            job.waiting, job.start = False, messages.stat().st_mtime
+
+    @property
+    def submitted(self):
+        """Jobs that wait or are at work."""
+        return [job for job in list(self.jobs.values()) if job.start and not job.end]
+
     @property
     def running(self):
-        return [job for job in list(self.jobs.values()) if job.start and not job.end]
+        return [job for job in self.submitted if not job.waiting]
 
     def trained(self, job):
         """Share of a training job that is done: 0 to 1, from the learning curves written since it started.

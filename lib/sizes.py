@@ -7,6 +7,11 @@ import os
 from dataclasses import dataclass
 
 
+def cores():
+    """Cores that this process may use: those of its job, where a cluster gives it a part of a machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @dataclass(frozen=True)
 class Size:
     """Shape of one transformer.
@@ -43,7 +48,12 @@ class Size:
         Two small runs beside each other are faster than one on two cores. The number decides the last digits of a
         result, so it must not depend on what else is running.
         """
-        return min(os.cpu_count(), max(1, self.d * genes // 16_384))
+        return min(cores(), max(1, self.d * genes // 16_384))
+
+    def memory(self, genes, cells=1):
+        """Bytes that training takes at least: weights, gradient, AdamW's two moments, activations of `cells` cells."""
+        activations = self.layers * genes * self.d * (8 + 2 * self.ff_mult)
+        return 4 * (4 * self.parameters(genes) + cells * activations)
 
     def forward_flops(self, genes):
         """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.

@@ -24,6 +24,15 @@ START_SECONDS = {"data": 15, "model": 6, "train": 6, "fit": 15, "figures": 15}
 UPDATE_SECONDS, FLOPS_PER_SECOND = 2e-3, 2e10
 """Speed of training on one core: a first guess, corrected by what is measured during the run."""
 
+GPU_FLOPS = 1e15
+"""Training from here on asks for a GPU (half a day on one core)."""
+GPU_FLOPS_PER_SECOND = 1e13
+"""Speed of training on a GPU: a first guess, below what one of the last few years should reach."""
+NOTEBOOK_MEGABYTES, MEMORY_SLACK = 3000, 2
+"""Memory of a job: what any notebook may take, and how many times the size's or the panel's own memory."""
+SPARE_MINUTES, TIME_SLACK, READ_CELLS_PER_SECOND = 30, 4, 500
+"""Time limit of a job: minutes on top, how many times the expected time, and the least speed of reading cells."""
+
 
 def cells(name):
     """Cells of notebooks/<name>.ipynb as (type, source)."""
@@ -109,6 +118,30 @@ def seconds(study, rule, regime=None, size=None):
     train = study.training(regime)
     updates = train.cells_seen / train.batch * len(study.seeds)
     return START_SECONDS[rule], updates * UPDATE_SECONDS + flops(study, regime, size) / FLOPS_PER_SECOND
+
+
+def gpus(study, regime, size):
+    """GPUs that the training of one size with all its seeds asks for: one from GPU_FLOPS on."""
+    return int(flops(study, regime, size) >= GPU_FLOPS)
+
+
+def megabytes(study, rule, regime=None, size=None, attempt=1):
+    """Memory that a job asks a cluster for. It doubles with every further attempt, where the profile allows retries."""
+    own = 0
+    if regime:
+        own = 8 * study.regimes[regime].genes * study.regimes[regime].cells  # X and counts, if all of them were read
+    if size:
+        own += study.size(size).memory(study.regimes[regime].genes)
+    return round(2 ** (attempt - 1) * (NOTEBOOK_MEGABYTES + MEMORY_SLACK * own / 1e6))
+
+
+def minutes(study, rule, regime=None, size=None, attempt=1):
+    """Time that a job asks a cluster for. It doubles with every further attempt, where the profile allows retries."""
+    fixed, training = seconds(study, rule, regime, size)
+    if size and gpus(study, regime, size):
+        training *= FLOPS_PER_SECOND / GPU_FLOPS_PER_SECOND
+    reading = study.regimes[regime].cells / READ_CELLS_PER_SECOND if rule == "data" else 0.0
+    return round(2 ** (attempt - 1) * (SPARE_MINUTES + TIME_SLACK * (fixed + training + reading) / 60))
 
 
 def forget_lost(study):

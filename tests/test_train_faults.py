@@ -184,7 +184,7 @@ def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocate
     giant = Size("GIANT", 2**20, 100, 16, 4)
     with pytest.raises(InputError, match=r"training GIANT on 16 genes takes at least [\d,.]+ GiB .* leave GIANT out"):
         run(panel(), tmp_path, size=giant)
-    assert machine.memory_needed(PUBLISHED["XL"], 512) < 12 * 2**30
+    assert PUBLISHED["XL"].memory(512) < 12 * 2**30
     assert 100 * 2**20 < machine.memory("cpu") < 2**50
     return "it is refused in one sentence before anything is allocated"
 
