@@ -53,7 +53,7 @@ SLURM_CONF={folder}/slurm.conf exec {srun} "$@"
 
 
 class Unavailable(Exception):
-    """SLURM cannot be started here, and why."""
+    """SLURM cannot be had here, and why. One that is there and does not start is an error, not this."""
 
 
 class Slurm:
@@ -149,7 +149,7 @@ class Slurm:
             ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
             if ended or time.monotonic() > end:
                 said = "".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.said")))
-                raise Unavailable(f"{', '.join(ended) or 'SLURM'} did not start: {said}")
+                raise RuntimeError(f"it did not happen in time, and {', '.join(ended) or 'no daemon'} ended: {said}")
             time.sleep(0.1)
 
     def stop(self):
