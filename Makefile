@@ -72,9 +72,9 @@ keep: .venv/installed
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage
 
-clean:
-	case "$(origin STUDY):$(STUDY)" in file:*|*:|*/*|*:.*|*:gallery) echo "name the study: make clean STUDY=name" >&2; exit 2;; esac
-	rm -rf "data/$(STUDY)" "figures/$(STUDY)"
+clean: .venv/installed
+	test "$(origin STUDY)" != file || { echo "name the study: make clean STUDY=name" >&2; exit 2; }
+	$(BIN)/python -m lib clean -- "$$STUDY"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'

@@ -36,6 +36,8 @@ def main(arguments=None):
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
     command.add_argument("study", help="name of a file in params/, without .yaml")
+    command = commands.add_parser("clean", help="delete what a study has produced")
+    command.add_argument("study", help="its name; the study file may be gone")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -53,6 +55,7 @@ def main(arguments=None):
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
             "keep": lambda: keep(chosen.study),
+            "clean": lambda: clean(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
@@ -118,6 +121,16 @@ def keep(name):
     return 0
 
 
+def clean(name):
+    """Delete what a study has produced, unless it is being run."""
+    data, figures = workflow.produced(name)
+    if data.is_dir():
+        with locked(name, data):
+            files.remove(data)
+    files.remove(figures)
+    return 0
+
+
 def check(what):
     """Check the files of a study, or files given by their paths, and say what they hold."""
     from lib import own
@@ -144,7 +157,7 @@ def run(name, jobs):
     study = params.load(name)
     workflow.sources(study)
     study.data.mkdir(parents=True, exist_ok=True)
-    with locked(study), snakemake(study, jobs) as child:
+    with locked(study.name, study.data), snakemake(study, jobs) as child:
         batch = Batch(study, jobs)
         said = follow(batch, child)
     if child.returncode:
@@ -156,13 +169,13 @@ def run(name, jobs):
 
 
 @contextmanager
-def locked(study):
+def locked(name, folder):
     """One run of a study at a time."""
     try:
-        with filelock.FileLock(study.data / ".lock", timeout=0):
+        with filelock.FileLock(folder / ".lock", timeout=0):
             yield
     except filelock.Timeout:
-        raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
+        raise InputError(f"study {name} is already being run; wait for that run to end, or stop it.") from None
 
 
 @contextmanager

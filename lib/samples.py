@@ -112,4 +112,28 @@ def opened(path):
                 "folder with matrix.mtx."
             )
         with h5py.File(path) as h5:
+            if lost := _elsewhere(h5):
+                raise InputError(
+                    f"{shown(path)} keeps {lost[0]} in another file, which the study does not name; write it whole."
+                )
             yield (tenx if tenx.is_tenx(h5) else h5ad).opened(h5, shown(path))
+
+
+def _elsewhere(h5):
+    """What an HDF5 file only points to: links into other files, and data sets whose bytes or parts lie in others."""
+    import h5py
+
+    found = []
+
+    def look(key, item):
+        if isinstance(item, h5py.Dataset):
+            pieces = item.virtual_sources() if item.is_virtual else []
+            if item.external or any(piece.file_name != "." for piece in pieces):
+                found.append(key)
+        else:
+            links = {inner: item.get(inner, getlink=True) for inner in item}
+            found.extend(f"{key}/{inner}" for inner, link in links.items() if isinstance(link, h5py.ExternalLink))
+
+    look("", h5)
+    h5.visititems(look)
+    return found

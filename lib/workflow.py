@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from lib import files
+from lib import files, names
 from lib.errors import InputError
 
 ENVIRONMENT = {
@@ -117,6 +117,15 @@ def forget_lost(study):
         names = [line.split(maxsplit=2)[2] for line in listing.read_text().splitlines()]
         if not all((study.data / name).is_file() for name in names):
             listing.unlink()
+
+
+def produced(name):
+    """The two folders in which a study of that name writes. Its study file may be gone."""
+    try:
+        names.check("study", name)
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
+    return files.ROOT / "data" / name, files.ROOT / "figures" / name
 
 
 def keep(study):
