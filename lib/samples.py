@@ -12,6 +12,9 @@ from lib import counts, files, h5ad, params, tenx
 from lib.errors import InputError
 from lib.files import shown
 
+READERS = (tenx, h5ad)
+"""Modules that read HDF5 files by `recognises(h5)` and `opened(h5, name)`. The first to recognise a file opens it."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -116,7 +119,7 @@ def opened(path):
                 raise InputError(
                     f"{shown(path)} keeps {lost[0]} in another file, which the study does not name; write it whole."
                 )
-            yield (tenx if tenx.is_tenx(h5) else h5ad).opened(h5, shown(path))
+            yield next(reader for reader in READERS if reader.recognises(h5)).opened(h5, shown(path))
 
 
 def _elsewhere(h5):
