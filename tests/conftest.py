@@ -1,6 +1,9 @@
 """Fixtures shared by all tests: a project folder of their own, small inputs, the real data where it is."""
 
 import gzip
+import os
+import subprocess
+import sys
 
 import anndata
 import h5py
@@ -25,6 +28,19 @@ TINY = {
 }
 """A whole study that takes seconds."""
 
+STUDY = {
+    "census": {
+        "simulate": {"cells": 900, "genes": 150, "transcriptome": 150, "states": 8, "donors": 12, "profiles": 2}
+    },
+    "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 24, "cells": 60}},
+    "split": {"validation": 0.1, "test": 0.1, "cells": 40},
+    "sizes": ["XXS", *({"name": f"d{d}", "d": d, "layers": 1} for d in (4, 8, 16))],
+    "seeds": [7, 8],
+    "train": {"cells_seen": 1600, "learning_rate": 0.008, "evaluations": 4},
+    "fit": {"resamples": 100},
+}
+"""The demo at a size whose whole batch of notebooks takes a minute or two; it has the sizes that a law needs."""
+
 
 @pytest.fixture
 def real_data():
@@ -32,6 +48,23 @@ def real_data():
     folder = files.CODE.parent / "shared" / "data"
     if not any(folder.glob("*.h5ad")):
         pytest.skip("REAL DATA MISSING: no .h5ad file in ../shared/data, so nothing was tested on real cells")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """A project whose demo takes seconds, run once from the study file to the figures.
+
+    A test that changes its results takes a copy.
+    """
+    folder = tmp_path_factory.mktemp("executed")
+    (folder / "params").mkdir()
+    (folder / "params" / "demo.yaml").write_text(yaml.safe_dump(STUDY))
+    words = [sys.executable, "-m", "lib", "run", "demo", "--jobs", "2"]
+    options = {"env": os.environ | {"SCALING_ROOT": str(folder)}, "capture_output": True, "text": True}
+    done = subprocess.run(words, timeout=1800, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
     return folder
 
 

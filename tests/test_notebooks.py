@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
+from conftest import STUDY
 
 from lib import files, runs
 
 NOTEBOOKS = files.CODE / "notebooks"
-STUDY = {
-    "census": {
-        "simulate": {"cells": 900, "genes": 150, "transcriptome": 150, "states": 8, "donors": 12, "profiles": 2}
-    },
-    "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 24, "cells": 60}},
-    "split": {"validation": 0.1, "test": 0.1, "cells": 40},
-    "sizes": ["XXS", *({"name": f"d{d}", "d": d, "layers": 1} for d in (4, 8, 16))],
-    "seeds": [7, 8],
-    "train": {"cells_seen": 1600, "learning_rate": 0.008, "evaluations": 4},
-    "fit": {"resamples": 100},
-}
 
 
 def command(project, *words, cwd=None):
@@ -36,16 +25,9 @@ def papermill(project, notebook, cwd, *parameters):
     return command(project, *words, str(NOTEBOOKS / notebook), str(cwd / notebook), *parameters, cwd=cwd)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project whose demo takes seconds, run once from the study file to the figures."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "params").mkdir()
-    (folder / "params" / "demo.yaml").write_text(yaml.safe_dump(STUDY))
-    done = command(folder, sys.executable, "-m", "lib", "run", "demo", "--jobs", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "said.txt").write_text(done.stdout)
-    return folder
+@pytest.fixture
+def project(executed):
+    return executed
 
 
 def outputs(notebook):
