@@ -33,8 +33,9 @@ run: .venv/installed
 check: .venv/installed
 	$(BIN)/python -m lib check $(STUDY)
 
+# Two workers; a module's tests stay together, and so do modules that share what takes long to make (tests/conftest.py).
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check --quiet lib notebooks tests $(wildcard benchmarks)
