@@ -94,7 +94,7 @@ def planned(page, command):
         assert "training XXS on" in shell(page, f"snakemake -n --config study={study[1]}")
 
 
-def tested(module, name):
+def by_another_test(module, name):
     """A rule for what another test runs to its end."""
 
     def check(page, command):
@@ -160,12 +160,12 @@ RULES = {
     r"make clean STUDY=name": runs(first=produced),
     r"source \.venv/bin/activate": runs("papermill", {"activate": "activate && command -v papermill"}),
     r"papermill notebooks/03_train.ipynb .*": runs(),
-    r"papermill notebooks/04_fit.ipynb .* published-runs": tested(
+    r"papermill notebooks/04_fit.ipynb .* published-runs": by_another_test(
         "test_notebooks", "test_the_published_runs_are_audited_by_the_fit_notebook"
     ),
     r"snakemake -n --config study=demo": runs(),
     r"snakemake --cores 2 --config study=demo": runs(),
-    r"python -m lib train STUDY REGIME SIZE --devices 4": tested(
+    r"python -m lib train STUDY REGIME SIZE --devices 4": by_another_test(
         "test_train_faults", "test_two_processes_that_share_every_batch_follow_the_curve_of_one"
     ),
     r"python benchmarks/train.py": runs(
