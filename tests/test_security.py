@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import draw, files, filters, names, own, panel, params, runs, train
@@ -180,6 +180,7 @@ def test_yaml_that_is_more_than_data_is_refused_in_one_sentence(project, kind):
         read(project, MORE_THAN_DATA[kind])
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("ab01-:[]{}&*!<>|'\"#%@,? \n\t.e"), max_size=60) | st.text(max_size=20))
 def test_any_text_is_a_study_file_or_refused_in_one_sentence(tmp_path_factory, text):
     project = tmp_path_factory.getbasetemp() / "yaml"
@@ -205,6 +206,7 @@ def parsed(study="mine", regime="data-rich", size="XXS"):
 words = st.text(max_size=8) | st.text("aZ0._-/ ", max_size=6) | st.sampled_from(NASTY)
 
 
+@settings(deadline=None)
 @given(words, words, words)
 def test_a_run_lies_in_the_folders_of_its_study_regime_and_size_or_is_refused(study, regime, size):
     try:
@@ -247,6 +249,7 @@ def test_no_folder_that_git_keeps_is_a_name_of_a_study():
     assert {"results", "gallery"} <= beside or not kept  # outside git there is no list
 
 
+@settings(deadline=None)
 @given(st.text("a./~ ", max_size=12) | st.text(max_size=8))
 def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path(path):
     try:
