@@ -12,6 +12,7 @@ from importlib.metadata import version
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lib import files
 
@@ -127,9 +128,10 @@ def installed(page, command):
     extras = re.search(r"\.\[(\w+)\]", command)[1]
     project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
     needed = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"][extras]]
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (files.CODE / "constraints.txt").read_text(), re.MULTILINE))
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (files.CODE / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {canonicalize_name(name): number for name, number in lines}
     here = {need.name: version(need.name).split("+")[0] for need in needed}
-    assert {name: pinned[name] for name in here} == here
+    assert {name: pinned[canonicalize_name(name)] for name in here} == here
     assert all(need.specifier.contains(here[need.name]) for need in needed)
 
 
