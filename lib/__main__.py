@@ -123,11 +123,11 @@ def keep(name):
 
 def clean(name):
     """Delete what a study has produced, unless it is being run."""
-    data, figures = workflow.produced(name)
-    if data.is_dir():
-        with locked(name, data):
-            files.remove(data)
-    files.remove(figures)
+    produced = workflow.produced(name)
+    if produced.data.is_dir():
+        with locked(produced):
+            files.remove(produced.data)
+    files.remove(produced.figures)
     return 0
 
 
@@ -157,7 +157,7 @@ def run(name, jobs):
     study = params.load(name)
     workflow.sources(study)
     study.data.mkdir(parents=True, exist_ok=True)
-    with locked(study.name, study.data), snakemake(study, jobs) as child:
+    with locked(study), snakemake(study, jobs) as child:
         batch = Batch(study, jobs)
         said = follow(batch, child)
     if child.returncode:
@@ -169,13 +169,13 @@ def run(name, jobs):
 
 
 @contextmanager
-def locked(name, folder):
+def locked(study):
     """One run of a study at a time."""
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
+        with filelock.FileLock(study.data / ".lock", timeout=0):
             yield
     except filelock.Timeout:
-        raise InputError(f"study {name} is already being run; wait for that run to end, or stop it.") from None
+        raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import ast
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from lib import files, names
 from lib.errors import InputError
@@ -119,13 +120,22 @@ def forget_lost(study):
             listing.unlink()
 
 
+@dataclass(frozen=True)
+class Produced:
+    """Where a study of that name writes, and nowhere else."""
+
+    name: str
+    data: Path
+    figures: Path
+
+
 def produced(name):
-    """The two folders in which a study of that name writes. Its study file may be gone."""
+    """The folders of a study by its name alone: its study file may be gone, or no longer be valid."""
     try:
         names.check("study", name)
     except ValueError as error:
         raise InputError(f"{error}.") from None
-    return files.ROOT / "data" / name, files.ROOT / "figures" / name
+    return Produced(name, files.ROOT / "data" / name, files.ROOT / "figures" / name)
 
 
 def keep(study):
