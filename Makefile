@@ -41,8 +41,9 @@ status: .venv/installed
 check: .venv/installed
 	$(BIN)/python -m lib check $(STUDY)
 
+# Two workers; a module's tests stay together, and so do modules that share what takes long to make (tests/conftest.py).
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 reliability: .venv/installed
 	RELIABILITY=write $(BIN)/python -m pytest -q -m fault
@@ -83,9 +84,9 @@ keep: .venv/installed
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage
 
-clean:
-	case "$(origin STUDY):$(STUDY)" in file:*|*:|*/*|*:.*|*:gallery) echo "name the study: make clean STUDY=name" >&2; exit 2;; esac
-	rm -rf "data/$(STUDY)" "figures/$(STUDY)"
+clean: .venv/installed
+	test "$(origin STUDY)" != file || { echo "name the study: make clean STUDY=name" >&2; exit 2; }
+	$(BIN)/python -m lib clean -- "$$STUDY"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'

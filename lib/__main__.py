@@ -39,6 +39,8 @@ def main(arguments=None):
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
     command.add_argument("study", help="name of a file in params/, without .yaml")
+    command = commands.add_parser("clean", help="delete what a study has produced")
+    command.add_argument("study", help="its name; the study file may be gone")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -61,6 +63,7 @@ def main(arguments=None):
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
             "keep": lambda: keep(chosen.study),
+            "clean": lambda: clean(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs, chosen.profile),
@@ -124,6 +127,16 @@ def measure_coverage():
 def keep(name):
     """Copy what a finished study says to data/results, and say where it lies."""
     print(os.path.relpath(workflow.keep(params.load(name)), files.ROOT))
+    return 0
+
+
+def clean(name):
+    """Delete what a study has produced, unless it is being run."""
+    produced = workflow.produced(name)
+    if produced.data.is_dir():
+        with locked(produced):
+            files.remove(produced.data)
+    files.remove(produced.figures)
     return 0
 
 

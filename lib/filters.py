@@ -72,7 +72,7 @@ def _check(collection, obs, clause):
 
     try:
         nodes = list(ast.walk(ast.parse(clause, mode="eval").body))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         nodes = [None]
     if not all(isinstance(node, GRAMMAR) for node in nodes):
         raise InputError(f"census.filter {clause!r} is no condition such as \"sex == 'female' and nnz > 500\".")

@@ -1,6 +1,7 @@
 """Your own counts, .h5ad files and 10x output: checked to the last value, then pooled over genes that they share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,9 @@ from scipy import sparse
 from lib import counts, genes
 from lib.errors import InputError
 from lib.files import shown
-from lib.samples import opened, sources
+from lib.samples import READERS, opened, sources
 
-MODULES = ("own.py", "samples.py", "counts.py", "genes.py", "h5ad.py", "tenx.py")
+MODULES = ("own.py", "samples.py", "counts.py", "genes.py", *(Path(reader.__file__).name for reader in READERS))
 """What decides the content of a Census of one's own files."""
 CARRIED = (
     "assay", "cell_type", "tissue_general", "tissue_type", "is_primary_data",

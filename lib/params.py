@@ -5,10 +5,9 @@ import difflib
 import re
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from lib import files
+from lib import files, names
 from lib.errors import InputError
 from lib.sizes import PUBLISHED, Size
 
@@ -305,7 +304,7 @@ class Fit(Strict):
 class SizeShape(Strict):
     """A size given by its shape; `name` is made from the shape when it is left out."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+    name: names.folder("size") | None = None
     d: Count
     layers: Count
     heads: Count = 1
@@ -340,7 +339,7 @@ class Given(Strict):
     `gene_mean_mse` is the loss of predicting each gene's mean, {regime: loss}, where it is known.
     """
 
-    table: str
+    table: names.InProject
     columns: dict[str, str] = {}
     regimes: dict[str, dict[str | int, str]] = {}
     gene_mean_mse: dict[str, Positive] = {}
@@ -351,15 +350,15 @@ class Study(Strict):
 
     `genes_from` names the regime whose cells choose the genes of every regime, by that regime's `statistics_from`; with
     `split.cells` all regimes are then judged on the same cells, genes and masks.
-    Paths are derived from its name, so that a study never writes outside its own folders.
+    Paths are derived from its names (lib.names), so that a study never writes outside its own folders.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: names.folder("study")
     runs: Given | None = None
     census: Census | None = None
-    regimes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Regime] = {}
+    regimes: dict[names.folder("regime"), Regime] = {}
     genes_from: str | None = None
     split: Split = Split()
     masking: Masking = Masking()
@@ -384,11 +383,11 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def no_run_twice(self):
-        for key, values in (("sizes", [size.name for size in self.sizes]), ("seeds", self.seeds)):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
-            if twice:
+        sizes = [size.name for size in self.sizes]
+        for key, values in (("regimes", self.regimes), ("sizes", sizes), ("seeds", self.seeds)):
+            if twice := names.twice(values):
                 raise ValueError(
-                    f"{key} lists {', '.join(twice)} more than once; a run belongs to one size and one seed"
+                    f"{key} lists {', '.join(twice)} more than once; a run belongs to one regime, one size and one seed"
                 )
         return self
 
@@ -482,10 +481,7 @@ def load(name):
         raise InputError(
             f"there is no study {name!r}{_nearest(name, known)}; params/ has {', '.join(known) or 'no study file'}."
         )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
+    content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(
             f"params/{path.name} should hold keys such as census and sizes, and holds {type(content).__name__}."
@@ -499,8 +495,8 @@ def parse(content, name):
         return Study.model_validate({**content, "name": name})
     except ValidationError as error:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # typos first
-        said = _sentence(problems[0], len(problems))
-        raise InputError(f"params/{name}.yaml: {' '.join(said.split())}") from None
+        said = f"params/{name}.yaml: {_sentence(problems[0], len(problems))}"
+        raise InputError(" ".join(said.split())) from None
 
 
 def _sentence(problem, count):

@@ -12,6 +12,9 @@ from lib import counts, files, h5ad, params, tenx
 from lib.errors import InputError
 from lib.files import shown
 
+READERS = (tenx, h5ad)
+"""Modules that read HDF5 files by `recognises(h5)` and `opened(h5, name)`. The first to recognise a file opens it."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -112,4 +115,28 @@ def opened(path):
                 "folder with matrix.mtx."
             )
         with h5py.File(path) as h5:
-            yield (tenx if tenx.is_tenx(h5) else h5ad).opened(h5, shown(path))
+            if lost := _elsewhere(h5):
+                raise InputError(
+                    f"{shown(path)} keeps {lost[0]} in another file, which the study does not name; write it whole."
+                )
+            yield next(reader for reader in READERS if reader.recognises(h5)).opened(h5, shown(path))
+
+
+def _elsewhere(h5):
+    """What an HDF5 file only points to: links into other files, and data sets whose bytes or parts lie in others."""
+    import h5py
+
+    found = []
+
+    def look(key, item):
+        if isinstance(item, h5py.Dataset):
+            pieces = item.virtual_sources() if item.is_virtual else []
+            if item.external or any(piece.file_name != "." for piece in pieces):
+                found.append(key)
+        else:
+            links = {inner: item.get(inner, getlink=True) for inner in item}
+            found.extend(f"{key}/{inner}" for inner, link in links.items() if isinstance(link, h5py.ExternalLink))
+
+    look("", h5)
+    h5.visititems(look)
+    return found

@@ -18,7 +18,8 @@ EXPRESSION = "Gene Expression"
 NAMES = {"matrix": ("matrix.mtx",), "cells": ("barcodes.tsv",), "genes": ("features.tsv", "genes.tsv")}
 
 
-def is_tenx(h5):
+def recognises(h5):
+    """Whether an open HDF5 file is Cell Ranger's."""
     return "matrix" in h5 or bool(_genomes(h5))
 
 

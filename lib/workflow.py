@@ -3,9 +3,10 @@
 import ast
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from lib import files
+from lib import files, names
 from lib.errors import InputError
 
 ENVIRONMENT = {
@@ -161,6 +162,24 @@ def listed(listing):
     """Names in a list of results; none where it is only half written, by a cksum that was killed."""
     lines = [line.split(maxsplit=2) for line in listing.read_text().splitlines()]
     return [line[2] for line in lines] if all(len(line) == 3 for line in lines) else []
+
+
+@dataclass(frozen=True)
+class Produced:
+    """Where a study of that name writes, and nowhere else."""
+
+    name: str
+    data: Path
+    figures: Path
+
+
+def produced(name):
+    """The folders of a study by its name alone: its study file may be gone, or no longer be valid."""
+    try:
+        names.check("study", name)
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
+    return Produced(name, files.ROOT / "data" / name, files.ROOT / "figures" / name)
 
 
 def keep(study):

@@ -41,6 +41,17 @@ STUDY = {
 }
 """The demo at a size whose whole batch of notebooks takes a minute or two; it has the sizes that a law needs."""
 
+TOGETHER = {"test_browser": "executed", "test_commands": "executed", "test_notebooks": "executed"}
+"""Modules whose tests share the executed demo: with several workers they run on one of them, from the start."""
+
+
+def pytest_collection_modifyitems(items):
+    """Say which tests one worker runs: those of a module, or of modules that belong together."""
+    for item in items:
+        name = item.module.__name__
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, name)))
+    items.sort(key=lambda item: item.module.__name__ not in TOGETHER)
+
 
 @pytest.fixture
 def real_data():

@@ -1,6 +1,7 @@
 """The README says what the project does: its numbers are computed, its links lead somewhere."""
 
 import re
+import tomllib
 
 import pandas as pd
 import pytest
@@ -26,6 +27,7 @@ def test_the_account_of_the_published_runs_has_the_fitted_numbers(table):
     fitted = published.fits(table).iloc[0]
     assert f"alpha {fitted['alpha']:.3f}, c {fitted['c']:.3f}, R² {fitted['r2']:.3f}" in README
     assert fitted["rss"] / law["rss"] > 50, "README: more than fifty times smaller"
+    assert law["alpha"] / fitted["alpha"] == pytest.approx(2, abs=0.05), "README: twice that by least squares"
 
 
 def test_the_account_of_the_published_runs_has_their_other_facts(table):
@@ -41,6 +43,8 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     laws = files.read_json(kept["pbmc"] / "laws.json")["data-rich"]
     assert laws["test_random_mse"]["status"] == "ok", "README: a clean law on cells of training donors"
     assert laws["validation_mse"]["status"] != "ok" != laws["test_mse"]["status"], "README: none on other data sets"
+    largest = files.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
+    assert largest["status"] == "ok" and "There is a floor" in largest["verdict"], "README: a power law to a floor"
     table = pd.read_csv(kept["matched"] / "runs.csv")
     gains = matched.gains(matched.matched(table)[0]).set_index("cells_train")
     assert (gains["gain"] > 3 * gains["se"]).all(), "README: scaling does not vanish because cells are few"
@@ -60,8 +64,41 @@ def test_what_is_said_of_the_replicates_is_what_they_show():
 
 def test_links_and_pictures_are_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    places = {"#" + re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert len(links) > 8
-    assert [link for link in links if not (files.CODE / link).exists()] == []
+    assert [link for link in links if link not in places and not (files.CODE / link).exists()] == []
+
+
+PARTS = [
+    "The answer", "Two commands", "Bring your own data", "Read", "Run at scale", "Reproduce the published study",
+    "Map", "Contribute", "Without make", "Cite", "Licence",
+]  # fmt: skip
+
+
+def test_the_page_has_its_parts_in_order():
+    assert re.findall(r"^## (.+)$", README, re.MULTILINE) == PARTS
+
+
+def test_every_module_and_study_has_its_place_on_the_map():
+    rooms = re.search(r"^\| room of `lib/`.*\n\|---.*\n((?:\|.*\n)+)", README, re.MULTILINE)[1]
+    named = {name for row in rooms.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    modules = {path.stem for path in (files.CODE / "lib").glob("*.py")} - {"__init__", "__main__"}
+    folders = {f"{path.parent.name}/" for path in (files.CODE / "lib").glob("*/__init__.py")}
+    assert modules | folders == named
+    studies = re.search(r"^params/ .*: (.*)$", README, re.MULTILINE)[1].split(", ")
+    assert sorted(studies) == sorted(path.stem for path in (files.CODE / "params").glob("*.yaml"))
+
+
+def test_the_citation_has_the_keys_that_the_format_requires_and_the_version_and_licence_of_the_project():
+    citation = files.read_yaml(files.CODE / "CITATION.cff")
+    project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", project["version"])
+    assert citation["license"] == project["license"] and citation["title"] == README.splitlines()[0].removeprefix("# ")
+    for entry in (citation, *citation["references"]):
+        assert entry["title"] and all("name" in author or "family-names" in author for author in entry["authors"])
+    assert citation["references"][0]["url"] in README
 
 
 def test_make_targets_named_are_there():

@@ -1,4 +1,4 @@
-"""One law of loss against model size: five forms, fitted by weighted least squares to the loss itself."""
+"""One law of loss against model size: several forms, fitted by weighted least squares to the loss itself."""
 
 from dataclasses import dataclass, replace
 
@@ -15,9 +15,10 @@ FORMS = {
     "quadratic": lambda d, alpha: [np.ones_like(d), d, d**2],
     "constant": lambda d, alpha: [np.ones_like(d)],
 }
-"""form -> columns that are linear in its coefficients, at d = log(P / smallest P)."""
+"""form -> columns that are linear in its coefficients, at d = log(P / smallest P). Only a `power` has an alpha."""
 
-PARAMETERS = {"power + floor": 3, "power": 2, "log-linear": 2, "quadratic": 3, "constant": 1}
+PARAMETERS = {form: len(columns(np.ones(1), 1.0)) + form.startswith("power") for form, columns in FORMS.items()}
+"""form -> number of its coefficients, with the exponent of a power."""
 
 
 @dataclass(frozen=True, eq=False)

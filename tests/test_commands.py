@@ -1,0 +1,187 @@
+"""Every command on the README's page, run as it stands there; long ones are planned instead. A new one needs a rule."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lib import files
+
+README = (files.CODE / "README.md").read_text()
+PROGRAMS = ("make", "snakemake", "papermill", "python", "python3.11", ".venv/bin/python", "pip", "uv", "conda")
+LINKED = ("lib", "tests", "notebooks", "benchmarks", "Makefile", "Snakefile", "pyproject.toml", "constraints.txt")
+
+
+def commands(text):
+    """Every command of a page, as it stands there: lines of its bash blocks, and code in the text that is one."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    found = [line for line in lines if line] + [code for code in inline if code.split()[0] in PROGRAMS]
+    return sorted(set(found) - {"python"})
+
+
+def test_commands_are_found_in_blocks_and_in_the_text():
+    page = "```bash\nmake run   # why\n\nuv sync\n```\nRun `make\nlab`, not `lib`.\n```yaml\nof: `make it`\n```\n"
+    assert commands(page) == ["make lab", "make run", "uv sync"]
+
+
+# ---------------------------------------------------------------- a page of the project on which commands run
+
+
+@pytest.fixture(scope="module")
+def page(executed, tmp_path_factory):
+    """A folder that looks like a checkout: the real code by links, params and results of its own, the demo finished."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in LINKED:
+        (folder / name).symlink_to(files.CODE / name)
+    (folder / ".venv").mkdir()
+    for place in os.scandir(sys.prefix):
+        if place.name != "installed":
+            (folder / ".venv" / place.name).symlink_to(place.path)
+    (folder / ".venv" / "installed").touch()
+    for name in ("data", "figures"):
+        shutil.copytree(executed / name, folder / name)
+    shutil.copytree(files.CODE / "params", folder / "params")
+    shutil.copy(executed / "params" / "demo.yaml", folder / "params")
+    shutil.copy(files.CODE / "data" / "published_runs.csv", folder / "data")
+    return folder
+
+
+def shell(folder, command):
+    """Run a command as a person does who stands in that folder; what it said."""
+    path = f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}"
+    unset = ("STUDY", "JOBS", "ARGS", "MAKEFLAGS", "MAKELEVEL", "PYTEST_ADDOPTS")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    environment |= {"SCALING_ROOT": str(folder), "PATH": path}
+    words = ["bash", "-c", command]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def runs(says="", changed=None, first=None):
+    """A rule: the command runs to its end, and says something; with parts `changed`, after something was done first."""
+
+    def check(page, command):
+        if first:
+            first(page)
+        for old, new in (changed or {}).items():
+            assert old in command
+            command = command.replace(old, new)
+        assert says in shell(page, command)
+
+    return check
+
+
+def planned(page, command):
+    """A rule for what takes long: make knows what to call, what it calls knows its words, and Snakemake has a plan."""
+    called = shell(page, command.replace("make ", "make -n ")).strip().splitlines()[-1]
+    assert called.startswith(".venv/bin/python -m lib ")
+    shell(page, f"{called} --help")
+    study = re.search(r"STUDY=(\S+)", command)
+    if study and study[1] != "pbmc":  # whose files are not here
+        own_files(page)
+        assert "training XXS on" in shell(page, f"snakemake -n --config study={study[1]}")
+
+
+def by_another_test(module, name):
+    """A rule for what another test runs to its end."""
+
+    def check(page, command):
+        assert f"def {name}(" in (files.CODE / "tests" / f"{module}.py").read_text()
+
+    return check
+
+
+def own_files(page):
+    """params/mine.yaml as the README has it, and the files that it names."""
+    blocks = re.findall(r"^ *```yaml\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    text = next(block for block in blocks if "h5ad:" in block)
+    (page / "params" / "mine.yaml").write_text(text.replace("/path/to/", "input/"))
+    write = "\n".join([
+        "import anndata, numpy as np, pandas as pd",
+        "counts = np.random.default_rng(0).poisson(1.0, (60, 40)).astype('float32')",
+        "obs = pd.DataFrame({'donor_id': list('ABC') * 20, 'dataset_id': 'd'}, [f'c{n}' for n in range(60)])",
+        "anndata.AnnData(counts, obs, pd.DataFrame(index=[f'G{n}' for n in range(40)])).write_h5ad('input/a.h5ad')",
+    ])  # fmt: skip
+    (page / "input").mkdir(exist_ok=True)
+    shell(page, f"python -c {shlex.quote(write)}")
+
+
+def produced(page):
+    (page / "data" / "name").mkdir()
+
+
+def installed(page, command):
+    """A rule for pip: it would install what is installed here, in exactly these versions."""
+    extras = re.search(r"\.\[(\w+)\]", command)[1]
+    project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"][extras]]
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (files.CODE / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {canonicalize_name(name): number for name, number in lines}
+    here = {need.name: version(need.name).split("+")[0] for need in needed}
+    assert {name: pinned[canonicalize_name(name)] for name in here} == here
+    assert all(need.specifier.contains(here[need.name]) for need in needed)
+
+
+def other_tool(page, command):
+    """A rule for other installers: they get pip's list; where the tool is missing, the test says so."""
+    environment = yaml.safe_load((files.CODE / "environment.yml").read_text())
+    listed = environment["dependencies"][-1]["pip"]
+    assert listed == ["-c constraints.txt", "-e .[dev]"] and "python=3.11" in environment["dependencies"]
+    assert "environment.yml" in command or "-c constraints.txt -e '.[dev]'" in command
+    tool = command.split()[0]
+    if shutil.which(tool) is None:
+        pytest.skip(f"NO {tool.upper()} HERE: `{command}` was not run")
+    shell(page, f"{tool} --version")
+
+
+LONG = r"make (coverage|rates|replicate|run STUDY=\w+)"
+RULES = {
+    r"make": runs("make run [STUDY=demo]"),
+    r"make run": runs("Figures: figures/demo/"),
+    r"make run STUDY=mine JOBS=2": planned,
+    LONG: planned,
+    r"make test": runs("passed", {"make test": "make test ARGS='-q -n 0 -p no:cacheprovider tests/test_sizes.py'"}),
+    r'make test ARGS="-k law"': runs("passed", {'law"': 'published -q -n 0 -p no:cacheprovider tests/test_sizes.py"'}),
+    r"make check STUDY=mine": runs("genes in the pool: 40", first=own_files),
+    r"make lab": runs(".", {"make lab": "make lab ARGS=--version"}),
+    r"make lint": runs("", {"make lint": f"cd {files.CODE} && make -o .venv/installed lint"}),
+    r"make keep STUDY=matched": runs("data/results/demo", {"matched": "demo"}),
+    r"make clean STUDY=name": runs(first=produced),
+    r"source \.venv/bin/activate": runs("papermill", {"activate": "activate && command -v papermill"}),
+    r"papermill notebooks/03_train.ipynb .*": runs(),
+    r"papermill notebooks/04_fit.ipynb .* published-runs": by_another_test(
+        "test_notebooks", "test_the_published_runs_are_audited_by_the_fit_notebook"
+    ),
+    r"snakemake -n --config study=demo": runs(),
+    r"snakemake --cores 2 --config study=demo": runs(),
+    r"python -m lib train STUDY REGIME SIZE --devices 4": by_another_test(
+        "test_train_faults", "test_two_processes_that_share_every_batch_follow_the_curve_of_one"
+    ),
+    r"python benchmarks/train.py": runs(
+        changed={"python benchmarks/": "cd benchmarks && python -c 'import train' && ls "}
+    ),
+    r"python benchmarks/panel.py": runs("--largest", {"panel.py": "panel.py --help"}),
+    r"\.venv/bin/python -m lib run demo": runs("Figures: figures/demo/"),
+    r"python3\.11 -m venv \.venv && \.venv/bin/pip install .*": installed,
+    r"(uv|conda) .*": other_tool,
+}
+
+
+@pytest.mark.parametrize("command", commands(README))
+def test_a_command_of_the_readme_does_what_it_says(page, command):
+    rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, command)]
+    assert rules, f"`{command}` is in the README and no rule of {os.path.basename(__file__)} says how to try it"
+    rules[0](page, command)
