@@ -1,6 +1,8 @@
 # `make` lists what there is to do.
 STUDY  ?= demo
 JOBS   ?= 2
+STUDIES ?= tuned published
+AT_ONCE ?= 4
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := .venv/bin
@@ -11,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check clean
+.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check paper-scale answer scale clean
 .SILENT:
 
 help:
@@ -24,6 +26,7 @@ help:
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
 	echo "make replicate                   run small studies whose floor is known -> data/replicates.csv (most of an hour)"
 	echo "make keep STUDY=name             copy a finished study's tables and notebooks to data/results, for git"
+	echo "make paper-scale [STUDIES=...]   train the published sizes in one process, on a GPU; fit, draw and keep what came out"
 	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
 	echo "make clean STUDY=name            delete what a study has produced"
 
@@ -68,6 +71,13 @@ replicate: .venv/installed
 keep: .venv/installed
 	$(BIN)/python -m lib keep $(STUDY)
 	$(NORMALISE) data/results/$(STUDY)/*.ipynb
+
+# Panels, then all runs in one process, then the notebooks, which find the runs done. Stopped, it goes on from there.
+paper-scale: .venv/installed
+	$(BIN)/python -m lib pack $(STUDIES)
+	$(BIN)/python -m lib sweep $(STUDIES) --at-once $(AT_ONCE)
+	set -e; for study in $(STUDIES); do $(BIN)/python -m lib run $$study --jobs $(JOBS); \
+	  $(BIN)/python -m lib keep $$study; $(NORMALISE) data/results/$$study/*.ipynb; done
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

@@ -66,7 +66,7 @@ class Batch:
         """
         if not job.training or not job.start or job.end:
             return float(job.end is not None)
-        seeds = self.study.seeds
+        seeds = self.study.seeds_for(job.wildcards["size"])
         for turn, seed in reversed(list(enumerate(seeds))):
             curve = self.study.run_folder(**job.wildcards, seed=seed) / "history.csv"
             lines = curve.read_text().splitlines() if curve.is_file() else []
