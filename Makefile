@@ -26,6 +26,7 @@ help:
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
 	echo "make replicate                   run small studies whose floor is known -> data/replicates.csv (most of an hour)"
 	echo "make keep STUDY=name             copy a finished study's tables and notebooks to data/results, for git"
+	echo "make answer                      what all kept studies say together -> figures/gallery/answer.svg, data/results/answer.md"
 	echo "make paper-scale [STUDIES=...]   train the published sizes in one process, on a GPU; fit, draw and keep what came out"
 	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
 	echo "make clean STUDY=name            delete what a study has produced"
@@ -78,6 +79,9 @@ paper-scale: .venv/installed
 	$(BIN)/python -m lib sweep $(STUDIES) --at-once $(AT_ONCE)
 	set -e; for study in $(STUDIES); do $(BIN)/python -m lib run $$study --jobs $(JOBS); \
 	  $(BIN)/python -m lib keep $$study; $(NORMALISE) data/results/$$study/*.ipynb; done
+
+answer: .venv/installed
+	$(BIN)/python -m lib answer
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

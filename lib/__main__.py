@@ -32,6 +32,7 @@ def main(arguments=None):
     command.add_argument("--replicates", type=int, default=50, help="studies in all; those in the table are not rerun")
     command.add_argument("--jobs", type=int, default=2, help="studies that run at the same time")
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
+    commands.add_parser("answer", help="what all kept studies say together: a figure and a text")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
@@ -57,6 +58,7 @@ def main(arguments=None):
             "coverage": measure_coverage,
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
+            "answer": tell_answer,
             "keep": lambda: keep(chosen.study),
             "check": lambda: check(chosen.what),
             "pack": lambda: pack(chosen.study),
@@ -146,6 +148,14 @@ def measure_coverage():
     from lib.fit import coverage
 
     figures.save(figures.coverage(coverage.main()), files.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    return 0
+
+
+def tell_answer():
+    """Draw and write what all kept studies say together, and say where it lies."""
+    from lib import answer
+
+    print(*map(files.shown, answer.main()), sep="\n")
     return 0
 
 
