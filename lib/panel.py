@@ -115,6 +115,26 @@ def arrays(adata):
     )
 
 
+def load(path):
+    """The arrays of a panel straight from its file; the labels of its cells, which training needs not, are not read.
+
+    They are what would not fit first: a hundred bytes of a cell's name and labels against none of its mapped values.
+    """
+    import h5py
+
+    with h5py.File(path) as h5:
+        names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
+        rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
+        return Arrays(
+            x=_mapped(h5["X"]),
+            counts=_mapped(h5[COUNTS]),
+            library=h5["obs/total_counts"][()].astype(np.float64),
+            train=rows["train"],
+            held={name: rows[name] for name in split.SPLITS[1:] if name in rows},
+            masks={name: masks[()] for name, masks in h5["uns/masks"].items()},
+        )
+
+
 def _sides(adata):
     """Names of the panel's sides, in order."""
     used = set(adata.obs["split"].unique())

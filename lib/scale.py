@@ -91,3 +91,49 @@ def flops(study, regime, size):
     passes = study.masking.per_cell * sum(held.values())
     passes += held["validation"] * (settings.evaluations if settings.report == "best" else study.masking.per_cell)
     return TRAINING * forward * settings.cells_seen * (1 + excursion), float(forward * passes)
+
+
+def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), rates=None):
+    """What training one model on a panel of many cells would take.
+
+    Parameters
+    ----------
+    size : lib.sizes.Size
+    genes, cells : int
+        Of the panel.
+    passes : float
+        Times that every cell is seen.
+    peak : float
+        FLOPs a second of one GPU.
+    shares : pair of float
+        Of the peak that training is expected to reach, from a bad case to a good one.
+    rates : dict, optional
+        Measured costs of a cell, by the names of `RATES`; what is left out has those of `RATES`.
+
+    Returns
+    -------
+    dict
+        flops, parameters; hours of one GPU as [most, least]; bytes: panel (its file), compact, network (what a Census
+        sends: all values of every cell, twice, for the genes' statistics and for the panel), labels (memory while the
+        panel is made), order (memory for the order of a pass), checkpoints (on disk), gpu (memory for weights, moments
+        and a batch of 32 cells in float32), gradient (what several GPUs exchange for each update); and seconds:
+        reading (one process making the panel), hashing (before each run, of all values).
+    """
+    cost = RATES | (rates or {})
+    parameters = size.parameters(genes)
+    work = TRAINING * size.forward_flops(genes) * cells * passes
+    state = 4 * 3 * parameters  # weights and two moments, float32
+    activations = 4 * 32 * size.layers * genes * size.d * (8 + 2 * size.ff_mult)
+    return {
+        "flops": work, "parameters": parameters, "hours": [work / peak / share / 3600 for share in shares],
+        "panel": 8 * genes * cells, "compact": cost["compact"] * cells, "network": 2 * cost["network"] * cells,
+        "labels": cost["labels"] * cells, "order": cost["order"] * cells,
+        "checkpoints": 2 * 2 * state,  # two are kept, and half-way each holds the state twice
+        "gpu": 16 * parameters + activations, "gradient": 4 * parameters,
+        "reading": cost["reading"] * cells, "hashing": 4 * genes * cells / cost["hashed"],
+    }  # fmt: skip
+
+
+RATES = {"compact": 125, "network": 5000, "labels": 150, "order": 16, "reading": 2e-4, "hashed": 1e9}
+"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed in a second. Round numbers:
+`python benchmarks/scale.py` measures all but network, which is 2,000 different genes at 2.5 bytes each."""

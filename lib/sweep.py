@@ -34,7 +34,7 @@ def arrays(study, regime):
             f"{files.shown(packed)} is not there, and this machine cannot make a panel ({error}); run python -m lib "
             f"pack {study.name} where the whole project is installed, and copy that file here."
         ) from None
-    return panel.arrays(panel.read(panel.build(study, regime)))
+    return panel.load(panel.build(study, regime))
 
 
 def origin(study, regime):
@@ -51,7 +51,7 @@ def pack(study):
         full = panel.build(study, regime)
         paths.append(full.with_name(compact.NAME))
         if not paths[-1].is_file() or paths[-1].stat().st_mtime < full.stat().st_mtime:
-            compact.write(paths[-1], panel.arrays(panel.read(full)), origin(study, regime))
+            compact.write(paths[-1], panel.load(full), origin(study, regime))
     return paths
 
 
