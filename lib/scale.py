@@ -83,6 +83,7 @@ def flops(study, regime, size):
     training, evaluation : float
         The excursion half-way is part of training. Evaluations are of every held-out cell's masks at the end, the
         validation cells' half-way too, or all that the published protocol chooses its best from; they are in float32.
+        The points of a learning curve, a few cells each, are left out.
     """
     settings, asked, split = study.training(regime), study.regimes[regime], study.split
     forward = study.size(size).forward_flops(asked.genes)
@@ -91,6 +92,24 @@ def flops(study, regime, size):
     passes = study.masking.per_cell * sum(held.values())
     passes += held["validation"] * (settings.evaluations if settings.report == "best" else study.masking.per_cell)
     return TRAINING * forward * settings.cells_seen * (1 + excursion), float(forward * passes)
+
+
+def of_study(study):
+    """Model FLOPs of all runs of a study, of training and evaluation, and its small_updates (a number).
+
+    Those are the updates of runs that are small on a GPU (`is_small`), which launches hold up rather than FLOPs.
+    """
+    total = {"training": 0.0, "evaluation": 0.0, "small_updates": 0}
+    for regime in study.regimes:
+        settings = study.training(regime)
+        for size in study.sizes:
+            seeds = len(study.seeds_for(size.name))
+            training, evaluation = flops(study, regime, size.name)
+            total["training"] += seeds * training
+            total["evaluation"] += seeds * evaluation
+            if is_small(study, regime, size.name, "cuda"):
+                total["small_updates"] += seeds * math.ceil(settings.cells_seen / settings.batch)
+    return total
 
 
 def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), rates=None):
@@ -134,6 +153,7 @@ def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), 
     }  # fmt: skip
 
 
-RATES = {"compact": 125, "network": 5000, "labels": 150, "order": 16, "reading": 2e-4, "hashed": 1e9}
-"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed in a second. Round numbers:
-`python benchmarks/scale.py` measures all but network, which is 2,000 different genes at 2.5 bytes each."""
+RATES = {"compact": 125, "network": 5000, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9}
+"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed in a second. Round numbers of
+two cores: `python benchmarks/scale.py` measures labels, order and hashed, `benchmarks/panel.py` reading. Compact is the
+simulated census' at 512 genes; network stands for 2,000 genes seen in a cell at 2.5 bytes each."""
