@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check paper-scale answer scale clean
+.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check paper-scale answer clean
 .SILENT:
 
 help:

@@ -25,8 +25,9 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 
-from lib import files, panel, params, scale, split
+from lib import checkpoint, files, panel, params, scale, split, train
 from lib.sizes import PUBLISHED, Size
 
 WHOLE = 100_000_000
@@ -124,6 +125,13 @@ def hashed(size=2**27):
     return size / (time.perf_counter() - started)
 
 
+def saved(folder, size=2**28):
+    """Bytes a second of a checkpoint, written and kept as training keeps it."""
+    started = time.perf_counter()
+    checkpoint.save(Path(folder), 1, {"state": torch.zeros(size // 4)})
+    return size / (time.perf_counter() - started)
+
+
 def said(found, rows):
     """What a part took, and what the whole Census would in proportion."""
     times = WHOLE / rows
@@ -174,6 +182,8 @@ def told(bill):
         yield f"{words}: {bill[name] / 1e9:,.1f} GB"
     yield f"one process making the panel: {bill['reading'] / 3600:.1f} h"
     yield f"telling a run by its values: {bill['hashing'] / 60:.1f} min before each"
+    pause = train.CHECKPOINT_SECONDS
+    yield f"one checkpoint: {bill['saving']:.0f} s, every {pause} s of training, as the code stands"
 
 
 def main():
@@ -184,8 +194,9 @@ def main():
     chosen = parser.parse_args()
     if chosen.part:
         return one(chosen.part, chosen.rows, chosen.root)
-    rates = {"hashed": hashed()}
     with tempfile.TemporaryDirectory() as root:
+        rates = {"hashed": hashed(), "saved": saved(root)}
+        print(f"hashed {rates['hashed'] / 1e9:.2f} GB/s, checkpoints {rates['saved'] / 1e9:.2f} GB/s")
         for part, function in PARTS.items():
             print(f"{part}: {function.__doc__}")
             for rows in (chosen.rows // 10, chosen.rows):

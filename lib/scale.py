@@ -136,7 +136,7 @@ def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), 
         sends: all values of every cell, twice, for the genes' statistics and for the panel), labels (memory while the
         panel is made), order (memory for the order of a pass), checkpoints (on disk), gpu (memory for weights, moments
         and a batch of 32 cells in float32), gradient (what several GPUs exchange for each update); and seconds:
-        reading (one process making the panel), hashing (before each run, of all values).
+        reading (one process making the panel), hashing (before each run, of all values), saving (one checkpoint).
     """
     cost = RATES | (rates or {})
     parameters = size.parameters(genes)
@@ -150,10 +150,13 @@ def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), 
         "checkpoints": 2 * 2 * state,  # two are kept, and half-way each holds the state twice
         "gpu": 16 * parameters + activations, "gradient": 4 * parameters,
         "reading": cost["reading"] * cells, "hashing": 4 * genes * cells / cost["hashed"],
+        "saving": state / cost["saved"],
     }  # fmt: skip
 
 
-RATES = {"compact": 125, "network": 5000, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9}
-"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed in a second. Round numbers of
-two cores: `python benchmarks/scale.py` measures labels, order and hashed, `benchmarks/panel.py` reading. Compact is the
-simulated census' at 512 genes; network stands for 2,000 genes seen in a cell at 2.5 bytes each."""
+RATES = {"compact": 125, "network": 5000, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9,
+         "saved": 5e8}  # fmt: skip
+"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed, and bytes of a checkpoint
+saved, in a second. Round numbers of two cores: `python benchmarks/scale.py` measures labels, order, hashed and saved,
+`benchmarks/panel.py` reading. Compact is the simulated census' at 512 genes; network stands for 2,000 genes seen in a
+cell at 2.5 bytes each."""
