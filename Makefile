@@ -2,6 +2,8 @@
 STUDY  ?= demo
 PROFILE ?=
 JOBS   ?=
+STUDIES ?= tuned published
+AT_ONCE ?= 4
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := .venv/bin
@@ -13,7 +15,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run status reliability test lint lab notebooks gallery coverage rates replicate keep check clean
+.PHONY: help run status reliability test lint lab notebooks gallery coverage rates replicate keep paper-scale answer check clean
 .SILENT:
 
 help:
@@ -28,6 +30,8 @@ help:
 	echo "make coverage                    measure how often the intervals hold the truth -> data/coverage.csv, figures/gallery"
 	echo "make replicate                   run small studies whose floor is known -> data/replicates.csv (most of an hour)"
 	echo "make keep STUDY=name             copy a finished study's tables and notebooks to data/results, for git"
+	echo "make answer                      what all kept studies say together -> figures/gallery/answer.svg, data/results/answer.md"
+	echo "make paper-scale [STUDIES=...]   train the published sizes in one process, on a GPU; fit, draw and keep what came out"
 	echo "make rates                       find the best learning rate of several sizes -> data/learning_rates.csv (a quarter of an hour)"
 	echo "make reliability                 break runs on purpose, and write what happens -> data/reliability.csv"
 	echo "make clean STUDY=name            delete what a study has produced"
@@ -80,6 +84,16 @@ replicate: .venv/installed
 keep: .venv/installed
 	$(BIN)/python -m lib keep $(STUDY)
 	$(NORMALISE) data/results/$(STUDY)/*.ipynb
+
+# Panels, then all runs in one process, then the notebooks, which find the runs done. Stopped, it goes on from there.
+paper-scale: .venv/installed
+	$(BIN)/python -m lib pack $(STUDIES)
+	$(BIN)/python -m lib sweep $(STUDIES) --at-once $(AT_ONCE)
+	set -e; for study in $(STUDIES); do $(BIN)/python -m lib run $$study $(JOBS_OPTION); \
+	  $(BIN)/python -m lib keep $$study; $(NORMALISE) data/results/$$study/*.ipynb; done
+
+answer: .venv/installed
+	$(BIN)/python -m lib answer
 
 coverage: .venv/installed
 	$(BIN)/python -m lib coverage

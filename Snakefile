@@ -110,7 +110,10 @@ rule train:
     log: **logs("03_train-{regime}-{size}")
     params:
         **settings("train", "03_train"),
-        results=[f"{{regime}}/runs/{{size}}/seed-{seed}/result.json" for seed in study.seeds],
+        results=lambda wildcards: [
+            f"{wildcards.regime}/runs/{wildcards.size}/seed-{seed}/result.json"
+            for seed in study.seeds_for(wildcards.size)
+        ],
     resources: gpu=lambda wildcards: plan.gpus(study, **wildcards), **needs("train")
     priority: priority
     threads: lambda wildcards: study.size(wildcards.size).threads(study.regimes[wildcards.regime].genes)  # as lib.train uses them

@@ -35,12 +35,18 @@ def main(arguments=None):
     command.add_argument("--replicates", type=int, default=50, help="studies in all; those in the table are not rerun")
     command.add_argument("--jobs", type=int, default=2, help="studies that run at the same time")
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
+    commands.add_parser("answer", help="what all kept studies say together: a figure and a text")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
     command.add_argument("study", help="name of a file in params/, without .yaml")
     command = commands.add_parser("clean", help="delete what a study has produced")
     command.add_argument("study", help="its name; the study file may be gone")
+    command = commands.add_parser("pack", help="make a study's panels, each also as a small file for another machine")
+    command.add_argument("study", nargs="+", help="names of files in params/, without .yaml")
+    command = commands.add_parser("sweep", help="train all runs of studies in one process, for `run` to find done")
+    command.add_argument("study", nargs="+", help="names of files in params/, without .yaml")
+    command.add_argument("--at-once", type=int, default=1, help="small runs that share the device")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -62,9 +68,12 @@ def main(arguments=None):
             "coverage": measure_coverage,
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
+            "answer": tell_answer,
             "keep": lambda: keep(chosen.study),
             "clean": lambda: clean(chosen.study),
             "check": lambda: check(chosen.what),
+            "pack": lambda: pack(chosen.study),
+            "sweep": lambda: sweep_all(chosen.study, chosen.at_once),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs, chosen.profile),
             "status": lambda: status.show(params.load(chosen.study)),
@@ -78,25 +87,55 @@ def main(arguments=None):
         return 130
 
 
+def pack(names):
+    """Make the panels of studies, each also as a compact file, and say where those lie and how large they are."""
+    from lib import sweep
+
+    for study in [params.load(name) for name in names]:
+        for path in sweep.pack(study):
+            print(f"{files.shown(path)}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def sweep_all(names, at_once):
+    """Train all runs of studies in one process, one after another but for small ones."""
+    from lib import sweep
+
+    if at_once < 1:
+        raise InputError(f"--at-once is {at_once}; it has to be at least 1.")
+    for study in [params.load(name) for name in names]:
+        study.data.mkdir(parents=True, exist_ok=True)
+        with locked(study):
+            sweep.sweep(study, at_once, lambda said, name=study.name: print(name, said, flush=True))
+    return 0
+
+
 def train_together(name, regime, size, devices):
     """Train all seeds of one size with several processes, each on a GPU of its own (without GPUs: on the CPU)."""
-    from lightning_fabric import Fabric
-
-    from lib import panel, train
+    from lib import sweep, train
 
     study = params.load(name)
-    shape, built = study.size(size), panel.build(study, regime)
-    fabric = Fabric(devices=devices, strategy="ddp")
-    fabric.launch()
-    data = panel.arrays(panel.read(built))
-    for seed in study.seeds:
+    shape, data = study.size(size), sweep.arrays(study, regime)
+    fabric = launched(devices)
+    for seed in study.seeds_for(size):
         record = train.train(
             data, shape, seed, study.training(regime), study.run_folder(regime, size, seed), fabric=fabric
         )
         train.finished([record])
-        if fabric.is_global_zero:
+        if fabric is None or fabric.is_global_zero:
             print(f"{size}, seed {seed}: {record['status']}, validation MSE {record['validation_mse']:.5g}")
     return 0
+
+
+def launched(devices):
+    """Lightning Fabric's processes, one on each device, of which this is one; None where there is but one device."""
+    if devices == 1:
+        return None
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(devices=devices, strategy="ddp")
+    fabric.launch()
+    return fabric
 
 
 def measure_rates():
@@ -121,6 +160,14 @@ def measure_coverage():
     from lib.fit import coverage
 
     figures.save(figures.coverage(coverage.main()), files.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    return 0
+
+
+def tell_answer():
+    """Draw and write what all kept studies say together, and say where it lies."""
+    from lib import answer
+
+    print(*map(files.shown, answer.main()), sep="\n")
     return 0
 
 

@@ -1,12 +1,12 @@
 """From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed."""
 
 import shutil
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from lib import census, draw, files, soma, split
+from lib.compact import Arrays
 from lib.errors import InputError
 
 TARGET = 1e4
@@ -16,33 +16,6 @@ ROWS = 20_000
 """Cells whose values are held in memory at a time."""
 ALIGNMENT = 64
 """Bytes; a cache line."""
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A panel as NumPy arrays, all that training needs.
-
-    Attributes
-    ----------
-    x : (cells, genes) float32
-        log1p(1e4 * counts / library). Mapped from the file where it comes from `read`, as the counts are.
-    counts : (cells, genes) int32
-    library : (cells,) float64
-        Counts of the whole transcriptome.
-    train : int64
-        Indices into cells.
-    held : dict of int64
-        Those of every held-out side, in the order of `split.SPLITS`: validation, test, and what else is set aside.
-    masks : dict of (cells of the side, per_cell, k) int32
-        For every held-out side, row i for its i-th cell: the masked genes, sorted.
-    """
-
-    x: np.ndarray
-    counts: np.ndarray
-    library: np.ndarray
-    train: np.ndarray
-    held: dict
-    masks: dict
 
 
 def build(study, regime, progress=None):
@@ -140,6 +113,26 @@ def arrays(adata):
         held={name: np.flatnonzero(adata.obs["split"] == name) for name in _sides(adata)[1:]},
         masks=dict(adata.uns["masks"]),
     )
+
+
+def load(path):
+    """The arrays of a panel straight from its file; the labels of its cells, which training needs not, are not read.
+
+    They are what would not fit first: a hundred bytes of a cell's name and labels against none of its mapped values.
+    """
+    import h5py
+
+    with h5py.File(path) as h5:
+        names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
+        rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
+        return Arrays(
+            x=_mapped(h5["X"]),
+            counts=_mapped(h5[COUNTS]),
+            library=h5["obs/total_counts"][()].astype(np.float64),
+            train=rows["train"],
+            held={name: rows[name] for name in split.SPLITS[1:] if name in rows},
+            masks={name: masks[()] for name, masks in h5["uns/masks"].items()},
+        )
 
 
 def _sides(adata):

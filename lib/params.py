@@ -21,6 +21,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seeds = list[Annotated[int, Field(ge=0)]]
 
 PROTOCOLS = {
     "published": {
@@ -348,6 +349,7 @@ class Given(Strict):
 class Study(Strict):
     """A validated study: either data, sizes and seeds to train, or `runs` that are given.
 
+    `seeds_of` gives a size seeds of its own, such as fewer to one that takes hours: {size: seeds}.
     `genes_from` names the regime whose cells choose the genes of every regime, by that regime's `statistics_from`; with
     `split.cells` all regimes are then judged on the same cells, genes and masks.
     Paths are derived from its names (lib.names), so that a study never writes outside its own folders.
@@ -363,7 +365,8 @@ class Study(Strict):
     split: Split = Split()
     masking: Masking = Masking()
     sizes: list[Annotated[Size, BeforeValidator(_size)]] = []
-    seeds: list[Annotated[int, Field(ge=0)]] = []
+    seeds: Seeds = []
+    seeds_of: dict[str, Annotated[Seeds, Field(min_length=1)]] = {}
     train: Train = Train()
     fit: Fit = Fit()
 
@@ -383,11 +386,22 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def no_run_twice(self):
-        sizes = [size.name for size in self.sizes]
-        for key, values in (("regimes", self.regimes), ("sizes", sizes), ("seeds", self.seeds)):
+        lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
+        lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}
+        for key, values in lists.items():
             if twice := names.twice(values):
                 raise ValueError(
                     f"{key} lists {', '.join(twice)} more than once; a run belongs to one regime, one size and one seed"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def seeds_of_known_sizes(self):
+        known = [size.name for size in self.sizes]
+        for name in self.seeds_of:
+            if name not in known:
+                raise ValueError(
+                    f"seeds_of names {name!r}, which is no size{_nearest(name, known)}; sizes has {', '.join(known)}"
                 )
         return self
 
@@ -462,6 +476,10 @@ class Study(Strict):
                 f"study {self.name} has no size {name!r}{_nearest(name, sizes)}; it has {', '.join(sizes)}."
             )
         return sizes[name]
+
+    def seeds_for(self, size):
+        """Seeds of the size of that name."""
+        return self.seeds_of.get(size, self.seeds)
 
     def run_folder(self, regime, size, seed):
         return self.folder(regime) / "runs" / size / f"seed-{seed}"

@@ -124,7 +124,7 @@ class Batch:
         """
         if not job.training or not job.start or job.end:
             return float(job.end is not None)
-        seeds = self.study.seeds
+        seeds = self.study.seeds_for(job.wildcards["size"])
         for turn, seed in reversed(list(enumerate(seeds))):
             curve = self.study.run_folder(**job.wildcards, seed=seed) / "history.csv"
             lines = curve.read_text().splitlines() if curve.is_file() else []
@@ -189,11 +189,13 @@ def last(study):
 def measured(study):
     """Measured over expected training time of finished runs: {size: ratio}, and of all of them under None."""
     sums = {}
-    for regime, size, seed in ((r, s.name, n) for r in study.regimes for s in study.sizes for n in study.seeds):
+    for regime, size, seed in (
+        (r, s.name, n) for r in study.regimes for s in study.sizes for n in study.seeds_for(s.name)
+    ):
         path = study.run_folder(regime, size, seed) / "result.json"
         record = files.read_json(path) if path.is_file() else {}
         if record.get("seconds") and record.get("cells_seen"):
-            share = record["cells_seen"] / study.training(regime).cells_seen / len(study.seeds)
+            share = record["cells_seen"] / study.training(regime).cells_seen / len(study.seeds_for(size))
             expected = share * workflow.seconds(study, "train", regime, size)[1]
             for key in (size, None):
                 before = sums.get(key, (0.0, 0.0))

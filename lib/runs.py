@@ -26,7 +26,10 @@ def collect(study):
     if study.runs:
         return given(study)
     rows = [
-        _row(study, regime, size.name, seed) for regime in study.regimes for size in study.sizes for seed in study.seeds
+        _row(study, regime, size.name, seed)
+        for regime in study.regimes
+        for size in study.sizes
+        for seed in study.seeds_for(size.name)
     ]
     rows = [row for row in rows if row]
     if not rows:
@@ -72,7 +75,7 @@ def histories(study, regime):
     """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
     found = []
     for size in study.sizes:
-        for seed in study.seeds:
+        for seed in study.seeds_for(size.name):
             path = study.run_folder(regime, size.name, seed) / "history.csv"
             if path.is_file():
                 found.append(pd.read_csv(path).assign(size=size.name, seed=seed))

@@ -97,9 +97,18 @@ def related(*labels):
     for column in labels:
         nodes.append(size + pd.factorize(column, use_na_sentinel=False)[0])  # what has no label counts as one group
         size = nodes[-1].max() + 1
-    ends = np.tile(nodes[0], len(nodes)), np.concatenate(nodes)
-    edges = coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
-    return connected_components(edges, directed=False)[1][nodes[0]]
+    first = _different(nodes)  # one edge for each combination of labels, not for each cell
+    edges = np.tile(nodes[0][first], len(nodes)), np.concatenate([column[first] for column in nodes])
+    graph = coo_matrix((np.ones(len(edges[0]), bool), edges), shape=(size, size))
+    return connected_components(graph, directed=False)[1][nodes[0]]
+
+
+def _different(columns):
+    """A cell of each combination of numbers that cells have in some columns, (combinations,) int."""
+    kind = columns[0]
+    for column in columns[1:]:
+        kind = pd.factorize(kind * (column.max() + 1) + column)[0]
+    return np.flatnonzero(~pd.Series(kind).duplicated().to_numpy())
 
 
 def hold_out(sizes, shares, seed, cells=None):

@@ -154,7 +154,7 @@ def _changed(study, record, rule, place):
     settings = {repr(workflow.settings(study, rule, **place)), repr(workflow.words(NAMES[rule]))}
     upstream = {name for other in _upstream(study, rule, place) for name in _results(*other)}
     read = set(record["input"])
-    if rule == "train" and set(study.seeds) != _seeds(study, place):
+    if rule == "train" and set(study.seeds_for(place["size"])) != _seeds(study, place):
         return True
     if not settings <= set(record["params"]) or upstream != {name for name in read if not name.startswith("..")}:
         return True
@@ -181,7 +181,7 @@ def _trained(study, since, regime, size):
     total = math.ceil(training.cells_seen / training.batch)
     # the half-way measurement counts, as in the numbers of checkpoints (lib.train)
     whole = total + (0 if training.report == "best" else round(training.decay * (total // 2)))
-    counts = [_updates(study.run_folder(regime, size, seed), since, total, whole) for seed in study.seeds]
+    counts = [_updates(study.run_folder(regime, size, seed), since, total, whole) for seed in study.seeds_for(size)]
     return (counts.count(whole), len(counts)), (sum(counts), whole * len(counts))
 
 

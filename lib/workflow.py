@@ -1,6 +1,7 @@
 """What the Snakefile and the runner know of the batch: the code of each notebook, its settings, how long it takes."""
 
 import ast
+import csv
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -109,7 +110,7 @@ def sources(study):
 def flops(study, regime, size):
     """Floating-point operations of training one size with all its seeds (backward counts twice the forward)."""
     forward = study.size(size).forward_flops(study.regimes[regime].genes)
-    return 3 * forward * study.training(regime).cells_seen * len(study.seeds)
+    return 3 * forward * study.training(regime).cells_seen * len(study.seeds_for(size))
 
 
 def seconds(study, rule, regime=None, size=None):
@@ -117,7 +118,7 @@ def seconds(study, rule, regime=None, size=None):
     if rule != "train":
         return START_SECONDS[rule], 0.0
     train = study.training(regime)
-    updates = train.cells_seen / train.batch * len(study.seeds)
+    updates = train.cells_seen / train.batch * len(study.seeds_for(size))
     return START_SECONDS[rule], updates * UPDATE_SECONDS + flops(study, regime, size) / FLOPS_PER_SECOND
 
 
@@ -185,12 +186,9 @@ def produced(name):
 def keep(study):
     """Copy what a finished study says, small enough for git, to data/results/<study>, with when and where it was run.
 
-    The tables runs.csv and laws.json (without its profile curves), the executed notebook of the fit, and origin.json:
-    date, commit, machine.
+    The tables runs.csv, laws.json (without its profile curves) and, of a sweep, speed.csv; the executed notebook of the
+    fit; and origin.json: date, commit, machine, hours of training.
     """
-    import datetime
-    import os
-    import platform
     import shutil
 
     if not (study.data / "laws.json").is_file():
@@ -201,11 +199,27 @@ def keep(study):
     for law in (law for by_metric in laws.values() for law in by_metric.values()):
         law["profile"] = None
     files.write_json(place / "laws.json", laws)
-    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": files.code_version(), "machine": machine}
-    files.write_json(place / "origin.json", origin)
-    for name in ("runs.csv", "notebooks/04_fit.ipynb"):
-        with files.atomic(place / (study.data / name).name) as partial:
-            shutil.copyfile(study.data / name, partial)
+    files.write_json(place / "origin.json", _origin(study))
+    for name in ("runs.csv", "speed.csv", "notebooks/04_fit.ipynb"):
+        if (study.data / name).is_file():
+            with files.atomic(place / (study.data / name).name) as partial:
+                shutil.copyfile(study.data / name, partial)
     return place
+
+
+def _origin(study):
+    """When, from what code and where a finished study was run, and how long its runs trained in all."""
+    import datetime
+    import os
+    import platform
+
+    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
+    with (study.data / "runs.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    devices = sorted({row["device"] for row in rows if row.get("device")})
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    return {
+        "study": study.name, "date": f"{made:%Y-%m-%d}", "commit": files.code_version(),
+        "machine": machine | {"devices": devices},
+        "hours": round(sum(float(row["seconds"]) for row in rows if row.get("seconds")) / 3600, 3),
+    }  # fmt: skip

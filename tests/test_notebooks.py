@@ -102,6 +102,19 @@ def test_a_second_run_finds_nothing_to_do_and_changes_nothing(project):
     assert state() == before
 
 
+def test_a_sweep_finds_the_runs_of_the_notebooks_done_and_what_is_kept_says_how_fast_they_were(project):
+    before = {path: path.read_bytes() for path in (project / "data/demo").rglob("result.json")}
+    for words in (("sweep", "demo"), ("keep", "demo")):
+        done = command(project, sys.executable, "-m", "lib", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in (project / "data/demo").rglob("result.json")} == before
+    kept = project / "data/results/demo"
+    speeds = pd.read_csv(kept / "speed.csv")
+    assert len(speeds) == len(pd.read_csv(kept / "runs.csv")) == 16
+    assert speeds["utilisation"].between(0, 1, inclusive="neither").all()
+    assert json.loads((kept / "origin.json").read_text())["machine"]["devices"] == ["cpu"]
+
+
 def test_a_notebook_runs_from_its_default_parameters_in_any_folder(project, tmp_path):
     done = papermill(project, "03_train.ipynb", tmp_path)  # all five do in test_browser
     assert done.returncode == 0, done.stderr

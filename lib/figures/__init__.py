@@ -1,5 +1,6 @@
 """Every figure of the study, one function each; they draw what they are given and compute no science."""
 
+from lib.figures.answer import answer
 from lib.figures.audit import criterion_curve, published_audit
 from lib.figures.bits import by_gene, calibration, conversions
 from lib.figures.compared import held_out, matched, protocols, replicates
@@ -11,6 +12,7 @@ from lib.figures.study import cells_per_parameter, intervals, learning_curves, l
 
 __all__ = [
     "Figure",
+    "answer",
     "architecture",
     "by_gene",
     "calibration",

@@ -1,0 +1,211 @@
+"""Toward the whole Census: where the design breaks first, measured in small, and what the whole would cost.
+
+    python benchmarks/scale.py                     # about 5 minutes, under 4 GB
+    python benchmarks/scale.py --rows 1000000      # under a minute
+
+Each part runs in a process of its own on two numbers of cells, a factor of ten apart, with a panel of two genes: what
+grows with cells and not with genes. Seconds and peak memory (beyond what the imports take) are printed, and carried
+on to the whole Census in proportion. Then the bill: see `lib.scale.bill`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import checkpoint, files, panel, params, scale, split, train
+from lib.sizes import PUBLISHED, Size
+
+WHOLE = 100_000_000
+"""Cells of the whole Census: its primary human ones, rounded."""
+LARGE = Size("1B", 2048, 20, 16, 4)
+"""A model of 10^9 parameters."""
+GENES = 512
+BYTES = {
+    "panel": "file of the panel", "compact": "compact form of it", "network": "sent by the Census",
+    "labels": "memory to make the panel", "order": "memory for the order of a pass",
+    "checkpoints": "checkpoints on disk", "gpu": "memory of a GPU, batch of 32", "gradient": "gradient of an update",
+}  # fmt: skip
+"""What the bill counts in bytes, in words."""
+SHARES, EXACT, LAUNCHES = (0.2, 0.4), 30e12, (1e-3, 4e-3)
+"""Assumed of a GPU: shares of its bf16 peak in training, FLOPs a second in float32, seconds of a small update."""
+
+
+def labels(rows):
+    """Cells as `lib.draw.cells` gives them: categories, ids, library sizes; a data set has a dozen donors."""
+    donor = np.arange(rows, dtype=np.int64) * 20_000 // rows
+    kinds = {"donor_id": (donor, 20_000), "dataset_id": (donor // 12, 1667), "tissue": (donor % 50, 50),
+             "cell_type": (donor % 700, 700)}  # fmt: skip
+    columns = {
+        name: pd.Categorical.from_codes(codes.astype(np.int16), [f"{name} {n}" for n in range(top)])
+        for name, (codes, top) in kinds.items()
+    }
+    return pd.DataFrame({"soma_joinid": np.arange(rows), **columns, "total_counts": np.full(rows, 3000.0)}, copy=False)
+
+
+def sides(rows, root):
+    """The split of the whole Census by data set, and the draw of nine cells of ten."""
+    cells, asked = labels(rows), params.Split(by="dataset_id")
+    side, _ = split.assign(cells, asked)
+    wanted = params.Regime(genes=2, cells=int(0.9 * rows))
+    return len(split.draw(side, wanted, asked, 42, cells["donor_id"]))
+
+
+def order(rows, root):
+    """The order of one pass over the training cells, as `lib.train` makes it."""
+    return int(np.random.default_rng([7, 0]).permutation(np.arange(rows))[0])
+
+
+def write(rows, root):
+    """The labels of all cells into a panel's file, and values of two genes beside them."""
+    obs = labels(rows)
+    obs["split"] = pd.Categorical.from_codes((np.arange(rows) % 20 == 0).astype(np.int8), ["train", "validation"])
+    obs.index = obs["soma_joinid"].astype(str).rename(None)
+    adata = anndata.AnnData(obs=obs, var=pd.DataFrame(index=["a", "b"]))
+    adata.uns["masks"] = {"validation": np.zeros((1, 1, 1), np.int32)}
+    adata.write_h5ad(root / f"{rows}.h5ad")
+    with h5py.File(root / f"{rows}.h5ad", "r+") as h5:
+        for name, kind in (("X", "f4"), (panel.COUNTS, "i4")):
+            h5.create_dataset(name, data=np.ones((rows, 2), kind))
+            h5[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+def with_labels(rows, root):
+    """A panel as AnnData, labels and all: what training read before."""
+    return panel.read(root / f"{rows}.h5ad").n_obs
+
+
+def without_labels(rows, root):
+    """The same panel's arrays alone: what training reads."""
+    return len(panel.load(root / f"{rows}.h5ad").x)
+
+
+PARTS = {part.__name__: part for part in (sides, order, write, with_labels, without_labels)}
+
+
+def measured(part, rows, root):
+    """One part in a process of its own: seconds, and bytes at the peak beyond those before it."""
+    words = [sys.executable, __file__, "--part", part, "--rows", str(rows), "--root", str(root)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(part, rows, root):
+    """Inside that process."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before, started = _memory("VmRSS"), time.perf_counter()
+    PARTS[part](rows, root)
+    print(json.dumps({"seconds": time.perf_counter() - started, "bytes": _memory("VmHWM") - before}))
+
+
+def _memory(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 2**10
+
+
+def hashed(size=2**27):
+    """Bytes a second of SHA-256, which tells a run by its panel's values."""
+    block = np.ones(size, np.uint8)
+    started = time.perf_counter()
+    hashlib.sha256(block)
+    return size / (time.perf_counter() - started)
+
+
+def saved(folder, size=2**28):
+    """Bytes a second of a checkpoint, written and kept as training keeps it."""
+    started = time.perf_counter()
+    checkpoint.save(Path(folder), 1, {"state": torch.zeros(size // 4)})
+    return size / (time.perf_counter() - started)
+
+
+def said(found, rows):
+    """What a part took, and what the whole Census would in proportion."""
+    times = WHOLE / rows
+    return (
+        f"{found['seconds']:.1f} s, {found['bytes'] / rows:.0f} bytes a cell; {WHOLE:,} cells: "
+        f"{times * found['seconds'] / 60:.1f} min, {times * found['bytes'] / 1e9:.1f} GB"
+    )
+
+
+def published_flops():
+    """Training FLOPs of the published runs behind the two laws, as far as their table says."""
+    table = pd.read_csv(files.CODE / "data" / "published_runs.csv")
+    return sum(
+        scale.TRAINING * PUBLISHED[run.size].forward_flops(run.genes) * run.micro_steps * run.micro_batch
+        for run in table.itertuples(index=False)
+    )
+
+
+def hours(training, evaluation=0.0, small_updates=0):
+    """Hours of one H100, from a good case to a bad one, all of it assumed: see the constants."""
+    peak = scale.PEAKS["H100"]
+    return [
+        (training / peak / share + evaluation / EXACT + small_updates * seconds) / 3600
+        for share, seconds in zip(SHARES[::-1], LAUNCHES, strict=True)
+    ]
+
+
+def planned():
+    """What the paper's own sweep and `make paper-scale` would take, in lines."""
+    theirs = published_flops()
+    low, high = hours(theirs)
+    yield f"the published runs: {theirs:.2g} FLOPs of training, {low:.1f} to {high:.1f} h of one H100 (assumed rates)"
+    for name in ("tuned", "published"):
+        cost = scale.of_study(params.load(name))
+        low, high = hours(**cost)
+        yield (
+            f"{name}: {cost['training']:.2g} FLOPs of training, {cost['evaluation']:.2g} of evaluation in float32, "
+            f"{cost['small_updates']:,} updates of small sizes: {low:.1f} to {high:.1f} h"
+        )
+
+
+def told(bill):
+    """The bill in lines."""
+    most, least = bill["hours"]
+    yield f"{bill['parameters']:.3g} parameters, {GENES} genes, {WHOLE:,} cells once: {bill['flops']:.2g} FLOPs"
+    yield f"GPU hours (H100, 40 % to 20 % of its bf16 peak; assumed, not measured): {least:,.0f} to {most:,.0f}"
+    for name, words in BYTES.items():
+        yield f"{words}: {bill[name] / 1e9:,.1f} GB"
+    yield f"one process making the panel: {bill['reading'] / 3600:.1f} h"
+    yield f"telling a run by its values: {bill['hashing'] / 60:.1f} min before each"
+    pause = train.CHECKPOINT_SECONDS
+    yield f"one checkpoint: {bill['saving']:.0f} s, every {pause} s of training, as the code stands"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="the larger number of cells")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.part:
+        return one(chosen.part, chosen.rows, chosen.root)
+    with tempfile.TemporaryDirectory() as root:
+        rates = {"hashed": hashed(), "saved": saved(root)}
+        print(f"hashed {rates['hashed'] / 1e9:.2f} GB/s, checkpoints {rates['saved'] / 1e9:.2f} GB/s")
+        for part, function in PARTS.items():
+            print(f"{part}: {function.__doc__}")
+            for rows in (chosen.rows // 10, chosen.rows):
+                found = measured(part, rows, root)
+                print(f"  {rows:>11,} cells: {said(found, rows)}", flush=True)
+            name = {"write": "labels", "order": "order"}.get(part)
+            rates |= {name: found["bytes"] / rows} if name else {}
+    print(*told(scale.bill(LARGE, GENES, WHOLE, shares=SHARES, rates=rates)), *planned(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
