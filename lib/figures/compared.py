@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from lib.figures import look
+from lib.figures.shown import Note, counted
 from lib.figures.study import PARAMETERS, loss_label
 
 SIDES = {
@@ -15,7 +16,7 @@ SIDES = {
 """Label, colour and marker of every held-out side."""
 
 
-def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse", sentence="", **_):
+def matched(all_donors=None, few_donors=None, gains=None, turning=None, metric="validation_mse", sentence="", **_):
     """Everything equal but the training cells: the loss of every size, and what size saves.
 
     Parameters
@@ -24,6 +25,8 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
         Runs, from lib.fit.matched.matched: size, parameters, cells_train, loss and the baselines of their cells.
     gains : DataFrame
         From lib.fit.matched.gains: cells_train, gain, se.
+    turning : DataFrame, optional
+        From lib.fit.matched.turning: cells, cells_per_parameter (NaN beyond the fitted sizes), for the caption.
     sentence : str
         What stands in place of the panels where there is no matched axis.
 
@@ -32,7 +35,7 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
     Figure with two panels
     """
     if gains is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 2, height=72)
     losses, saved = axes.flat
     sizes = list(all_donors.sort_values("parameters")["size"].unique())
@@ -64,8 +67,27 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
     saved.set(xlabel="training cells (number)", ylabel=f"saved by size, {loss_label(metric)}")
     look.header(saved, "Gain from size", ["smallest to best size; bars: 95 % from the seeds"])
     keys = {"all donors": Line2D([], [], color=look.INK), "few donors": Line2D([], [], color=look.INK, linestyle=":")}
-    look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    if len(few_donors):
+        look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(
+        figure,
+        f"Left: loss against training cells, all else equal: {counted(len(all_donors) + len(few_donors), 'run')} "
+        f"of {len(sizes)} sizes{', dotted where the cells are of few donors' * bool(len(few_donors))}. Right: what the "
+        f"best size saves against the smallest one. {sentence} {_balance(turning)}",
+    )
+
+
+def _balance(turning):
+    """At how many cells per parameter a little more of either buys the same: no constant, so one number to a place."""
+    if turning is None:
+        return ""
+    found = [
+        f"beyond the fitted sizes at {row.cells:,.0f} cells"
+        if np.isnan(row.cells_per_parameter)
+        else f"{row.cells_per_parameter:.3g} cells per parameter at {row.cells:,.0f}"
+        for row in turning.itertuples()
+    ]
+    return f"Size and cells limit equally: {'; '.join(found)}."
 
 
 def held_out(shares=None, leak=None, regime="", sentence="", **_):
@@ -87,7 +109,7 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
     Figure with two panels
     """
     if shares is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 2, height=70)
     share, gap = axes.flat
     of_regime = shares[shares["regime"] == regime]
@@ -112,7 +134,12 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
             if (of_regime["side"] == side).any()}  # fmt: skip
     keys["conditional Gaussian"] = Line2D([], [], color=look.BASELINES["gaussian"][1], linestyle="--")
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Left: share of the reducible error that {of_regime.drop_duplicates(['size', 'seed']).shape[0]} runs of "
+        f"{regime} explain on {of_regime['side'].nunique()} held-out sides, each relative to its own gene mean and "
+        f"floor. Right: what cells of training donors make look better. Bars are 95 % over cells. {sentence}",
+    )
 
 
 def protocols(table=None, runs=None, sentence=""):
@@ -132,7 +159,7 @@ def protocols(table=None, runs=None, sentence=""):
     Figure with three panels
     """
     if table is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 3, height=78)
     regimes = list(table["regime"])
     labels = {"alpha": "exponent α (no unit)", "relative_c": "floor c (share of the gene mean)"}
@@ -170,7 +197,12 @@ def protocols(table=None, runs=None, sentence=""):
         [], [], color=look.INK, marker="o", linestyle="", markersize=4, markerfacecolor="white"
     )
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"From one protocol to another in {len(regimes) - 1} steps, each keeping those above it: exponent and floor "
+        f"with their intervals, and the loss of every size relative to its gene mean ({counted(len(runs), 'run')}). An "
+        f"open circle is a law that cannot be named. {sentence}",
+    )
 
 
 def replicates(table):
@@ -208,4 +240,10 @@ def replicates(table):
         "best of the family": Line2D([], [], color=look.GREY, linestyle="--"),
     }  # fmt: skip
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Floor and interval of {' and '.join(str(n) for n in table.groupby('objective', sort=False).size())} "
+        f"replicated studies ({' and '.join(name.replace('_', ' ') for name in objectives)}), relative to the exact "
+        "floor (black) and sorted by floor; orange intervals miss it. Dashed: the best loss that the family of models "
+        "can reach, in the median study.",
+    )

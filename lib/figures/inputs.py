@@ -52,7 +52,12 @@ def panel_statistics(cells, genes, regime):
     look.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
     look.legend(figure, [Line2D([], [], marker=".", linestyle="", color=colour), Line2D([], [], **poisson)],
                 ["one gene", "Poisson counts, equal library sizes"])  # fmt: skip
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"The counts of {len(cells):,} cells and {len(genes):,} genes ({regime}): library sizes; the share of cells "
+        "without a count, and the variance, of each gene against its mean. Dashed: Poisson counts of cells that all "
+        "have the same library size.",
+    )
 
 
 def realism(table, panel, regime):
@@ -92,7 +97,12 @@ def realism(table, panel, regime):
     said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})"]
     lines = [Line2D([], [], **style) for style in (real, simulated, own)]
     look.legend(figure, lines, [*said, panel["source"].iloc[0]])
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Distributions over cells, genes and pairs of genes: {panel['source'].iloc[0]} (thick) beside "
+        f"{number[False]} real data sets (thin) and {number[True]} simulated at default settings (dashed), each at its "
+        "most variable genes.",
+    )
 
 
 def splits(cells):
@@ -127,7 +137,12 @@ def splits(cells):
     axis.set_xticks(x if few else [], list(shown.index) if few else [], rotation=35, ha="right", rotation_mode="anchor")
     said = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in SPLITS]
     look.legend(figure, axis.containers, said)
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Cells of each donor, coloured by the side of the split that they are on: {len(cells):,} cells of "
+        f"{len(table):,} donors"
+        + ("." if len(shown) == len(table) else f", of whom the {len(shown)} largest are drawn."),
+    )
 
 
 def sizes(table):
@@ -164,4 +179,8 @@ def sizes(table):
     axis.margins(x=0.04 + 0.02 * max(len(size) for size in marker), y=0.1)
     keys = [Line2D([], [], color=colour) for colour in shade.values()]
     look.legend(figure, keys, [f"{genes:,} genes" for genes in shade])
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Forward operations of one cell against model parameters, both counted exactly, for {len(marker)} sizes on "
+        f"panels of {' and '.join(f'{genes:,}' for genes in shade)} genes.",
+    )

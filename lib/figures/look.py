@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-import textwrap
 from pathlib import Path
 
 import matplotlib.figure
@@ -11,6 +10,7 @@ import seaborn
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
+from lib.figures import shown
 from lib.files import atomic
 from lib.sizes import PUBLISHED
 
@@ -58,7 +58,7 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
 })  # fmt: skip
 
 
-class Figure(matplotlib.figure.Figure):
+class Figure(shown.Shown, matplotlib.figure.Figure):
     """A matplotlib figure that shows itself in a notebook as a small PNG with the same bytes on every run.
 
     It is not registered with pyplot, so a cell that ends in a figure shows it once, and nothing is left to close.
@@ -66,7 +66,12 @@ class Figure(matplotlib.figure.Figure):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.caption = ""
         self.later = []  # what can only be placed when the size of the axes is known; see `settle`
+
+    def content(self):
+        png, size = self._repr_png_()
+        return {"image/png": shown.base64(png), "text/plain": self.caption}, {"image/png": size}
 
     def _repr_png_(self):
         drawn = io.BytesIO()
@@ -76,27 +81,25 @@ class Figure(matplotlib.figure.Figure):
         image.save(small, format="png", optimize=True)
         # Shown at 130 % of the printed size: 7 pt read on paper at 40 cm need about 9 pt on a screen at arm's length.
         scale = 1.3 * 96 / 200
-        return small.getvalue(), {"width": round(image.width * scale), "height": round(image.height * scale)}
+        size = {"width": round(image.width * scale), "height": round(image.height * scale)}
+        return small.getvalue(), size | {"alt": self.caption}
 
+    def write(self, folder, name, formats=("pdf", "svg", "png")):
+        """Write `folder/name.<format>` for each format, and the caption beside them as `name.txt`.
 
-def save(figure, folder, name, formats=("pdf", "svg", "png")):
-    """Write `folder/name.<format>` for each format; the same figure gives the same bytes.
-
-    No file carries a date or a version, each is complete or absent, and its width is the printed width.
-
-    Returns
-    -------
-    The figure, so that a notebook cell that ends in `save` shows it.
-    """
-    unstamped = {
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-    }
-    for kind in formats:
-        with atomic(Path(folder) / f"{name}.{kind}") as partial:
-            figure.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
-    return figure
+        No file carries a date or a version, each is complete or absent, and its width is the printed width.
+        """
+        unstamped = {
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+            "svg": {"Date": None, "Creator": None},
+            "png": {"Software": None},
+        }
+        for kind in formats:
+            with atomic(Path(folder) / f"{name}.{kind}") as partial:
+                self.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
+        width = round(self.get_figwidth() * 25.4)
+        columns = {SINGLE: "one column", DOUBLE: "two columns"}.get(width, "width")
+        shown.write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
 
 
 def use(regimes, sizes):
@@ -143,22 +146,17 @@ def panels(rows, columns, height, width=None):
     return figure, axes
 
 
-def note(sentence):
-    """A figure that only says why there is nothing to draw."""
-    figure, axes = panels(1, 1, height=24, width=DOUBLE)
-    axes.flat[0].set_axis_off()
-    lines = "\n".join(textwrap.wrap(sentence, 100))
-    axes.flat[0].text(0.5, 0.5, lines, ha="center", va="center", color=GREY, transform=axes.flat[0].transAxes)
-    return settle(figure)
+def settle(figure, caption=""):
+    """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout.
 
-
-def settle(figure):
-    """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout."""
+    `caption` says what is shown: what lines, bands and bars are, and how many runs stand behind them.
+    """
     figure.draw_without_rendering()
     for place_labels in figure.later:
         place_labels()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    figure.caption = " ".join(caption.split())
     return figure
 
 

@@ -1,11 +1,13 @@
 """Figures of trained runs and of the laws fitted to them. Curves, bands and intervals arrive ready made."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import look
+from lib.figures.shown import counted
 from lib.runs import headline
 
 METHODS = {
@@ -50,9 +52,8 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric=None):
     figure, axes = look.panels(-(-len(regimes) // columns), columns, height=82 if columns == 2 else 88)
     for axis, regime in zip(axes.flat, regimes, strict=False):
         metric = metrics.get(regime, "validation_mse")
-        split, kind = metric.rsplit("_", 1)
         law = (laws or {}).get(regime, {}).get(metric, {})
-        levels = _levels(baselines.get(regime, {}).get(split, {}), kind)
+        levels = _levels_of(baselines, regime, metric)
         of_regime = runs[runs["regime"] == regime]
         _loss_panel(axis, of_regime, metric, look.colours(regimes)[regime])
         _law(axis, curves[curves["regime"] == regime], law, levels, look.colours(regimes)[regime])
@@ -61,8 +62,29 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric=None):
     for axis in list(axes.flat)[len(regimes):]:  # fmt: skip
         axis.remove()
     levels = [law["level"] for of in (laws or {}).values() for law in of.values()]
-    _loss_legend(figure, levels[0] if levels else 0.95)
-    return look.settle(figure)
+    level = levels[0] if levels else 0.95
+    _loss_legend(figure, level)
+    lines = {name: None for regime in metrics for name in _levels_of(baselines, regime, metrics[regime])}
+    return look.settle(figure, _loss_caption(runs, metrics, level, lines))
+
+
+def _loss_caption(runs, metrics, level, lines):
+    kept = pd.concat([_usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()] or [runs[:0]])
+    out, baselines = len(runs) - len(kept), ", ".join(look.BASELINES[name][0].replace("\n", " ") for name in lines)
+    return (
+        f"Loss against model parameters: {_runs_of(kept)}. Small markers are runs, large ones the mean of a size with "
+        f"the range of its seeds. The line is the fitted law with its pointwise {100 * level:.3g} % band, the dashed "
+        f"line of its colour the floor, and the strip the {100 * level:.3g} % interval of the floor."
+        + (f" The other lines need no training: {baselines}." if baselines else "")
+        + (f" {counted(out, 'run')} without a final loss left out." if out else "")
+    )
+
+
+def _runs_of(runs):
+    """12 runs of 6 sizes in 2 regimes."""
+    several = runs["regime"].nunique() if "regime" in runs else 1
+    where = f" in {several} regimes" if several > 1 else ""
+    return f"{counted(len(runs), 'run')} of {counted(runs['size'].nunique(), 'size')}{where}"
 
 
 def _usable(runs, metric):
@@ -73,7 +95,10 @@ def _places(runs, metric):
     return _usable(runs, metric).groupby("size", sort=False)["parameters"].first().to_dict()
 
 
-def _levels(measured, kind):
+def _levels_of(baselines, regime, metric):
+    """{baseline: its loss} on the side and in the unit of a regime's metric, as far as they are known."""
+    side, kind = metric.rsplit("_", 1)
+    measured = baselines.get(regime, {}).get(side, {})
     names = {"gene_mean": "gene_nll", "bayes": "bayes_bits"} if kind == "nll" else {}
     found = {name: measured.get(names.get(name, f"{name}_{kind}")) for name in look.BASELINES}
     return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
@@ -186,7 +211,13 @@ def learning_curves(histories):
         look.header(axis, regime)
     for axis in list(axes.flat)[len(histories):]:  # fmt: skip
         axis.remove()
-    return look.settle(figure)
+    runs = pd.concat([history.assign(regime=regime) for regime, history in histories.items()])
+    runs = runs.drop_duplicates(["regime", "size", "seed"])
+    return look.settle(
+        figure,
+        f"Validation loss during training: {_runs_of(runs)}. Thin lines are seeds, thick ones the mean of those that "
+        "finished, with the marker of their size at the end; a cross marks where a run stopped early.",
+    )
 
 
 def _curves(axis, history, metric):
@@ -242,7 +273,24 @@ def intervals(laws, metric=None, floors=None):
                             textcoords="offset points", fontsize=look.SMALL, ha="center", va="bottom")  # fmt: skip
         level = f"{100 * law['level']:.3g} % intervals"
         look.header(row[0], regime, [f"{law['n_sizes']} sizes, {law['n_runs']} runs; {level}"])
-    return look.settle(figure)
+    return look.settle(figure, _intervals_caption(shown, floors))
+
+
+def _intervals_caption(shown, floors):
+    first = next(iter(shown.values()))
+    exact = any((floors or {}).get(regime) is not None for regime in shown)
+    return (
+        f"{100 * first['level']:.3g} % intervals of the exponent (left) and of the floor (right) by "
+        f"{counted(len(first['intervals']), 'method')}, for {_laws_of(shown)}. In bold the headline, a profile "
+        "likelihood over size means. An arrow says where an interval ends outside the axis; open, that it has no end."
+        + (" The black line is the exact floor." if exact else "")
+    )
+
+
+def _laws_of(shown):
+    """data-rich (12 runs of 6 sizes) and counts (...)."""
+    parts = [f"{regime} ({law['n_runs']} runs of {law['n_sizes']} sizes)" for regime, law in shown.items()]
+    return ", ".join(parts[:-1]) + (" and " if parts[:-1] else "") + parts[-1]
 
 
 def _with(laws, metric, part):
@@ -256,7 +304,7 @@ def _nothing(figure, axes, sentence, labels):
     for axis, label in zip(axes.flat, labels, strict=True):
         axis.set(xlabel=label, xticks=[], yticks=[])
     axes.flat[0].text(0.5, 0.5, sentence, ha="center", va="center", transform=axes.flat[0].transAxes)
-    return look.settle(figure)
+    return look.settle(figure, f"There is {sentence} in this study.")
 
 
 def _whiskers(axis, law, name, colour, exact=None):
@@ -327,7 +375,13 @@ def profile(laws, metric=None):
         row[0].set_xlabel("exponent α (no unit)")
         row[1].set_xlabel(f"floor c, {loss_label(metrics[regime])}")
         look.header(row[0], regime)
-    return look.settle(figure)
+    level = next(iter(shown.values()))["level"]
+    return look.settle(
+        figure,
+        "Residual sum of squares, relative to the best fit, when the exponent (left) or the floor (right) is held at "
+        f"another value, for {_laws_of(shown)}. The dot is the best fit; where the curve lies below the dashed line is "
+        f"the {100 * level:.3g} % interval.",
+    )
 
 
 def _profile_panel(axis, law, name, colour):
@@ -384,4 +438,9 @@ def cells_per_parameter(runs, metric="validation_mse"):
     keys = {regime: Line2D([], [], color=colour[regime], linewidth=3) for regime in colour}
     keys |= {size: Line2D([], [], color=look.GREY, marker=marker[size], linestyle="") for size in marker}
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Loss against the training cells seen (left) and the different training cells (right) for each parameter: "
+        f"{_runs_of(shown)}. Colours are regimes, markers sizes."
+        + (" The dotted line is the gene mean." if loss is not shown[metric] else ""),
+    )
