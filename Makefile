@@ -11,13 +11,14 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run test lint lab notebooks gallery coverage rates replicate keep check clean
+.PHONY: help run test lint lab report notebooks gallery coverage rates replicate keep check clean
 .SILENT:
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
 	echo "make check STUDY=name            check the files of a study, and say what they hold; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
+	echo "make report [STUDY=demo]         one HTML page of a study that has been run -> figures/STUDY/report.html"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
@@ -43,6 +44,9 @@ lint: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ARGS)
+
+report: .venv/installed
+	$(BIN)/python -m lib report $(STUDY)
 
 # Executed without parameters, so that the committed copies show exactly what Run All shows.
 notebooks: .venv/installed

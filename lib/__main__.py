@@ -36,6 +36,8 @@ def main(arguments=None):
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
     command.add_argument("study", help="name of a file in params/, without .yaml")
+    command = commands.add_parser("report", help="make one HTML page of a study's executed notebooks")
+    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -53,6 +55,7 @@ def main(arguments=None):
             "rates": measure_rates,
             "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
             "keep": lambda: keep(chosen.study),
+            "report": lambda: make_report(chosen.study),
             "check": lambda: check(chosen.what),
             "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
             "run": lambda: run(chosen.study, chosen.jobs),
@@ -115,6 +118,14 @@ def measure_coverage():
 def keep(name):
     """Copy what a finished study says to data/results, and say where it lies."""
     print(os.path.relpath(workflow.keep(params.load(name)), files.ROOT))
+    return 0
+
+
+def make_report(name):
+    """Make the page of a study's executed notebooks, and say where it lies."""
+    from lib import report
+
+    print(os.path.relpath(report.write(params.load(name)), files.ROOT))
     return 0
 
 
