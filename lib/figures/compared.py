@@ -1,5 +1,7 @@
 """Figures that compare conditions: training cells, held-out sides, protocols."""
 
+import itertools
+
 import numpy as np
 from matplotlib.lines import Line2D
 
@@ -182,16 +184,20 @@ def protocols(table=None, runs=None, sentence=""):
         axis.set_yticks(range(len(regimes)), regimes if axis is axes.flat[0] else [])
         axis.tick_params(axis="y", length=0)
     axes.flat[0].set_ylabel("switch (each keeps those above it)")
-    shade = look.shades(regimes)
+    shade, marker = look.shades(regimes), dict(zip(regimes, itertools.cycle(look.MARKERS), strict=False))
     for regime in regimes:
         of = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
         relative = (of["validation_mse"] / of["gene_mean_mse"]).groupby(of["parameters"]).mean()
-        axes.flat[2].plot(relative.index, relative, ".-", color=shade[regime], linewidth=0.9)
+        style = {"color": shade[regime], "marker": marker[regime], "markersize": 3.5}
+        axes.flat[2].plot(relative.index, relative, linewidth=0.9, **style)
     axes.flat[2].axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
     look.log_axis(axes.flat[2].xaxis)
     axes.flat[2].set(xlabel=PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
     look.log_ticks(axes.flat[2].yaxis)
-    keys = {regime: Line2D([], [], color=shade[regime], marker=".") for regime in regimes}
+    keys = {
+        regime: Line2D([], [], color=shade[regime], marker=marker[regime], markersize=3.5, linewidth=0.9)
+        for regime in regimes
+    }
     keys["law is named"] = Line2D([], [], color=look.INK, marker="o", linestyle="", markersize=4)
     keys["no law named"] = Line2D(
         [], [], color=look.INK, marker="o", linestyle="", markersize=4, markerfacecolor="white"

@@ -24,8 +24,8 @@ LETTER = 4.1
 """Mean width of a letter at SMALL, pt."""
 
 INK, GREY = "#222222", "#6E6E6E"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, ordered so that the first two differ most for every kind of colour vision."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
+"""Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
@@ -107,7 +107,8 @@ def use(regimes, sizes):
 
     A figure that shows only some of them then shows them as every other figure does.
     """
-    _order["regimes"] = list(dict.fromkeys(["data-rich", "data-limited", *regimes]))
+    kept = ["data-rich", "data-limited"]
+    _order["regimes"] = list(dict.fromkeys([*(kept if set(kept) & set(regimes) else []), *regimes]))
     _order["sizes"] = list(sizes)
 
 

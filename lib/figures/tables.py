@@ -114,16 +114,17 @@ def rollout(table):
 
 def sizes(table):
     """Shapes and costs of the sizes, those of regimes alike shown once; `table` is what `lib.sizes.table` gives."""
-    kept = table.drop_duplicates(["size", "genes", "parameters"])
+    alike = ["size", "genes", "parameters"]
+    kept = table.drop_duplicates(alike)
+    regimes = table.groupby(alike)["regime"].agg(", ".join)
     printed = pd.DataFrame({
-        "size": kept["size"], "genes": _counts(kept["genes"]), "width": _counts(kept["d"]),
+        "regimes": [regimes[tuple(row)] for row in kept[alike].itertuples(index=False)], "size": kept["size"], "genes": _counts(kept["genes"]), "width": _counts(kept["d"]),
         "blocks": _counts(kept["layers"]), "heads": _counts(kept["heads"]),
         "feed-forward": _counts(kept["d"] * kept["ff_mult"]),
         "parameters": _counts(kept["parameters"]), "FLOPs of a cell": [look.short(n) for n in kept["flops_per_cell"]],
     })  # fmt: skip
-    return Table(
-        table, printed, "Shapes of the models, their exact parameter counts, and the forward pass of one cell."
-    )
+    said = "Shapes of the models, their exact parameter counts, and the forward pass of one cell."
+    return Table(table, _said_once(printed, "regimes"), said)
 
 
 def predictors(table):
