@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib.figure
 import seaborn
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from lib.figures import shown
@@ -257,9 +257,17 @@ def log_ticks(axis):
     """Readable ticks for a logarithmic axis that spans about a decade or less; call it when the limits are final."""
     low, high = axis.get_view_interval()
     steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
-    axis.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=steps, numticks=9))
-    axis.set_major_formatter(FuncFormatter(short))
+    near = high < 4 * low
+    axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=steps, numticks=9))
+    axis.set_major_formatter(alike() if near else FuncFormatter(short))
     axis.set_minor_formatter(NullFormatter())
+
+
+def alike():
+    """A formatter that gives all ticks of an axis equally many decimals, without an offset."""
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    return formatter
 
 
 def rounded(value, interval):

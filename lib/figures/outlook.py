@@ -173,7 +173,7 @@ def learning_rates(table, trial):
         for budget in budgets
     }
     keys |= {f"width {width}": Line2D([], [], color=shade[width]) for width in widths}
-    keys["held out"] = Line2D(
+    keys["held out (open, dashed)"] = Line2D(
         [], [], color=look.GREY, linestyle="--", marker="o", markerfacecolor="white", markersize=4
     )
     keys["rule"] = Line2D([], [], color=look.INK, linewidth=0.8)

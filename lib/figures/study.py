@@ -237,6 +237,7 @@ def _curves(axis, history, metric):
         ends.append((mean.iloc[-1], size, shade[size]))
     look.log_axis(axis.xaxis)
     axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label(metric))
+    look.log_ticks(axis.xaxis)
     look.log_ticks(axis.yaxis)
     look.end_labels(axis, ends)
 
@@ -247,8 +248,7 @@ def intervals(laws, metric=None, floors=None):
     Parameters
     ----------
     laws : dict
-        Content of laws.json. An end that does not exist is an arrow that says open; one outside the axis, an arrow with
-        its value.
+        Content of laws.json. An end that does not exist is an arrow; one outside the axis, an arrow with its value.
     floors : dict, optional
         {regime: exact floor}, drawn where it is known.
 
@@ -282,7 +282,7 @@ def _intervals_caption(shown, floors):
     return (
         f"{100 * first['level']:.3g} % intervals of the exponent (left) and of the floor (right) by "
         f"{counted(len(first['intervals']), 'method')}, for {_laws_of(shown)}. In bold the headline, a profile "
-        "likelihood over size means. An arrow says where an interval ends outside the axis; open, that it has no end."
+        "likelihood over size means. An arrow is an interval without an end, or one that ends at the number beside it."
         + (" The black line is the exact floor." if exact else "")
     )
 
@@ -320,7 +320,7 @@ def _whiskers(axis, law, name, colour, exact=None):
         axis.plot([left, right], [y, y], solid_capstyle="butt", **style)
         for end, edge, sign in ((lo, low, "<"), (hi, high, ">")):
             if end is None or not low <= end <= high:
-                said = "open" if end is None else f"{end:.3g}".replace("-", "−")
+                said = "" if end is None else f"{end:.3g}".replace("-", "−")
                 axis.plot(edge, y, sign, color=style["color"], markersize=3.5, clip_on=False)
                 axis.annotate(said, (edge, y), (0, 2), textcoords="offset points", ha="center", va="bottom",
                               fontsize=look.SMALL, color=look.GREY)  # fmt: skip

@@ -17,6 +17,8 @@ TEX = str.maketrans({
     "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "Δ": r"$\Delta$", "²": "$^2$", "×": r"$\times$",
 })  # fmt: skip
 """What LaTeX cannot read as it is."""
+FAILS = 100
+"""A form that predicts a left-out size so many times worse than the best form does not predict it."""
 NONE = "–"
 """Stands where there is no number."""
 
@@ -31,7 +33,8 @@ class Table(Shown):
 
     def content(self):
         with pd.option_context("display.max_colwidth", None):
-            shown = self.printed.to_html(index=False, border=0)
+            shown = self.printed.to_html(index=False, border=0, justify="left")
+        shown = shown.replace("<td>", '<td style="text-align: left">')
         return {"text/html": shown, "text/plain": self.printed.to_string(index=False)}, {}
 
     def write(self, folder, name):
@@ -79,10 +82,14 @@ def runs(table):
 def forms(table):
     """The forms compared; `table` is what `lib.fit.comparison_table` gives."""
     table = table.reset_index()
+    smallest = table.groupby("regime")["loso_rmse"].transform("min") if len(table) else []
     printed = pd.DataFrame({
         "regime": table.get("regime", pd.Series(dtype=str)), "form": table.get("form", pd.Series(dtype=str)),
         "constants": _counts(table["parameters"]), "ΔAICc": _numbers(table["delta_aicc"], 1),
-        "leave-one-size-out error": _numbers(table["loso_rmse"], 4),
+        "leave-one-size-out error": [
+            "fails" if value > FAILS * best else said
+            for value, best, said in zip(table["loso_rmse"], smallest, _numbers(table["loso_rmse"], 4), strict=True)
+        ],
     })  # fmt: skip
     return Table(table, _said_once(printed, "regime"), (
         "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
@@ -118,7 +125,8 @@ def sizes(table):
     kept = table.drop_duplicates(alike)
     regimes = table.groupby(alike)["regime"].agg(", ".join)
     printed = pd.DataFrame({
-        "regimes": [regimes[tuple(row)] for row in kept[alike].itertuples(index=False)], "size": kept["size"], "genes": _counts(kept["genes"]), "width": _counts(kept["d"]),
+        "regimes": [regimes[tuple(row)] for row in kept[alike].itertuples(index=False)], "size": kept["size"],
+        "genes": _counts(kept["genes"]), "width": _counts(kept["d"]),
         "blocks": _counts(kept["layers"]), "heads": _counts(kept["heads"]),
         "feed-forward": _counts(kept["d"] * kept["ff_mult"]),
         "parameters": _counts(kept["parameters"]), "FLOPs of a cell": [look.short(n) for n in kept["flops_per_cell"]],
@@ -135,6 +143,29 @@ def predictors(table):
         "explained (%)": _numbers(100 * table["explained"], 1), "bits": _numbers(table["bits"].astype(float), 3),
     })  # fmt: skip
     return Table(table, _said_once(printed, "held-out side"))
+
+
+def losses(runs):
+    """Every final loss of the seeds of one size, with its standard error over cells; a column for each seed.
+
+    `runs` has a row per seed, with the columns of runs.csv.
+    """
+    names = [name for name in runs if f"{name}_se" in runs]
+    printed = pd.DataFrame({"loss": _losses(names)})
+    for run in runs.to_dict("records"):
+        printed[f"seed {run['seed']}"] = [f"{run[name]:.4f} ± {run[f'{name}_se']:.4f}" for name in names]
+    return Table(runs, printed)
+
+
+def halves(runs):
+    """The loss of half the updates beside the final one, for the seeds of one size; `runs` as for `losses`."""
+    unit = "nll" if "validation_nll_half" in runs else "mse"
+    half, whole = runs[f"validation_{unit}_half"], runs[f"validation_{unit}"]
+    printed = pd.DataFrame({
+        "seed": _counts(runs["seed"]), "loss of half the updates": _numbers(half, 4), "final loss": _numbers(whole, 4),
+        "still gained (%)": _numbers(100 * (1 - whole / half), 1), "": runs["convergence"],
+    })  # fmt: skip
+    return Table(runs, printed)
 
 
 def bits(table):
