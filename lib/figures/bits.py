@@ -108,6 +108,17 @@ def calibration(table=None, sentence="", **_):
     )
 
 
+def _beyond(axis, values):
+    """Leave one value that would squeeze all others out of view, with an arrow that says where it lies."""
+    *_, second, largest = sorted(values)
+    if largest > 1.5 * second:
+        axis.set_xlim(right=second + 0.2 * (second - min(values)))
+        place = int(np.argmax([largest in np.atleast_1d(line.get_xdata()) for line in axis.lines]))
+        y = dict(zip(axis.lines[place].get_xdata(), axis.lines[place].get_ydata(), strict=True))[largest]
+        axis.annotate(f"{largest:.3g} →", (1, y), xycoords=axis.get_yaxis_transform(), ha="right", va="center",
+                      fontsize=look.SMALL, color=look.INK)  # fmt: skip
+
+
 def conversions(table=None, sentence="", **_):
     """Bits per masked gene by every rule that turns predictions into them, beside the exact entropy.
 
@@ -130,6 +141,7 @@ def conversions(table=None, sentence="", **_):
         of = table[table["predictor"] == predictor]
         places = [rules.index(rule) for rule in of["rule"]]
         axis.plot(of["bits"], places, marker, color=COLOURS[predictor], **look.DOT)
+    _beyond(axis, table["bits"])
     exact = table.loc[table["rule"] == "exact entropy", "bits"]
     if len(exact):
         axis.axvline(exact.iloc[0], color="black", linewidth=0.9, zorder=0)
@@ -138,8 +150,8 @@ def conversions(table=None, sentence="", **_):
     axis.set(
         ylim=(len(rules) - 0.5, -0.5),
         xlabel="cost of a hidden count (bits per masked gene)",
-        ylabel="rule (of conversion)",
     )
+    axis.set_ylabel("rule (of conversion)", labelpad=8)
     keys = {predictor: Line2D([], [], color=COLOURS[predictor], marker=marker, linestyle="")
             for predictor, marker in zip(predictors, "oD", strict=False)}  # fmt: skip
     look.legend(figure, list(keys.values()), list(keys))

@@ -56,7 +56,7 @@ def matched(all_donors=None, few_donors=None, gains=None, turning=None, metric="
         if len(known):
             label, colour, dashes = look.BASELINES[name]
             losses.plot(known.index, known, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
-            ends.append((known.iloc[-1], label.replace("\n", " "), colour))
+            ends.append((known.iloc[-1], label, colour))
     look.log_axis(losses.xaxis)
     losses.set(xlabel="training cells (number)", ylabel=loss_label(metric))
     look.header(losses, "Loss at equal updates")
@@ -228,12 +228,14 @@ def replicates(table):
     for axis, objective in zip(axes.flat, objectives, strict=True):
         of = table[table["objective"] == objective].sort_values("c", ignore_index=True)
         ends = 100 * (of[["low", "c", "high"]].div(of["exact"], axis=0) - 1)
-        left, right = min(-10, ends["c"].min() - 5), ends["c"].max() + 15
+        low, high = ends["c"].quantile([0.1, 0.9])  # a floor that a study did not find may lie anywhere
+        left, right = min(-10, low - 5), high + 15
         for y, (low, c, high) in enumerate(ends.to_numpy()):
             low, high = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
             colour = "#0072B2" if low <= 0 <= high else "#D55E00"
             axis.plot([max(low, left), min(high, right)], [y, y], color=colour, linewidth=0.8)
-            axis.plot(np.clip(c, left, right), y, "o", color=colour, markersize=2)
+            marker = "<" if c < left else ">" if c > right else "o"
+            axis.plot(np.clip(c, left, right), y, marker, color=colour, markersize=2, clip_on=False)
         axis.axvline(0, color="black", linewidth=0.9)
         family = 100 * (of["family"] / of["exact"] - 1).median()
         axis.axvline(family, color=look.GREY, linewidth=0.8, linestyle="--")
@@ -250,6 +252,7 @@ def replicates(table):
         figure,
         f"Floor and interval of {' and '.join(str(n) for n in table.groupby('objective', sort=False).size())} "
         f"replicated studies ({' and '.join(name.replace('_', ' ') for name in objectives)}), relative to the exact "
-        "floor (black) and sorted by floor; orange intervals miss it. Dashed: the best loss that the family of models "
+        "floor (black) and sorted by floor; orange intervals miss it, a triangle lies beyond the axis. "
+        "Dashed: the best loss that the family of models "
         "can reach, in the median study.",
     )

@@ -138,7 +138,7 @@ def _law(axis, curve, law, levels, colour):
     seen += [*levels.values(), *inside["loss"]]
     low, high = (min(seen), max(seen)) if seen else axis.get_ylim()
     span = high - low or 1.0
-    labels = [(y, f"{look.BASELINES[name][0]} {y:.3g}", look.BASELINES[name][1]) for name, y in levels.items()]
+    labels = [(y, f"{look.BASELINES[name][0]} {y:#.3g}", look.BASELINES[name][1]) for name, y in levels.items()]
     for name, y in levels.items():
         axis.axhline(y, color=look.BASELINES[name][1], linestyle=look.BASELINES[name][2], linewidth=0.9, zorder=1)
     floor = law.get("c")
@@ -148,7 +148,7 @@ def _law(axis, curve, law, levels, colour):
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
         axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
                      linewidth=0, zorder=0)  # fmt: skip
-        labels.append((floor, f"fitted floor {floor:.3g}", colour))
+        labels.append((floor, f"fitted floor {floor:#.3g}", colour))
     axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     look.end_labels(axis, labels)
 
@@ -435,6 +435,9 @@ def cells_per_parameter(runs, metric="validation_mse"):
         axis.set(xlabel=f"{said} per parameter (number)", ylabel=label)
         if loss is not shown[metric]:
             axis.axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
+    left, right = axes.flat
+    right.set(ylim=left.get_ylim(), ylabel="", yticks=left.get_yticks(), yticklabels=[])
+    left.set(ylim=right.get_ylim())
     keys = {regime: Line2D([], [], color=colour[regime], linewidth=3) for regime in colour}
     keys |= {size: Line2D([], [], color=look.GREY, marker=marker[size], linestyle="") for size in marker}
     look.legend(figure, list(keys.values()), list(keys))

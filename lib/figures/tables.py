@@ -217,7 +217,7 @@ def plain(table, digits=3, empty="There is nothing to show."):
         elif pd.api.types.is_numeric_dtype(table[column]):
             printed[column] = [_significant(value, digits) for value in table[column]]
     printed.columns = [str(column).replace("_", " ") for column in table.columns]
-    return Table(table, printed)
+    return Table(table, _said_once(printed, *({"regime"} & set(printed))))
 
 
 def _significant(value, digits):
