@@ -273,6 +273,7 @@ def report(study, seconds):
     print(*fit.answer(files.read_json(study.data / "laws.json"), floors), *runs.unconverged(table), sep="\n")
     figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
+    print(f"All of it on one page: make report STUDY={study.name}")
 
 
 if __name__ == "__main__":
