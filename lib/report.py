@@ -114,8 +114,6 @@ def joined(steps, place):
     page, seen = nbformat.v4.new_notebook(metadata=steps[0].notebook.metadata), {}
     for step in steps:
         for number, cell in enumerate(_introduced(step, place)):
-            if "papermill-error-cell-tag" in cell.metadata.get("tags", []) or not cell.source.strip():
-                continue
             cell = nbformat.from_dict({**cell, "id": f"{step.name}-{number}"})
             cell.metadata["step"] = step.name
             if cell.cell_type == "markdown":
@@ -127,8 +125,9 @@ def joined(steps, place):
 
 
 def _introduced(step, place):
-    """The cells of a step; after the first one, which of several notebooks this is."""
-    first, *rest = step.notebook.cells
+    """The cells of a step, without those that papermill adds to a failed one; after the first, which of many it is."""
+    kept = (cell for cell in step.notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", []))
+    first, *rest = (cell for cell in kept if cell.source.strip())
     if not step.title:
         return [first, *rest]
     others = f" {step.others} more notebooks of this step lie in {place}/." if step.others else ""
@@ -200,9 +199,9 @@ def slug(step, heading):
 class Renderer(IPythonRenderer):
     """Markdown of one step of the page: anchors of its own, links between notebooks within the page, MathML."""
 
-    def __init__(self, step, **options):
-        super().__init__(**options)
-        self.step = step
+    def __init__(self, step, shown):
+        super().__init__(escape=False)
+        self.step, self.shown = step, shown
 
     def heading(self, text, level, **_):
         anchor = self.step if level == 1 else slug(self.step, html.unescape(text))
@@ -210,7 +209,9 @@ class Renderer(IPythonRenderer):
 
     def link(self, text, url, title=None):
         name = url.removesuffix(".ipynb")
-        return super().link(text, f"#{name}" if name in STEPS else url, title)
+        if name in STEPS:
+            return super().link(text, f"#{name}", title) if name in self.shown else text
+        return super().link(text, url, title)
 
     def block_math(self, body):
         return convert(" ".join(body.split()), display="block")
@@ -219,8 +220,9 @@ class Renderer(IPythonRenderer):
         return convert(body)
 
 
-def _paragraph(rendered):
-    """The inside of one paragraph."""
+def _caption(text):
+    """A caption, which is Markdown too, as the inside of one paragraph."""
+    rendered = MarkdownWithMath(Renderer("", ())).render(text or "")
     return rendered.strip().removeprefix("<p>").removesuffix("</p>")
 
 
@@ -235,11 +237,10 @@ class Exporter(HTMLExporter):
     @pass_context
     def markdown2html(self, context, source):
         """The template's filter of this name."""
-        cell = context.get("cell") or {}
-        renderer = Renderer(cell.get("metadata", {}).get("step", "page"), escape=False)
-        return MarkdownWithMath(renderer=renderer).render(source)
+        shown = {step.name for step in context["resources"]["report"]["steps"]}
+        return MarkdownWithMath(Renderer(context["cell"].metadata.step, shown)).render(source)
 
     def default_filters(self):
         yield from super().default_filters()
         yield "anchor", anchor
-        yield "inline_markdown", lambda text: _paragraph(MarkdownWithMath(Renderer("page", escape=False)).render(text))
+        yield "caption", _caption

@@ -7,7 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import files, report
+from lib import files, params, report
 from lib.errors import InputError
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -35,7 +35,9 @@ def figure(caption="Twelve runs.", png=PIXEL):
 def notebook(title, *outputs, ended="2026-11-25T20:10:11.5", text="## In short"):
     """An executed notebook as papermill leaves it."""
     cells = [
-        new_markdown_cell(f"# {title}\n\nSee [04_fit](04_fit.ipynb) and [a page](https://example.org)."),
+        new_markdown_cell(
+            f"# {title}\n\nSee [01_data](01_data.ipynb), [04_fit](04_fit.ipynb), [a page](https://example.org)."
+        ),
         new_code_cell('study = "demo"', execution_count=1),
         new_markdown_cell(text),
         new_code_cell("figures.draw()", execution_count=2, outputs=list(outputs)),
@@ -161,6 +163,20 @@ def test_a_study_that_was_not_run_is_refused_in_one_sentence(tiny):
     ):
         report.write(tiny)
     assert not tiny.figures.exists()
+
+
+def test_runs_that_were_trained_elsewhere_have_a_page_of_their_law_alone(run, project):
+    study = params.load(run().name)
+    table = study.data / "given.csv"
+    table.write_text("regime,size,seed,parameters,validation_mse\n")
+    content = f"runs: {{table: {table.relative_to(project)}}}\n"
+    (project / "params" / "given.yaml").write_text(content)
+    given = params.load("given")
+    (given.data / "notebooks").mkdir(parents=True)
+    nbformat.write(notebook("Is there a law?"), given.data / "notebooks" / "04_fit.ipynb")
+    shown = page(given)
+    assert [tag["id"] for tag in shown.find_all("h2") if tag.get("id")] == ["04_fit"]
+    assert not shown.select("p.failed") and not shown.find("a", href="#01_data")
 
 
 def test_a_damaged_notebook_is_named(run):
