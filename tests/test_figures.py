@@ -379,6 +379,15 @@ def test_no_text_leaves_the_page(drawn):
             assert page.containsy(box.y0) and page.containsy(box.y1), (name, text.get_text(), box)
 
 
+def test_the_layout_holds_at_the_resolution_of_every_format():
+    figure = DRAWN["bits"]()  # of long labels
+    widths = []
+    for dpi in (72, 200, 300):  # of vectors, of notebooks, of PNG files
+        figure.set_dpi(dpi)
+        widths.append([box.width / figure.bbox.width for _, box in visible_texts(figure)])
+    assert np.ptp(widths, axis=0).max() < 0.005
+
+
 def test_no_two_labels_overlap(drawn):
     for name, figure in drawn.items():
         # The extent of slanted text is far larger than the text.

@@ -52,6 +52,8 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
     "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
     "axes.labelpad": 2.5, "xtick.major.pad": 2, "ytick.major.pad": 2, "legend.frameon": False,
     "legend.handlelength": 1.8, "legend.columnspacing": 1.4, "legend.handletextpad": 0.5,
+    # Hinted letters are as wide as fits the pixels: the layout would hold for one resolution alone.
+    "text.hinting": "none",
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
     # in an SVG is looked up on the reader's machine, and another font would move and clip the labels.
     "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "single-cell-scaling",

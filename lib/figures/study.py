@@ -237,7 +237,9 @@ def _curves(axis, history, metric):
         ends.append((mean.iloc[-1], size, shade[size]))
     look.log_axis(axis.xaxis)
     axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label(metric))
-    look.log_ticks(axis.xaxis)
+    low, high = axis.get_xlim()
+    if high < 100 * low:  # decades alone would be one tick or two
+        look.log_ticks(axis.xaxis)
     look.log_ticks(axis.yaxis)
     look.end_labels(axis, ends)
 
