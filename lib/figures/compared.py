@@ -66,7 +66,7 @@ def matched(all_donors=None, few_donors=None, gains=None, turning=None, metric="
     )
     saved.axhline(0, color=look.GREY, linewidth=0.6)
     look.log_axis(saved.xaxis)
-    saved.set(xlabel="training cells (number)", ylabel=f"saved by size, {loss_label(metric)}")
+    saved.set(xlabel="training cells (number)", ylabel=f"saved {loss_label(metric)}")
     look.header(saved, "Gain from size", ["smallest to best size; bars: 95 % from the seeds"])
     keys = {"all donors": Line2D([], [], color=look.INK), "few donors": Line2D([], [], color=look.INK, linestyle=":")}
     if len(few_donors):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lib.figures import look
 from lib.figures.shown import counted
@@ -437,9 +437,8 @@ def cells_per_parameter(runs, metric="validation_mse"):
         axis.set(xlabel=f"{said} per parameter (number)", ylabel=label)
         if loss is not shown[metric]:
             axis.axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
-    left, right = axes.flat
-    right.set(ylim=left.get_ylim(), ylabel="", yticks=left.get_yticks(), yticklabels=[])
-    left.set(ylim=right.get_ylim())
+    axes.flat[1].set(ylim=axes.flat[0].get_ylim(), ylabel="")
+    axes.flat[1].yaxis.set_major_formatter(NullFormatter())
     keys = {regime: Line2D([], [], color=colour[regime], linewidth=3) for regime in colour}
     keys |= {size: Line2D([], [], color=look.GREY, marker=marker[size], linestyle="") for size in marker}
     look.legend(figure, list(keys.values()), list(keys))

@@ -73,9 +73,9 @@ def runs(table):
         "on test": _numbers(table["test"], 4),
         **{said: _numbers(100 * table[name], 1) for name, said in shares.items() if name in table},
     })  # fmt: skip
-    return Table(table, _said_once(printed, "regime", "loss"), (
-        f"Mean loss of every size over its seeds, {int(table['seeds'].sum()):,} runs, and the share of the reducible "
-        "loss that it explains: 0 is each gene's mean, 100 the exact floor where that is known."
+    return Table(table, _said_once(_known(printed), "regime", "loss"), (
+        f"Mean loss of every size over its seeds, {len(table):,} size means, and the share of the reducible loss that "
+        "it explains: 0 is each gene's mean, 100 the exact floor where that is known."
     ))  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def bits(table):
         "of the exact floor": _numbers(table["gaussian_bits_of_exact_floor"].astype(float), 3),
         "exact entropy of a count": _numbers(table["exact_bits_of_the_count"].astype(float), 3),
     })  # fmt: skip
-    return Table(table, printed)
+    return Table(table, _known(printed))
 
 
 def sides(table):
@@ -251,6 +251,11 @@ def _counts(values):
 def _losses(metrics):
     """validation_mse -> validation MSE, test_dataset_nll -> test dataset bits."""
     return [name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in metrics]
+
+
+def _known(printed):
+    """Without the columns that have no number at all."""
+    return printed.loc[:, (printed != NONE).any()]
 
 
 def _said_once(printed, *columns):
