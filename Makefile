@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run status reliability test lint lab notebooks gallery coverage rates replicate keep paper-scale answer check clean
+.PHONY: help run status reliability test lint lab report notebooks gallery coverage rates replicate keep paper-scale answer check clean
 .SILENT:
 
 help:
@@ -24,6 +24,7 @@ help:
 	echo "make status [STUDY=demo]         say what is done, running, failed or left, at any time; nothing is written"
 	echo "make check STUDY=name            check the files of a study, and say what they hold; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
+	echo "make report [STUDY=demo]         one HTML page of a study that has been run -> figures/STUDY/report.html"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
 	echo "make lint                        check style of code and notebooks"
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
@@ -59,6 +60,9 @@ lint: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ARGS)
+
+report: .venv/installed
+	$(BIN)/python -m lib report $(STUDY)
 
 # Executed without parameters, so that the committed copies show exactly what Run All shows.
 notebooks: .venv/installed

@@ -82,7 +82,7 @@ rule figures:
     log: **logs("05_figures")
     params: **settings("figures", "05_figures")
     resources: **needs("figures")
-    shell: papermill(results="{FIGURES}/*.*")
+    shell: papermill(results="{FIGURES}/*.[!h]*")  # but report.html, which is made of the notebooks, not by them
 
 rule data:
     message: "reading the cells of {wildcards.regime}"

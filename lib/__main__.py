@@ -47,6 +47,8 @@ def main(arguments=None):
     command = commands.add_parser("sweep", help="train all runs of studies in one process, for `run` to find done")
     command.add_argument("study", nargs="+", help="names of files in params/, without .yaml")
     command.add_argument("--at-once", type=int, default=1, help="small runs that share the device")
+    command = commands.add_parser("report", help="make one HTML page of a study's executed notebooks")
+    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
     command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
     for word in ("study", "regime", "size"):
         command.add_argument(word)
@@ -71,6 +73,7 @@ def main(arguments=None):
             "answer": tell_answer,
             "keep": lambda: keep(chosen.study),
             "clean": lambda: clean(chosen.study),
+            "report": lambda: make_report(chosen.study),
             "check": lambda: check(chosen.what),
             "pack": lambda: pack(chosen.study),
             "sweep": lambda: sweep_all(chosen.study, chosen.at_once),
@@ -184,6 +187,14 @@ def clean(name):
         with locked(produced):
             files.remove(produced.data)
     files.remove(produced.figures)
+    return 0
+
+
+def make_report(name):
+    """Make the page of a study's executed notebooks, and say where it lies."""
+    from lib import report
+
+    print(os.path.relpath(report.write(params.load(name)), files.ROOT))
     return 0
 
 
@@ -346,6 +357,7 @@ def report(study, seconds):
     print(*fit.answer(files.read_json(study.data / "laws.json"), floors), *runs.unconverged(table), sep="\n")
     figures, notebooks = (os.path.relpath(path, files.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
+    print(f"All of it on one page: make report STUDY={study.name}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ import pytest
 import test_compared as compared
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import examine, figures, rates, realism
+from lib import examine, figures, files, fit, params, rates, realism, runs
 from lib.figures import look
 from lib.fit import heldout, matched
 from lib.sizes import PUBLISHED
@@ -247,7 +248,7 @@ def test_another_process_on_another_day_writes_the_same_bytes(folder, tmp_path):
     script = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path)]
     subprocess.run(script, check=True, env=elsewhere)
     names = sorted(path.name for path in folder.iterdir())
-    assert len(names) == 2 * len(DRAWN) + 2
+    assert len(names) == 3 * len(DRAWN) + 2
     assert [name for name in names if (folder / name).read_bytes() != (tmp_path / name).read_bytes()] == []
 
 
@@ -262,9 +263,48 @@ def test_showing_a_figure_first_does_not_change_what_is_saved(folder, tmp_path):
 
 def test_pdf_fonts_are_embedded_truetype(folder):
     for path in folder.glob("*.pdf"):
-        content = path.read_bytes()
-        assert b"/FontFile2" in content, path.name
-        assert b"/Type3" not in content, path.name
+        objects = re.findall(rb"\d+ 0 obj\n(.*?)\nendobj", path.read_bytes(), re.DOTALL)
+        described = [found for found in objects if re.search(rb"/Type /FontDescriptor\b", found)]
+        fonts = [found for found in objects if re.search(rb"/Type /Font\b", found)]
+        assert fonts and described, path.name
+        assert all(b"/FontFile2 " in found for found in described), f"{path.name}: a font is not embedded"
+        kinds = {re.search(rb"/Subtype /(\w+)", found)[1] for found in fonts}
+        assert kinds <= {b"TrueType", b"Type0", b"CIDFontType2"}, f"{path.name}: {kinds}"
+        whole = [found for found in fonts if b"/Subtype /Type0" not in found]  # of which Type0 fonts are composed
+        assert all(b"/FontDescriptor " in found for found in whole), path.name
+
+
+def test_every_figure_has_a_caption_that_is_written_beside_it_with_its_printed_width(folder, drawn):
+    for name, figure in drawn.items():
+        caption, blank, width = (folder / f"{name}.txt").read_text().splitlines()
+        assert caption == figure.caption.replace("**", "") and len(caption) > 60, name
+        assert not blank and f"{round(figure.get_figwidth() * 25.4)} mm wide" in width
+
+
+def test_the_numbers_in_a_caption_are_those_of_the_data():
+    few, baselines = make_runs(("XXS", "XS"), ["data-limited"], (7, 8)), {"data-limited": BASELINES["data-limited"]}
+    said = figures.loss_against_parameters(few, make_curves(["data-limited"]), baselines, make_laws()).caption
+    assert "3 runs of 2 sizes." in said, "four, of which one diverged"
+    assert "2 runs without a final loss left out" in said and "gene mean, conditional Gaussian, exact floor" in said
+    whole = figures.loss_against_parameters(make_runs(), make_curves(), {}, make_laws()).caption
+    assert "41 runs of 7 sizes in 2 regimes" in whole and "need no training" not in whole
+    wide = make_laws() | {"data-rich": {METRIC: make_law("data-rich") | {"n_runs": 5, "n_sizes": 4}}}
+    assert "data-rich (5 runs of 4 sizes) and data-limited (21 runs of 7 sizes)" in figures.intervals(wide).caption
+
+
+def test_a_notebook_shows_the_caption_under_the_figure(drawn, monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda what, **how: seen.append((what, how)))
+    drawn["sizes"]._ipython_display_()
+    (image, how), (said, marked) = seen
+    assert how["metadata"]["image/png"]["alt"] == drawn["sizes"].caption and image["image/png"]
+    assert drawn["sizes"].caption in said.data and marked["metadata"] == {"caption": True}
+
+
+def test_a_figure_that_a_study_no_longer_has_does_not_stay_behind(tmp_path, drawn):
+    figures.save(drawn["matched"], tmp_path, "matched", ("pdf", "svg"))
+    figures.save(figures.matched(sentence="no three numbers of cells"), tmp_path, "matched")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_svg_text_is_outlines_and_undated(folder):
@@ -302,7 +342,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     monkeypatch.setattr(look.Figure, "savefig", full_disk)
     with pytest.raises(OSError, match="no space"):
         figures.save(figure, tmp_path, "sizes", ["pdf"])
-    assert [path.name for path in tmp_path.iterdir()] == ["sizes.pdf"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sizes.pdf", "sizes.txt"}
     assert (tmp_path / "sizes.pdf").read_bytes() == before
 
 
@@ -337,6 +377,15 @@ def test_no_text_leaves_the_page(drawn):
             page = figure.bbox.padded(0.5)
             assert page.containsx(box.x0) and page.containsx(box.x1), (name, text.get_text(), box)
             assert page.containsy(box.y0) and page.containsy(box.y1), (name, text.get_text(), box)
+
+
+def test_the_layout_holds_at_the_resolution_of_every_format():
+    figure = DRAWN["bits"]()  # of long labels
+    widths = []
+    for dpi in (72, 200, 300):  # of vectors, of notebooks, of PNG files
+        figure.set_dpi(dpi)
+        widths.append([box.width / figure.bbox.width for _, box in visible_texts(figure)])
+    assert np.ptp(widths, axis=0).max() < 0.005
 
 
 def test_no_two_labels_overlap(drawn):
@@ -384,12 +433,43 @@ def nearest(colours, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_are_told_apart(vision):
-    """20 units of CIELAB is about nine just noticeable differences; the six-regime palette keeps 15."""
+    """20 units of CIELAB is about nine just noticeable differences; the palette of regimes keeps 15."""
     lines = [colour for _, colour, _ in look.BASELINES.values()]
     assert nearest([*look.PALETTE[:2], *lines], vision) > 20
     assert nearest(look.PALETTE, vision) > 15
     assert nearest(list(figures.inputs.SPLITS.values()), vision) > 20
     assert nearest(list(figures.outlook.EFFECT.values()), vision) > 20
+
+
+def drawn_styles(figure):
+    """(colour, marker, dashes, open) of every line in the keys, and of every line of markers in the axes."""
+    lines = [line for legend in figure.legends for line in legend.findobj(Line2D)]
+    lines += [line for axes in figure.axes for line in axes.lines if line.get_marker() not in NO_MARKER]
+    for line in lines:
+        marker = "" if line.get_marker() in NO_MARKER else str(line.get_marker())
+        dashes = "" if marker else str(line.get_linestyle()) + str(line._unscaled_dash_pattern)
+        face = marker and matplotlib.colors.to_hex(line.get_markerfacecolor())
+        yield matplotlib.colors.to_hex(line.get_color()), marker, dashes, face == "#ffffff"
+
+
+NO_MARKER = ("None", "", " ", None)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_what_one_figure_shows_differs_in_marker_or_dashes_or_in_a_colour_that_everyone_can_tell(drawn, vision):
+    for name, figure in drawn.items():
+        for one, other in itertools.combinations(sorted(set(drawn_styles(figure))), 2):
+            if one[1:] == other[1:]:
+                assert nearest([one[0], other[0]], vision) > 10, (name, one, other)
+
+
+@pytest.mark.parametrize("study", ["demo", "pbmc", "protocol"])
+def test_the_regimes_of_a_shipped_study_have_colours_of_the_palette(study, monkeypatch):
+    monkeypatch.setattr(look, "_order", dict(look._order))
+    regimes = params.load(study).regimes
+    figures.use(regimes, ["XXS"])
+    found = look.colours(regimes).values()
+    assert len(set(found)) == len(regimes) and set(found) <= set(look.PALETTE)
 
 
 def test_a_regime_keeps_its_colour_when_shown_alone():
@@ -432,9 +512,63 @@ def test_a_gain_beyond_reach_is_refused_in_words():
     assert sum(text.startswith("not said") for text in texts) == 1
 
 
-def test_without_a_plan_the_figure_says_why():
-    shown = " ".join(text.get_text() for text, _ in visible_texts(figures.planner(sentence="three numbers of cells")))
-    assert "three numbers of cells" in shown
+@pytest.mark.parametrize(
+    "name", ["planner", "matched", "held_out", "protocols", "by_gene", "calibration", "conversions"]
+)
+def test_without_runs_to_draw_one_line_says_why(name):
+    data, _ = getattr(figures, name)(sentence="three numbers of cells").content()
+    assert data["text/markdown"] == "three numbers of cells" and "image/png" not in data
+
+
+TABLES = {
+    "laws": lambda: figures.tables.laws(fit.laws_table(real_laws())),
+    "forms": lambda: figures.tables.forms(fit.comparison_table(real_laws())),
+    "rollout": lambda: figures.tables.rollout(fit.rollout_table(real_laws())),
+    "runs": lambda: figures.tables.runs(runs.summary(pd.read_csv(KEPT / "runs.csv"))),
+    "sizes": lambda: figures.tables.sizes(make_sizes().assign(regime="data-rich", d=1, layers=1, heads=1, ff_mult=4)),
+}
+KEPT = files.CODE / "data" / "results" / "pbmc"
+
+
+def real_laws():
+    return files.read_json(KEPT / "laws.json")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tables")
+    for name, table in TABLES.items():
+        figures.save(table(), place, name)
+    return place
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(tables, name):
+    tex, shown = (tables / f"{name}.tex").read_text(), TABLES[name]().printed
+    body = tex[tex.index(r"\midrule") : tex.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(shown)
+    assert all(len(re.findall(r"(?<!\\)&", row)) == shown.shape[1] - 1 for row in rows)
+    assert re.findall(r"(?<!\\)[%#_]", tex) == [] and tex.count("$") % 2 == 0
+    assert set(re.findall(r"[^\x00-\x7f]", tex)) <= {"–"}, "LaTeX stops at other letters"
+    assert (tables / f"{name}.txt").read_text().strip()
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tables / f"{name}.csv"), pd.read_csv(io.StringIO(TABLES[name]().raw.to_csv(index=False)))
+    )
+
+
+def test_a_printed_law_has_the_digits_that_its_interval_supports():
+    table = fit.laws_table(real_laws())
+    row = table.index[(table["regime"] == "data-rich") & (table["metric"] == "test_random_mse")][0]
+    printed = figures.tables.laws(table).printed.loc[row]
+    assert printed["exponent α"] == look.rounded(table["alpha"][row], list(table.loc[row, ["alpha_low", "alpha_high"]]))
+    assert printed["exponent α"].count("0.") == 3 and "[" in printed["floor c"]
+
+
+def test_tables_fit_a_laptop_page(tables):
+    """8 columns and 110 letters are about 880 pixels at the notebook's font."""
+    for name, table in TABLES.items():
+        assert max(map(len, table().content()[0]["text/plain"].splitlines())) <= 125, name
 
 
 def test_one_regime_and_three_sizes_are_enough():
@@ -467,7 +601,8 @@ def test_a_law_without_any_finite_interval_is_drawn():
     law = make_law("data-rich") | {"status": "floor not identified"}
     law["intervals"] = {method: {"alpha": [None, None], "c": [None, None]} for method in law["intervals"]}
     laws = {"data-rich": {METRIC: law}}
-    assert sum(text.get_text() == "open" for text, _ in visible_texts(figures.intervals(laws))) == 28
+    arrows = [line for axes in figures.intervals(laws).axes for line in axes.lines if line.get_marker() in ("<", ">")]
+    assert len(arrows) == 28, "seven methods, two numbers, two ends"
     figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, laws)
 
 

@@ -158,7 +158,7 @@ def test_losses_that_are_all_equal_do_not_crash():
 
 def test_the_answer_puts_the_exact_floor_beside_the_fitted_one(laws):
     rich, limited = fit.answer(laws, {"data-rich": 1.46, "data-limited": None})
-    assert "alpha = 0.529 (0.447 to 0.639)" in rich and "1.46, lies inside" in rich
+    assert "alpha = 0.529 (0.447 to 0.639)" in rich and "1.460, lies inside" in rich
     assert "lies outside" in fit.answer(laws, {"data-rich": 1.2})[0]
     assert "no law can be named" in limited
 

@@ -73,13 +73,25 @@ def test_laws_carry_intervals_comparison_and_origin(project):
         assert law["provenance"]["census"]["simulate"]["states"] == 8
 
 
-def test_figures_come_as_pdf_svg_and_png(project):
-    names = {path.stem for path in (project / "figures/demo").iterdir()}
-    assert {"loss_against_parameters", "learning_curves", "intervals", "profile", "cells_per_parameter"} <= names
-    for name in names:
-        assert all(
-            (project / "figures/demo" / f"{name}.{kind}").stat().st_size > 1000 for kind in ("pdf", "svg", "png")
-        )
+def test_figures_and_tables_come_in_every_format_with_their_caption(project):
+    place = project / "figures/demo"
+    drawn, laid = ({path.stem for path in place.glob(f"*.{kind}")} for kind in ("pdf", "csv"))
+    assert {"loss_against_parameters", "learning_curves", "intervals", "profile", "cells_per_parameter"} <= drawn
+    assert {"table_laws", "table_sizes", "table_forms", "table_runs"} <= laid
+    for name in drawn:
+        assert all((place / f"{name}.{kind}").stat().st_size > 1000 for kind in ("pdf", "svg", "png")), name
+    for name in laid:
+        assert r"\midrule" in (place / f"{name}.tex").read_text(), name
+    assert {path.stem for path in place.glob("*.txt")} == drawn | laid
+
+
+def test_the_report_shows_what_was_run(project):
+    done = command(project, sys.executable, "-m", "lib", "report", "demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (project / "figures/demo/report.html").read_text()
+    assert done.stdout.strip() == "figures/demo/report.html"
+    assert "Figure 5." in page and "Table 2." in page and "<math" in page
+    assert 'class="failed"' not in page
 
 
 def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(project):

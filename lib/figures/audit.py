@@ -42,7 +42,12 @@ def criterion_curve(curves, laws=None, metric="validation_mse"):
         "least squares, interval of its floor": Line2D([], [], color=look.GREY, marker="D", linewidth=1),
     }
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"What the published fitter maximises over the floors that it tries ({len(by_regime)} regimes): R² of "
+        "log(L − c) on log P over the whole grid (left), and the residual sum of squares of the loss itself at the "
+        "grid's end (right). Dot: the floor chosen. Diamond: the floor by least squares, with its interval.",
+    )
 
 
 def _end_of_grid(axis, curve, law, colour):
@@ -101,7 +106,14 @@ def published_audit(runs, curves, refits):
         "gene mean": Line2D([], [], color=look.BASELINES["gene_mean"][1], linestyle=look.BASELINES["gene_mean"][2]),
     }
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"{len(runs)} runs of {runs['size'].nunique()} sizes fitted by least squares (blue, with its band) and by the "
+        "published method (dashed)."
+        + (" Middle: by how much the last loss of a run lies above the best one." if best_of_many else "")
+        + f" Right: the exponent by {len(refits)} choices; arrows are intervals without an end, black dots fits "
+        "without an interval.",
+    )
 
 
 def _both_fits(axis, runs, curves):

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from lib.figures import look
+from lib.figures.shown import Note
 
 COLOURS = {"run": "#0072B2", "exact posterior": "#000000", "exact": "#000000", "conditional Gaussian": "#882255"}
 THIRDS = {"low": ":", "middle": "--", "high": "-"}
@@ -25,7 +26,7 @@ def by_gene(genes=None, run="", sentence="", **_):
     Figure with two panels: variances against mean expression; share of the error against share of the genes.
     """
     if genes is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 2, height=66)
     variances, shares = axes.flat
     shown = {"gene mean": ("variance", look.GREY, "s"), "run": ("residual", COLOURS["run"], "o")}
@@ -55,7 +56,12 @@ def by_gene(genes=None, run="", sentence="", **_):
             for label, (_, colour, marker) in shown.items()}  # fmt: skip
     keys["all genes alike"] = Line2D([], [], color=look.GREY, linewidth=0.8, linestyle=":")
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Left: squared error of each of {len(genes)} genes on held-out cells, predicted by its mean, by a run ({run})"
+        f"{' and by who knows all but the counts' if 'floor' in genes else ''}. Right: the share of the error that the "
+        f"genes of most error carry; dotted, were all genes alike. {sentence}",
+    )
 
 
 def calibration(table=None, sentence="", **_):
@@ -71,7 +77,7 @@ def calibration(table=None, sentence="", **_):
     Figure, a panel for each predictor
     """
     if table is None:
-        return look.note(sentence)
+        return Note(sentence)
     predictors = list(table["predictor"].unique())
     figure, axes = look.panels(1, len(predictors), height=58)
     for axis, predictor in zip(axes.flat, predictors, strict=True):
@@ -94,7 +100,23 @@ def calibration(table=None, sentence="", **_):
                  for genes, dashes in THIRDS.items()}  # fmt: skip
     keys["95 % of uniform samples"] = Line2D([], [], color=look.GREY, alpha=0.4, linewidth=5)
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Randomised transforms of the hidden counts under {len(predictors)} predicted distributions: flat at 1 where "
+        "a distribution is right. Grey is where 95 % of uniform samples of as many cells lie"
+        + ("; thin lines are thirds of the genes by mean count." if "run" in predictors else "."),
+    )
+
+
+def _beyond(axis, values):
+    """Leave one value that would squeeze all others out of view, with an arrow that says where it lies."""
+    *_, second, largest = sorted(values)
+    if largest > 1.5 * second:
+        axis.set_xlim(right=second + 0.2 * (second - min(values)))
+        place = int(np.argmax([largest in np.atleast_1d(line.get_xdata()) for line in axis.lines]))
+        y = dict(zip(axis.lines[place].get_xdata(), axis.lines[place].get_ydata(), strict=True))[largest]
+        axis.annotate(f"{largest:.3g} →", (1, y), xycoords=axis.get_yaxis_transform(), ha="right", va="center",
+                      fontsize=look.SMALL, color=look.INK)  # fmt: skip
 
 
 def conversions(table=None, sentence="", **_):
@@ -110,7 +132,7 @@ def conversions(table=None, sentence="", **_):
     Figure
     """
     if table is None:
-        return look.note(sentence)
+        return Note(sentence)
     rules = list(table["rule"].cat.categories)
     figure, axes = look.panels(1, 1, height=22 + 6 * len(rules), width=look.DOUBLE)
     axis = axes.flat[0]
@@ -119,6 +141,7 @@ def conversions(table=None, sentence="", **_):
         of = table[table["predictor"] == predictor]
         places = [rules.index(rule) for rule in of["rule"]]
         axis.plot(of["bits"], places, marker, color=COLOURS[predictor], **look.DOT)
+    _beyond(axis, table["bits"])
     exact = table.loc[table["rule"] == "exact entropy", "bits"]
     if len(exact):
         axis.axvline(exact.iloc[0], color="black", linewidth=0.9, zorder=0)
@@ -127,9 +150,14 @@ def conversions(table=None, sentence="", **_):
     axis.set(
         ylim=(len(rules) - 0.5, -0.5),
         xlabel="cost of a hidden count (bits per masked gene)",
-        ylabel="rule (of conversion)",
     )
+    axis.set_ylabel("rule (of conversion)", labelpad=8)
     keys = {predictor: Line2D([], [], color=COLOURS[predictor], marker=marker, linestyle="")
             for predictor, marker in zip(predictors, "oD", strict=False)}  # fmt: skip
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"The same predictions ({' and '.join(predictors)}) turned into bits per masked gene by {len(rules)} rules "
+        "that leave out less and less from top to bottom."
+        + (" The black line is the exact entropy of a hidden count." if len(exact) else ""),
+    )

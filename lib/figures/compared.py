@@ -1,9 +1,12 @@
 """Figures that compare conditions: training cells, held-out sides, protocols."""
 
+import itertools
+
 import numpy as np
 from matplotlib.lines import Line2D
 
 from lib.figures import look
+from lib.figures.shown import Note, counted
 from lib.figures.study import PARAMETERS, loss_label
 
 SIDES = {
@@ -15,7 +18,7 @@ SIDES = {
 """Label, colour and marker of every held-out side."""
 
 
-def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse", sentence="", **_):
+def matched(all_donors=None, few_donors=None, gains=None, turning=None, metric="validation_mse", sentence="", **_):
     """Everything equal but the training cells: the loss of every size, and what size saves.
 
     Parameters
@@ -24,6 +27,8 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
         Runs, from lib.fit.matched.matched: size, parameters, cells_train, loss and the baselines of their cells.
     gains : DataFrame
         From lib.fit.matched.gains: cells_train, gain, se.
+    turning : DataFrame, optional
+        From lib.fit.matched.turning: cells, cells_per_parameter (NaN beyond the fitted sizes), for the caption.
     sentence : str
         What stands in place of the panels where there is no matched axis.
 
@@ -32,7 +37,7 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
     Figure with two panels
     """
     if gains is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 2, height=72)
     losses, saved = axes.flat
     sizes = list(all_donors.sort_values("parameters")["size"].unique())
@@ -51,7 +56,7 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
         if len(known):
             label, colour, dashes = look.BASELINES[name]
             losses.plot(known.index, known, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
-            ends.append((known.iloc[-1], label.replace("\n", " "), colour))
+            ends.append((known.iloc[-1], label, colour))
     look.log_axis(losses.xaxis)
     losses.set(xlabel="training cells (number)", ylabel=loss_label(metric))
     look.header(losses, "Loss at equal updates")
@@ -61,11 +66,30 @@ def matched(all_donors=None, few_donors=None, gains=None, metric="validation_mse
     )
     saved.axhline(0, color=look.GREY, linewidth=0.6)
     look.log_axis(saved.xaxis)
-    saved.set(xlabel="training cells (number)", ylabel=f"saved by size, {loss_label(metric)}")
+    saved.set(xlabel="training cells (number)", ylabel=f"saved {loss_label(metric)}")
     look.header(saved, "Gain from size", ["smallest to best size; bars: 95 % from the seeds"])
     keys = {"all donors": Line2D([], [], color=look.INK), "few donors": Line2D([], [], color=look.INK, linestyle=":")}
-    look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    if len(few_donors):
+        look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(
+        figure,
+        f"Left: loss against training cells, all else equal: {counted(len(all_donors) + len(few_donors), 'run')} "
+        f"of {len(sizes)} sizes{', dotted where the cells are of few donors' * bool(len(few_donors))}. Right: what the "
+        f"best size saves against the smallest one. {sentence} {_balance(turning)}",
+    )
+
+
+def _balance(turning):
+    """At how many cells per parameter a little more of either buys the same: no constant, so one number to a place."""
+    if turning is None:
+        return ""
+    found = [
+        f"beyond the fitted sizes at {row.cells:,.0f} cells"
+        if np.isnan(row.cells_per_parameter)
+        else f"{row.cells_per_parameter:.3g} cells per parameter at {row.cells:,.0f}"
+        for row in turning.itertuples()
+    ]
+    return f"Size and cells limit equally: {'; '.join(found)}."
 
 
 def held_out(shares=None, leak=None, regime="", sentence="", **_):
@@ -87,7 +111,7 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
     Figure with two panels
     """
     if shares is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 2, height=70)
     share, gap = axes.flat
     of_regime = shares[shares["regime"] == regime]
@@ -112,7 +136,12 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
             if (of_regime["side"] == side).any()}  # fmt: skip
     keys["conditional Gaussian"] = Line2D([], [], color=look.BASELINES["gaussian"][1], linestyle="--")
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Left: share of the reducible error that {of_regime.drop_duplicates(['size', 'seed']).shape[0]} runs of "
+        f"{regime} explain on {of_regime['side'].nunique()} held-out sides, each relative to its own gene mean and "
+        f"floor. Right: what cells of training donors make look better. Bars are 95 % over cells. {sentence}",
+    )
 
 
 def protocols(table=None, runs=None, sentence=""):
@@ -132,7 +161,7 @@ def protocols(table=None, runs=None, sentence=""):
     Figure with three panels
     """
     if table is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, axes = look.panels(1, 3, height=78)
     regimes = list(table["regime"])
     labels = {"alpha": "exponent α (no unit)", "relative_c": "floor c (share of the gene mean)"}
@@ -155,22 +184,31 @@ def protocols(table=None, runs=None, sentence=""):
         axis.set_yticks(range(len(regimes)), regimes if axis is axes.flat[0] else [])
         axis.tick_params(axis="y", length=0)
     axes.flat[0].set_ylabel("switch (each keeps those above it)")
-    shade = look.shades(regimes)
+    shade, marker = look.shades(regimes), dict(zip(regimes, itertools.cycle(look.MARKERS), strict=False))
     for regime in regimes:
         of = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
         relative = (of["validation_mse"] / of["gene_mean_mse"]).groupby(of["parameters"]).mean()
-        axes.flat[2].plot(relative.index, relative, ".-", color=shade[regime], linewidth=0.9)
+        style = {"color": shade[regime], "marker": marker[regime], "markersize": 3.5}
+        axes.flat[2].plot(relative.index, relative, linewidth=0.9, **style)
     axes.flat[2].axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
     look.log_axis(axes.flat[2].xaxis)
     axes.flat[2].set(xlabel=PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
     look.log_ticks(axes.flat[2].yaxis)
-    keys = {regime: Line2D([], [], color=shade[regime], marker=".") for regime in regimes}
+    keys = {
+        regime: Line2D([], [], color=shade[regime], marker=marker[regime], markersize=3.5, linewidth=0.9)
+        for regime in regimes
+    }
     keys["law is named"] = Line2D([], [], color=look.INK, marker="o", linestyle="", markersize=4)
     keys["no law named"] = Line2D(
         [], [], color=look.INK, marker="o", linestyle="", markersize=4, markerfacecolor="white"
     )
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"From one protocol to another in {len(regimes) - 1} steps, each keeping those above it: exponent and floor "
+        f"with their intervals, and the loss of every size relative to its gene mean ({counted(len(runs), 'run')}). An "
+        f"open circle is a law that cannot be named. {sentence}",
+    )
 
 
 def replicates(table):
@@ -190,12 +228,14 @@ def replicates(table):
     for axis, objective in zip(axes.flat, objectives, strict=True):
         of = table[table["objective"] == objective].sort_values("c", ignore_index=True)
         ends = 100 * (of[["low", "c", "high"]].div(of["exact"], axis=0) - 1)
-        left, right = min(-10, ends["c"].min() - 5), ends["c"].max() + 15
+        low, high = ends["c"].quantile([0.1, 0.9])  # a floor that a study did not find may lie anywhere
+        left, right = min(-10, low - 5), high + 15
         for y, (low, c, high) in enumerate(ends.to_numpy()):
             low, high = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
             colour = "#0072B2" if low <= 0 <= high else "#D55E00"
             axis.plot([max(low, left), min(high, right)], [y, y], color=colour, linewidth=0.8)
-            axis.plot(np.clip(c, left, right), y, "o", color=colour, markersize=2)
+            marker = "<" if c < left else ">" if c > right else "o"
+            axis.plot(np.clip(c, left, right), y, marker, color=colour, markersize=2, clip_on=False)
         axis.axvline(0, color="black", linewidth=0.9)
         family = 100 * (of["family"] / of["exact"] - 1).median()
         axis.axvline(family, color=look.GREY, linewidth=0.8, linestyle="--")
@@ -208,4 +248,11 @@ def replicates(table):
         "best of the family": Line2D([], [], color=look.GREY, linestyle="--"),
     }  # fmt: skip
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Floor and interval of {' and '.join(str(n) for n in table.groupby('objective', sort=False).size())} "
+        f"replicated studies ({' and '.join(name.replace('_', ' ') for name in objectives)}), relative to the exact "
+        "floor (black) and sorted by floor; orange intervals miss it, a triangle lies beyond the axis. "
+        "Dashed: the best loss that the family of models "
+        "can reach, in the median study.",
+    )

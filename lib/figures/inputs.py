@@ -8,7 +8,9 @@ from matplotlib.ticker import FuncFormatter
 
 from lib.figures import look
 
-SPLITS = {"train": "#B4B4B4", "validation": "#E69F00", "test": "#332288"}
+SPLITS = {
+    "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#882255", "test_random": "#56B4E9",
+}  # fmt: skip
 MOST_DONORS = 100
 
 
@@ -52,7 +54,12 @@ def panel_statistics(cells, genes, regime):
     look.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
     look.legend(figure, [Line2D([], [], marker=".", linestyle="", color=colour), Line2D([], [], **poisson)],
                 ["one gene", "Poisson counts, equal library sizes"])  # fmt: skip
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"The counts of {len(cells):,} cells and {len(genes):,} genes ({regime}): library sizes; the share of cells "
+        "without a count, and the variance, of each gene against its mean. Dashed: Poisson counts of cells that all "
+        "have the same library size.",
+    )
 
 
 def realism(table, panel, regime):
@@ -92,7 +99,12 @@ def realism(table, panel, regime):
     said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})"]
     lines = [Line2D([], [], **style) for style in (real, simulated, own)]
     look.legend(figure, lines, [*said, panel["source"].iloc[0]])
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Distributions over cells, genes and pairs of genes: {panel['source'].iloc[0]} (thick) beside "
+        f"{number[False]} real data sets (thin) and {number[True]} simulated at default settings (dashed), each at its "
+        "most variable genes.",
+    )
 
 
 def splits(cells):
@@ -101,14 +113,14 @@ def splits(cells):
     Parameters
     ----------
     cells : DataFrame
-        donor_id and split (train, validation, test), one row per cell; the largest 100 donors are drawn.
+        donor_id and split (train and the held-out sides), one row per cell; the largest 100 donors are drawn.
 
     Returns
     -------
     Figure
     """
     table = pd.crosstab(cells["donor_id"].astype(str), cells["split"].astype(str))
-    table = table.reindex(columns=list(SPLITS), fill_value=0)
+    table = table[[split for split in SPLITS if split in table]]
     order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
     table = table.loc[order.sort_values(["main", "total"], ascending=[True, False], kind="stable").index]
     largest = order["total"].nlargest(MOST_DONORS).index
@@ -116,8 +128,8 @@ def splits(cells):
     figure, axes = look.panels(1, 1, height=52)
     axis, x = axes.flat[0], np.arange(len(shown))
     bottom = np.zeros(len(shown))
-    for split, colour in SPLITS.items():
-        axis.bar(x, shown[split], bottom=bottom, color=colour, width=0.85, linewidth=0)
+    for split in table:
+        axis.bar(x, shown[split], bottom=bottom, color=SPLITS[split], width=0.85, linewidth=0)
         bottom += shown[split].to_numpy()
     few = len(shown) <= 15
     which = "one bar each" if len(shown) == len(table) else f"the {len(shown)} largest of {len(table):,}"
@@ -125,9 +137,14 @@ def splits(cells):
     axis.set_ylim(0, 1.05 * bottom.max())
     axis.yaxis.set_major_formatter(FuncFormatter(look.short))
     axis.set_xticks(x if few else [], list(shown.index) if few else [], rotation=35, ha="right", rotation_mode="anchor")
-    said = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in SPLITS]
+    said = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in table]
     look.legend(figure, axis.containers, said)
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Cells of each donor, coloured by the side of the split that they are on: {len(cells):,} cells of "
+        f"{len(table):,} donors"
+        + ("." if len(shown) == len(table) else f", of whom the {len(shown)} largest are drawn."),
+    )
 
 
 def sizes(table):
@@ -164,4 +181,8 @@ def sizes(table):
     axis.margins(x=0.04 + 0.02 * max(len(size) for size in marker), y=0.1)
     keys = [Line2D([], [], color=colour) for colour in shade.values()]
     look.legend(figure, keys, [f"{genes:,} genes" for genes in shade])
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Forward operations of one cell against model parameters, both counted exactly, for {len(marker)} sizes on "
+        f"panels of {' and '.join(f'{genes:,}' for genes in shade)} genes.",
+    )

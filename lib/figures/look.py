@@ -3,14 +3,14 @@
 import io
 import itertools
 import math
-import textwrap
 from pathlib import Path
 
 import matplotlib.figure
 import seaborn
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
+from lib.figures import shown
 from lib.files import atomic
 from lib.sizes import PUBLISHED
 
@@ -24,8 +24,8 @@ LETTER = 4.1
 """Mean width of a letter at SMALL, pt."""
 
 INK, GREY = "#222222", "#6E6E6E"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, ordered so that the first two differ most for every kind of colour vision."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
+"""Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
@@ -52,13 +52,15 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
     "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
     "axes.labelpad": 2.5, "xtick.major.pad": 2, "ytick.major.pad": 2, "legend.frameon": False,
     "legend.handlelength": 1.8, "legend.columnspacing": 1.4, "legend.handletextpad": 0.5,
+    # Hinted letters are as wide as fits the pixels: the layout would hold for one resolution alone.
+    "text.hinting": "none",
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
     # in an SVG is looked up on the reader's machine, and another font would move and clip the labels.
     "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "single-cell-scaling",
 })  # fmt: skip
 
 
-class Figure(matplotlib.figure.Figure):
+class Figure(shown.Shown, matplotlib.figure.Figure):
     """A matplotlib figure that shows itself in a notebook as a small PNG with the same bytes on every run.
 
     It is not registered with pyplot, so a cell that ends in a figure shows it once, and nothing is left to close.
@@ -66,7 +68,12 @@ class Figure(matplotlib.figure.Figure):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.caption = ""
         self.later = []  # what can only be placed when the size of the axes is known; see `settle`
+
+    def content(self):
+        png, size = self._repr_png_()
+        return {"image/png": shown.base64(png), "text/plain": self.caption}, {"image/png": size}
 
     def _repr_png_(self):
         drawn = io.BytesIO()
@@ -76,27 +83,25 @@ class Figure(matplotlib.figure.Figure):
         image.save(small, format="png", optimize=True)
         # Shown at 130 % of the printed size: 7 pt read on paper at 40 cm need about 9 pt on a screen at arm's length.
         scale = 1.3 * 96 / 200
-        return small.getvalue(), {"width": round(image.width * scale), "height": round(image.height * scale)}
+        size = {"width": round(image.width * scale), "height": round(image.height * scale)}
+        return small.getvalue(), size | {"alt": self.caption}
 
+    def write(self, folder, name, formats=("pdf", "svg", "png")):
+        """Write `folder/name.<format>` for each format, and the caption beside them as `name.txt`.
 
-def save(figure, folder, name, formats=("pdf", "svg", "png")):
-    """Write `folder/name.<format>` for each format; the same figure gives the same bytes.
-
-    No file carries a date or a version, each is complete or absent, and its width is the printed width.
-
-    Returns
-    -------
-    The figure, so that a notebook cell that ends in `save` shows it.
-    """
-    unstamped = {
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-    }
-    for kind in formats:
-        with atomic(Path(folder) / f"{name}.{kind}") as partial:
-            figure.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
-    return figure
+        No file carries a date or a version, each is complete or absent, and its width is the printed width.
+        """
+        unstamped = {
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+            "svg": {"Date": None, "Creator": None},
+            "png": {"Software": None},
+        }
+        for kind in formats:
+            with atomic(Path(folder) / f"{name}.{kind}") as partial:
+                self.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
+        width = round(self.get_figwidth() * 25.4)
+        columns = {SINGLE: "one column", DOUBLE: "two columns"}.get(width, "width")
+        shown.write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
 
 
 def use(regimes, sizes):
@@ -104,7 +109,8 @@ def use(regimes, sizes):
 
     A figure that shows only some of them then shows them as every other figure does.
     """
-    _order["regimes"] = list(dict.fromkeys(["data-rich", "data-limited", *regimes]))
+    kept = ["data-rich", "data-limited"]
+    _order["regimes"] = list(dict.fromkeys([*(kept if set(kept) & set(regimes) else []), *regimes]))
     _order["sizes"] = list(sizes)
 
 
@@ -143,22 +149,17 @@ def panels(rows, columns, height, width=None):
     return figure, axes
 
 
-def note(sentence):
-    """A figure that only says why there is nothing to draw."""
-    figure, axes = panels(1, 1, height=24, width=DOUBLE)
-    axes.flat[0].set_axis_off()
-    lines = "\n".join(textwrap.wrap(sentence, 100))
-    axes.flat[0].text(0.5, 0.5, lines, ha="center", va="center", color=GREY, transform=axes.flat[0].transAxes)
-    return settle(figure)
+def settle(figure, caption=""):
+    """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout.
 
-
-def settle(figure):
-    """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout."""
+    `caption` says what is shown: what lines, bands and bars are, and how many runs stand behind them.
+    """
     figure.draw_without_rendering()
     for place_labels in figure.later:
         place_labels()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    figure.caption = " ".join(caption.split())
     return figure
 
 
@@ -258,9 +259,17 @@ def log_ticks(axis):
     """Readable ticks for a logarithmic axis that spans about a decade or less; call it when the limits are final."""
     low, high = axis.get_view_interval()
     steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
-    axis.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=steps, numticks=9))
-    axis.set_major_formatter(FuncFormatter(short))
+    near = high < 4 * low
+    axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=steps, numticks=9))
+    axis.set_major_formatter(alike() if near else FuncFormatter(short))
     axis.set_minor_formatter(NullFormatter())
+
+
+def alike():
+    """A formatter that gives all ticks of an axis equally many decimals, without an offset."""
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    return formatter
 
 
 def rounded(value, interval):

@@ -6,6 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import look
+from lib.figures.shown import Note
 from lib.figures.study import HEADLINE, METHODS, loss_label
 
 WHAT = {False: "seed noise", True: "and size effect"}
@@ -33,11 +34,16 @@ def planner(plan=None, gains=None, frontier=None, grid=None, metric="validation_
     Figure with two panels
     """
     if plan is None:
-        return look.note(sentence)
+        return Note(sentence)
     figure, _ = look.panels(1, 2, height=66)
     _frontier(figure.axes[0], plan, frontier, grid)
     _gains(figure.axes[1], gains, plan["level"], metric)
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Left: where parameters and training cells limit equally, with its {100 * plan['level']:.3g} % band; dots are "
+        f"the {len(grid)} cells of the grid that the joint law was fitted to, the star the largest run. Right: the "
+        f"loss that more of either would save there. {sentence}",
+    )
 
 
 def _frontier(axis, plan, frontier, grid):
@@ -112,7 +118,12 @@ def coverage(table, promised=(0.92, 0.98)):
     figure.axes[0].set(xlabel="studies whose interval held the exponent (%)", ylabel="interval (by method)")
     figure.axes[1].set(xlabel="studies whose interval held the floor (%)", yticklabels=[])
     _coverage_legend(figure, marker, dict.fromkeys(cells["truth"]))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"How often each interval held the true exponent (left) and floor (right) in simulated studies: "
+        f"{cells['cell'].nunique()} kinds of study, {cells['studies'].min():,} or more of each. Bars are 95 % "
+        f"binomial; dashed is what is promised, the strip is {100 * promised[0]:.3g} to {100 * promised[1]:.3g} %.",
+    )
 
 
 def learning_rates(table, trial):
@@ -162,12 +173,17 @@ def learning_rates(table, trial):
         for budget in budgets
     }
     keys |= {f"width {width}": Line2D([], [], color=shade[width]) for width in widths}
-    keys["held out"] = Line2D(
+    keys["held out (open, dashed)"] = Line2D(
         [], [], color=look.GREY, linestyle="--", marker="o", markerfacecolor="white", markersize=4
     )
     keys["rule"] = Line2D([], [], color=look.INK, linewidth=0.8)
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Left: loss above a size's best against the peak learning rate, {len(table)} runs of "
+        f"{table['size'].nunique()} sizes. Right: the best rate of each size and budget, and the rule fitted to those "
+        "that are not held out (line); open markers and dashed lines are held out.",
+    )
 
 
 def _shares(axis, cells, name, methods, marker):

@@ -42,6 +42,10 @@ def architecture(size, genes):
     note = {"color": look.GREY, "va": "top"}
     _say(axis, 3, 7, "input: log1p expression of one\ncell, a share of its genes masked", **note)
     _say(axis, 172, 7, "output; the loss is the squared\nerror over masked genes", ha="right", **note)
+    figure.caption = (
+        f"The masked transformer, with the shapes and parameter counts (blue) of size {size.name} on {genes:,} genes: "
+        f"{size.parameters(genes):,} parameters. Tinted orange is what belongs to masked genes."
+    )
     return figure
 
 

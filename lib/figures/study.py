@@ -1,11 +1,13 @@
 """Figures of trained runs and of the laws fitted to them. Curves, bands and intervals arrive ready made."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lib.figures import look
+from lib.figures.shown import counted
 from lib.runs import headline
 
 METHODS = {
@@ -50,9 +52,8 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric=None):
     figure, axes = look.panels(-(-len(regimes) // columns), columns, height=82 if columns == 2 else 88)
     for axis, regime in zip(axes.flat, regimes, strict=False):
         metric = metrics.get(regime, "validation_mse")
-        split, kind = metric.rsplit("_", 1)
         law = (laws or {}).get(regime, {}).get(metric, {})
-        levels = _levels(baselines.get(regime, {}).get(split, {}), kind)
+        levels = _levels_of(baselines, regime, metric)
         of_regime = runs[runs["regime"] == regime]
         _loss_panel(axis, of_regime, metric, look.colours(regimes)[regime])
         _law(axis, curves[curves["regime"] == regime], law, levels, look.colours(regimes)[regime])
@@ -61,8 +62,29 @@ def loss_against_parameters(runs, curves, baselines, laws=None, metric=None):
     for axis in list(axes.flat)[len(regimes):]:  # fmt: skip
         axis.remove()
     levels = [law["level"] for of in (laws or {}).values() for law in of.values()]
-    _loss_legend(figure, levels[0] if levels else 0.95)
-    return look.settle(figure)
+    level = levels[0] if levels else 0.95
+    _loss_legend(figure, level)
+    lines = {name: None for regime in metrics for name in _levels_of(baselines, regime, metrics[regime])}
+    return look.settle(figure, _loss_caption(runs, metrics, level, lines))
+
+
+def _loss_caption(runs, metrics, level, lines):
+    kept = pd.concat([_usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()] or [runs[:0]])
+    out, baselines = len(runs) - len(kept), ", ".join(look.BASELINES[name][0].replace("\n", " ") for name in lines)
+    return (
+        f"Loss against model parameters: {_runs_of(kept)}. Small markers are runs, large ones the mean of a size with "
+        f"the range of its seeds. The line is the fitted law with its pointwise {100 * level:.3g} % band, the dashed "
+        f"line of its colour the floor, and the strip the {100 * level:.3g} % interval of the floor."
+        + (f" The other lines need no training: {baselines}." if baselines else "")
+        + (f" {counted(out, 'run')} without a final loss left out." if out else "")
+    )
+
+
+def _runs_of(runs):
+    """12 runs of 6 sizes in 2 regimes."""
+    several = runs["regime"].nunique() if "regime" in runs else 1
+    where = f" in {several} regimes" if several > 1 else ""
+    return f"{counted(len(runs), 'run')} of {counted(runs['size'].nunique(), 'size')}{where}"
 
 
 def _usable(runs, metric):
@@ -73,7 +95,10 @@ def _places(runs, metric):
     return _usable(runs, metric).groupby("size", sort=False)["parameters"].first().to_dict()
 
 
-def _levels(measured, kind):
+def _levels_of(baselines, regime, metric):
+    """{baseline: its loss} on the side and in the unit of a regime's metric, as far as they are known."""
+    side, kind = metric.rsplit("_", 1)
+    measured = baselines.get(regime, {}).get(side, {})
     names = {"gene_mean": "gene_nll", "bayes": "bayes_bits"} if kind == "nll" else {}
     found = {name: measured.get(names.get(name, f"{name}_{kind}")) for name in look.BASELINES}
     return {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
@@ -113,7 +138,7 @@ def _law(axis, curve, law, levels, colour):
     seen += [*levels.values(), *inside["loss"]]
     low, high = (min(seen), max(seen)) if seen else axis.get_ylim()
     span = high - low or 1.0
-    labels = [(y, f"{look.BASELINES[name][0]} {y:.3g}", look.BASELINES[name][1]) for name, y in levels.items()]
+    labels = [(y, f"{look.BASELINES[name][0]} {y:#.3g}", look.BASELINES[name][1]) for name, y in levels.items()]
     for name, y in levels.items():
         axis.axhline(y, color=look.BASELINES[name][1], linestyle=look.BASELINES[name][2], linewidth=0.9, zorder=1)
     floor = law.get("c")
@@ -123,7 +148,7 @@ def _law(axis, curve, law, levels, colour):
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
         axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
                      linewidth=0, zorder=0)  # fmt: skip
-        labels.append((floor, f"fitted floor {floor:.3g}", colour))
+        labels.append((floor, f"fitted floor {floor:#.3g}", colour))
     axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     look.end_labels(axis, labels)
 
@@ -186,7 +211,13 @@ def learning_curves(histories):
         look.header(axis, regime)
     for axis in list(axes.flat)[len(histories):]:  # fmt: skip
         axis.remove()
-    return look.settle(figure)
+    runs = pd.concat([history.assign(regime=regime) for regime, history in histories.items()])
+    runs = runs.drop_duplicates(["regime", "size", "seed"])
+    return look.settle(
+        figure,
+        f"Validation loss during training: {_runs_of(runs)}. Thin lines are seeds, thick ones the mean of those that "
+        "finished, with the marker of their size at the end; a cross marks where a run stopped early.",
+    )
 
 
 def _curves(axis, history, metric):
@@ -206,6 +237,9 @@ def _curves(axis, history, metric):
         ends.append((mean.iloc[-1], size, shade[size]))
     look.log_axis(axis.xaxis)
     axis.set(yscale="log", xlabel="training cells seen (number)", ylabel=loss_label(metric))
+    low, high = axis.get_xlim()
+    if high < 100 * low:  # decades alone would be one tick or two
+        look.log_ticks(axis.xaxis)
     look.log_ticks(axis.yaxis)
     look.end_labels(axis, ends)
 
@@ -216,8 +250,7 @@ def intervals(laws, metric=None, floors=None):
     Parameters
     ----------
     laws : dict
-        Content of laws.json. An end that does not exist is an arrow that says open; one outside the axis, an arrow with
-        its value.
+        Content of laws.json. An end that does not exist is an arrow; one outside the axis, an arrow with its value.
     floors : dict, optional
         {regime: exact floor}, drawn where it is known.
 
@@ -242,7 +275,24 @@ def intervals(laws, metric=None, floors=None):
                             textcoords="offset points", fontsize=look.SMALL, ha="center", va="bottom")  # fmt: skip
         level = f"{100 * law['level']:.3g} % intervals"
         look.header(row[0], regime, [f"{law['n_sizes']} sizes, {law['n_runs']} runs; {level}"])
-    return look.settle(figure)
+    return look.settle(figure, _intervals_caption(shown, floors))
+
+
+def _intervals_caption(shown, floors):
+    first = next(iter(shown.values()))
+    exact = any((floors or {}).get(regime) is not None for regime in shown)
+    return (
+        f"{100 * first['level']:.3g} % intervals of the exponent (left) and of the floor (right) by "
+        f"{counted(len(first['intervals']), 'method')}, for {_laws_of(shown)}. In bold the headline, a profile "
+        "likelihood over size means. An arrow is an interval without an end, or one that ends at the number beside it."
+        + (" The black line is the exact floor." if exact else "")
+    )
+
+
+def _laws_of(shown):
+    """data-rich (12 runs of 6 sizes) and counts (...)."""
+    parts = [f"{regime} ({law['n_runs']} runs of {law['n_sizes']} sizes)" for regime, law in shown.items()]
+    return ", ".join(parts[:-1]) + (" and " if parts[:-1] else "") + parts[-1]
 
 
 def _with(laws, metric, part):
@@ -256,7 +306,7 @@ def _nothing(figure, axes, sentence, labels):
     for axis, label in zip(axes.flat, labels, strict=True):
         axis.set(xlabel=label, xticks=[], yticks=[])
     axes.flat[0].text(0.5, 0.5, sentence, ha="center", va="center", transform=axes.flat[0].transAxes)
-    return look.settle(figure)
+    return look.settle(figure, f"There is {sentence} in this study.")
 
 
 def _whiskers(axis, law, name, colour, exact=None):
@@ -272,7 +322,7 @@ def _whiskers(axis, law, name, colour, exact=None):
         axis.plot([left, right], [y, y], solid_capstyle="butt", **style)
         for end, edge, sign in ((lo, low, "<"), (hi, high, ">")):
             if end is None or not low <= end <= high:
-                said = "open" if end is None else f"{end:.3g}".replace("-", "−")
+                said = "" if end is None else f"{end:.3g}".replace("-", "−")
                 axis.plot(edge, y, sign, color=style["color"], markersize=3.5, clip_on=False)
                 axis.annotate(said, (edge, y), (0, 2), textcoords="offset points", ha="center", va="bottom",
                               fontsize=look.SMALL, color=look.GREY)  # fmt: skip
@@ -327,7 +377,13 @@ def profile(laws, metric=None):
         row[0].set_xlabel("exponent α (no unit)")
         row[1].set_xlabel(f"floor c, {loss_label(metrics[regime])}")
         look.header(row[0], regime)
-    return look.settle(figure)
+    level = next(iter(shown.values()))["level"]
+    return look.settle(
+        figure,
+        "Residual sum of squares, relative to the best fit, when the exponent (left) or the floor (right) is held at "
+        f"another value, for {_laws_of(shown)}. The dot is the best fit; where the curve lies below the dashed line is "
+        f"the {100 * level:.3g} % interval.",
+    )
 
 
 def _profile_panel(axis, law, name, colour):
@@ -381,7 +437,14 @@ def cells_per_parameter(runs, metric="validation_mse"):
         axis.set(xlabel=f"{said} per parameter (number)", ylabel=label)
         if loss is not shown[metric]:
             axis.axhline(1, color=look.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
+    axes.flat[1].set(ylim=axes.flat[0].get_ylim(), ylabel="")
+    axes.flat[1].yaxis.set_major_formatter(NullFormatter())
     keys = {regime: Line2D([], [], color=colour[regime], linewidth=3) for regime in colour}
     keys |= {size: Line2D([], [], color=look.GREY, marker=marker[size], linestyle="") for size in marker}
     look.legend(figure, list(keys.values()), list(keys))
-    return look.settle(figure)
+    return look.settle(
+        figure,
+        f"Loss against the training cells seen (left) and the different training cells (right) for each parameter: "
+        f"{_runs_of(shown)}. Colours are regimes, markers sizes."
+        + (" The dotted line is the gene mean." if loss is not shown[metric] else ""),
+    )

@@ -132,7 +132,5 @@ def verdict(law, comparison, c_interval, p_scaling, level):
         return words + f"A floor is not shown: AICc gains {gain:.0f} by it, {reach} zero."
     if not np.isfinite(high):
         return words + f"There is a floor (AICc gains {gain:.0f} by it), but nothing bounds it from above."
-    return words + (
-        f"There is a floor (AICc gains {gain:.0f} by it): {law.c:.4g}, {level:.0%} interval {low:.4g} to {high:.4g}, "
-        f"known to {(high - low) / 2 / abs(law.c):.1%}."
-    )
+    half = (high - low) / 2 / abs(law.c)
+    return words + f"There is a floor (AICc gains {gain:.0f} by it), known to {half:.1%}."

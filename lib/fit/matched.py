@@ -192,7 +192,7 @@ def _range(values):
         return "-"
     if values.dtype == object:
         return ", ".join(sorted(map(str, values)))
-    low, high = (f"{end:,.6g}" for end in (values.min(), values.max()))
+    low, high = (f"{end:,.6g}" if end >= 1000 else f"{end:.3g}" for end in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
 
 

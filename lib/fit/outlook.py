@@ -7,6 +7,9 @@ from lib.fit.joint import compare_joint, joint_law
 from lib.fit.ladder import usable
 from lib.fit.planner import frontier, gains_table, plan
 
+NOTHING = 1e-6
+"""A loss, or a change of one, that is said to be none."""
+
 
 def outlook(runs, resamples=400, seed=0, level=0.95, reach=10.0):
     """Fit the additive joint law to the runs that share one number of genes, and plan from the largest of them.
@@ -80,5 +83,8 @@ def describe(plan):
 
 
 def _number(quantity, digits=".3g"):
-    low, high = (f"{end:{digits}}" if end is not None else "out of reach" for end in quantity["interval"])
-    return f"{quantity['value']:{digits}} ({low} to {high})"
+    value, low, high = (
+        "out of reach" if number is None else "0" if abs(number) < NOTHING else f"{number:{digits}}"
+        for number in (quantity["value"], *quantity["interval"])
+    )
+    return f"{value} ({low} to {high})"

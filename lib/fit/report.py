@@ -115,7 +115,8 @@ def answer(laws, floors=None):
             continue
         numbers = f"alpha = {law['alpha']:.3f} ({_between(ends['alpha'], '.3f')}), "
         counted = bits["kind"] == entropy.LIKELIHOOD
-        numbers += f"c = {law['c']:.4g}{' bits per masked gene' * counted} ({_between(ends['c'])})"
+        digits = _decimals(law["c"])
+        numbers += f"c = {law['c']:{digits}}{' bits per masked gene' * counted} ({_between(ends['c'], digits)})"
         if law["status"] != "ok":
             sentences.append(f"{regime}: no law can be named ({law['status']}: {numbers}). {law['verdict']}")
             continue
@@ -125,9 +126,14 @@ def answer(laws, floors=None):
         if known is not None:
             low, high = (sign * np.inf if end is None else end for end, sign in zip(ends["c"], (-1, 1), strict=True))
             place = "inside" if low <= known <= high else "outside"
-            numbers += f"; the exact floor, {known:.4g}, lies {place} the interval of c"
+            numbers += f"; the exact floor, {known:{digits}}, lies {place} the interval of c"
         sentences.append(f"{regime}: {numbers}; {law['level']:.0%} intervals. {law['verdict']}")
     return sentences
+
+
+def _decimals(value):
+    """Format of a number and its interval: as many decimals as four significant digits of the number have."""
+    return f".{min(6, max(0, 3 - int(np.floor(np.log10(abs(value) or 1)))))}f"
 
 
 def _between(ends, digits=".4g"):
