@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from lib import files, names
+from lib import files, names, plain
 from lib.errors import InputError
 from lib.sizes import PUBLISHED, Size
 
@@ -499,7 +499,7 @@ def load(name):
         raise InputError(
             f"there is no study {name!r}{_nearest(name, known)}; params/ has {', '.join(known) or 'no study file'}."
         )
-    content = files.read_yaml(path)
+    content = plain.read(path)
     if not isinstance(content, dict):
         raise InputError(
             f"params/{path.name} should hold keys such as census and sizes, and holds {type(content).__name__}."

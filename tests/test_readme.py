@@ -6,7 +6,7 @@ import tomllib
 import pandas as pd
 import pytest
 
-from lib import files, params, replicate
+from lib import files, params, plain, replicate
 from lib.fit import fit_laws, matched, published
 from lib.runs import given
 
@@ -91,7 +91,7 @@ def test_every_module_and_study_has_its_place_on_the_map():
 
 
 def test_the_citation_has_the_keys_that_the_format_requires_and_the_version_and_licence_of_the_project():
-    citation = files.read_yaml(files.CODE / "CITATION.cff")
+    citation = plain.read(files.CODE / "CITATION.cff")
     project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert (citation["cff-version"], citation["version"]) == ("1.2.0", project["version"])

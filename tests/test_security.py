@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import draw, files, filters, names, own, panel, params, runs, train
+from lib import draw, files, filters, names, own, panel, params, plain, runs, train
 from lib.__main__ import main
 from lib.errors import InputError
 
@@ -155,7 +155,7 @@ def test_a_filter_nested_too_deep_is_refused_in_one_sentence():
 def read(project, text):
     path = project / "params" / "mine.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    return files.read_yaml(path)
+    return plain.read(path)
 
 
 def bomb(levels, width=10):
@@ -192,7 +192,7 @@ def test_any_text_is_a_study_file_or_refused_in_one_sentence(tmp_path_factory, t
 
 
 def test_shipped_studies_use_anchors_and_are_read(project):
-    assert files.read_yaml(files.CODE / "params" / "protocol.yaml")["regimes"]["updates"]["train"]["decay"] == 0.2
+    assert plain.read(files.CODE / "params" / "protocol.yaml")["regimes"]["updates"]["train"]["decay"] == 0.2
 
 
 # ---------------------------------------------------------------- names stay in their folders
