@@ -21,7 +21,8 @@ from lib.sizes import OUTPUTS
 
 CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
-CHECKPOINT_SECONDS = 20
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05
+"""Pause between checkpoints, and the share of the time that saving them may take: large models pause longer."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRESS = ("seconds", "history", "losses_since", "left_at", "half_loss")
 """What a checkpoint keeps of a run besides its identity and its state."""
@@ -155,7 +156,7 @@ class Run:
             self.x = self.x.to(self.device)
         self.unit, self.cost = likelihood.UNITS[settings.objective], likelihood.COSTS[settings.objective]
         self.counts = None if self.unit == "mse" else torch.as_tensor(np.asarray(data.counts))
-        self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32)
+        self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32).to(self.x.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
         self.rows = {"train": data.train} | data.held
         if settings.train_on == "all":
@@ -184,7 +185,7 @@ class Run:
         SIGINT (Jupyter's stop button) and SIGTERM save and stop between two updates, never inside one.
         """
         marks = {round(mark) for mark in np.linspace(0, self.total, self.settings.evaluations)}
-        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        started, saved, pause = time.monotonic() - self.seconds, time.monotonic(), CHECKPOINT_SECONDS
         with _stop_signals() as asked_to_stop:
             while self.update < self.total and not self.diverged:
                 if self.update == 0:
@@ -199,9 +200,10 @@ class Run:
                 self.excursion()
                 progress(*self.progress(), self.last_loss)
                 stop = bool(asked_to_stop)
-                if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self.save()
+                if stop or time.monotonic() - saved > pause:
+                    before, _ = time.monotonic(), self.save()
                     saved = time.monotonic()
+                    pause = max(pause, (saved - before) / CHECKPOINT_SHARE) if pause > 0 else pause
                 if stop:
                     raise KeyboardInterrupt
 
@@ -316,7 +318,7 @@ class Run:
             return likelihood.squared_error(predicted, x, None)[hidden]
         truth = x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
         with torch.autocast(self.device.type, enabled=False):
-            return self.cost(predicted, truth.gather(1, positions), self.library[rows.cpu()].to(self.device))
+            return self.cost(predicted, truth.gather(1, positions), self.library[rows].to(self.device))
 
     def measure(self):
         """Add a point to the learning curve: the training loss since the last one, the validation loss now."""
@@ -352,7 +354,7 @@ class Run:
         """Squared error, (cells, k), of the mean of log1p(10,000 count / library) under the predicted counts."""
         from lib import predictive  # needs SciPy
 
-        library = self.library[rows.cpu()].to(self.device)
+        library = self.library[rows].to(self.device)
         counts = likelihood.distribution(predict(x, hidden, positions).float(), library, self.settings.objective)
         mean, _ = predictive.moments(*counts, library.cpu().numpy()[:, None])
         return (torch.as_tensor(mean) - x.gather(1, positions).cpu()).square()
@@ -468,7 +470,8 @@ def fingerprint(data, size, seed, settings):
     truth = () if settings.objective == "mse" else (data.counts, data.library)
     for array in (data.x, *truth, data.train, *data.held.values(), *data.masks.values()):
         digest.update(np.ascontiguousarray(array))
-    words = [asdict(size), seed, sorted(vars(settings).items()), torch.__version__]
+    torch_version = torch.__version__.partition("+")[0]  # without its build: a run may go on or be fitted elsewhere
+    words = [asdict(size), seed, sorted(vars(settings).items()), torch_version]
     digest.update(repr(words).encode() + kernels.SOURCE.read_bytes())
     for module in ("train", "model", "kernels", "machine", "likelihood", "predictive"):
         digest.update(files.program(Path(__file__).with_name(f"{module}.py")).encode())
