@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lib.errors import InputError
+
 CODE = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
 """Folder that holds params/, data/ and figures/: the project itself, unless SCALING_ROOT names another."""
