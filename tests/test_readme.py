@@ -39,12 +39,17 @@ def test_the_account_of_the_published_runs_has_their_other_facts(table):
 
 
 def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
-    kept = {study: files.CODE / "data" / "results" / study for study in ("pbmc", "matched", "protocol")}
+    kept = {study: files.CODE / "data" / "results" / study for study in ("pbmc", "matched", "protocol", "ladder")}
     laws = files.read_json(kept["pbmc"] / "laws.json")["data-rich"]
     assert laws["test_random_mse"]["status"] == "ok", "README: a clean law on cells of training donors"
     assert laws["validation_mse"]["status"] != "ok" != laws["test_mse"]["status"], "README: none on other data sets"
     largest = files.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
     assert largest["status"] == "ok" and "There is a floor" in largest["verdict"], "README: a power law to a floor"
+    ladder = files.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
+    low, high = ladder["intervals"]["profile_size_means"]["alpha"]
+    assert f"twelve sizes over five decades give {ladder['alpha']:.2f} ({low:.2f} to {high:.2f})" in README
+    sizes = ladder["sizes"]["parameters"]
+    assert len(sizes) == 12 and sizes[-1] > 1e5 * sizes[0]
     table = pd.read_csv(kept["matched"] / "runs.csv")
     gains = matched.gains(matched.matched(table)[0]).set_index("cells_train")
     assert (gains["gain"] > 3 * gains["se"]).all(), "README: scaling does not vanish because cells are few"

@@ -32,7 +32,15 @@ def answer(panels):
     for axis in list(axes.flat)[len(panels):]:  # fmt: skip
         axis.remove()
     _keys(figure)
-    return look.settle(figure)
+    named = sum(len(panel["laws"]) for panel in panels)
+    regimes = sum(len(panel["labels"]) for panel in panels)
+    return look.settle(
+        figure,
+        f"Loss against model parameters in {len(panels)} panels of kept studies and of the published runs. Small dots "
+        f"are runs, large ones means of a size; {named} of {regimes} numbers of training cells have a law that can be "
+        "named, drawn with its band, and its floor c with its interval beside the axes' end. The other lines need no "
+        "training; the exact floor is known of simulated cells.",
+    )
 
 
 def _panel(axis, title, side, metric, labels, runs, laws, curves, levels):
