@@ -45,6 +45,7 @@ TOGETHER = {"test_browser": "executed", "test_commands": "executed", "test_noteb
 """Modules whose tests share the executed demo: with several workers they run on one of them, from the start."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
     """Say which tests one worker runs: those of a module, or of modules that belong together."""
     for item in items:
