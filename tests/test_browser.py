@@ -68,7 +68,8 @@ def test_run_all_in_jupyterlab_shows_every_figure_no_fault_and_nothing_wider_tha
 def test_a_training_watched_in_jupyterlab_leaves_one_line_for_each_seed(run_all):
     cells = lab.code(run_all(NOTEBOOKS / "03_train.ipynb")[0])
     shown = [output["data"] for cell in cells for output in cell["outputs"] if output["output_type"] == "display_data"]
-    assert ["".join(data["text/plain"]) for data in shown] == ["seed 7: finished", "seed 8: finished"]
+    lines = ["".join(data["text/plain"]) for data in shown if list(data) == ["text/plain"]]  # tables have more forms
+    assert lines == ["seed 7: finished", "seed 8: finished"]
 
 
 def test_a_notebook_broken_on_purpose_is_found_out_by_its_name_and_cell(run_all, tmp_path):
