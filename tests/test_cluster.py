@@ -278,7 +278,7 @@ def test_a_study_through_slurm_has_the_runs_and_laws_that_the_same_study_has_her
     assert not node.jobs()
     answer = fit.answer(laws, runs.known_floors(runs.baselines(study), runs.headline(runs.collect(study))))
     jobs = {line.split("] ")[1].split(":")[0] for line in said.splitlines() if line.startswith("[")}
-    assert set(answer) <= set(said.splitlines()) and "Figures: figures/tiny/" in said.splitlines()[-1]
+    assert set(answer) <= set(said.splitlines()) and "Figures: figures/tiny/" in said.splitlines()[-2]
     assert len(jobs) == 3 + len(study.sizes) + 1, said
     shutil.rmtree(study.data)
     expected = trained_here(study).drop(columns=TIMES)

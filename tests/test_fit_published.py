@@ -55,7 +55,7 @@ def test_the_audit_finds_the_stated_faults(table):
     assert "8 times" in rich["most cells seen by a run"]
     assert not rich.index.str.contains("differs").any()
     assert limited["learning_rate differs"].startswith("4 values")
-    assert limited["cells_train differs"] == "2 values, 10000 to 50000"
+    assert limited["cells_train differs"] == "2 values, 10,000 to 50,000"
 
 
 def test_both_fits_are_drawn_over_the_sizes(table):

@@ -39,12 +39,18 @@ def test_the_account_of_the_published_runs_has_their_other_facts(table):
 
 
 def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
-    kept = {study: files.CODE / "data" / "results" / study for study in ("pbmc", "matched", "protocol", "ladder")}
+    kept = {
+        study: files.CODE / "data" / "results" / study
+        for study in ("pbmc", "matched", "protocol", "ladder", "ladder-pbmc")
+    }
     laws = files.read_json(kept["pbmc"] / "laws.json")["data-rich"]
     assert laws["test_random_mse"]["status"] == "ok", "README: a clean law on cells of training donors"
     assert laws["validation_mse"]["status"] != "ok" != laws["test_mse"]["status"], "README: none on other data sets"
     largest = files.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
     assert largest["status"] == "ok" and "There is a floor" in largest["verdict"], "README: a power law to a floor"
+    real = files.read_json(kept["ladder-pbmc"] / "laws.json")["data-rich"]
+    assert real["test_random_mse"]["status"] == "ok" and len(real["validation_mse"]["sizes"]["size"]) == 12
+    assert real["validation_mse"]["status"] != "ok" != real["test_mse"]["status"], "README: the same of twelve sizes"
     ladder = files.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
     low, high = ladder["intervals"]["profile_size_means"]["alpha"]
     assert f"twelve sizes over five decades give {ladder['alpha']:.2f} ({low:.2f} to {high:.2f})" in README

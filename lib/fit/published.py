@@ -163,5 +163,5 @@ def _pooled(runs):
     for setting in SETTINGS:
         if setting in runs and runs[setting].nunique() > 1:
             values = runs[setting]
-            found[f"{setting} differs"] = f"{values.nunique()} values, {values.min():.3g} to {values.max():.3g}"
+            found[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
     return found
