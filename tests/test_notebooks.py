@@ -154,6 +154,14 @@ def test_a_size_that_the_study_lacks_is_refused_in_one_sentence(project, tmp_pat
     assert "study demo has no size 'd61' (did you mean d16?)" in done.stderr
 
 
+def test_kept_notebooks_show_neither_errors_nor_warnings():
+    kept = sorted((files.CODE / "data" / "results").glob("*/*.ipynb"))
+    assert kept
+    for notebook in kept:
+        wrong = [output for output in outputs(notebook) if output["output_type"] in ("error", "stream")]
+        assert not wrong, notebook.parent.name
+
+
 def test_committed_notebooks_were_executed_and_are_short_to_read():
     for path in sorted(Path(NOTEBOOKS).glob("*.ipynb")):
         code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
