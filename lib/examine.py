@@ -262,8 +262,3 @@ def _histogram(u, cells, rng):
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     content = {"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high}
     return pd.DataFrame(content).assign(misfit=np.abs(density - 1).mean(), expected=np.abs(drawn - 1).mean())
-
-
-def calibration_table(table):
-    """Distance from uniform of every histogram, and that of uniform samples of the same size."""
-    return table.groupby(["predictor", "genes"], sort=False)[["misfit", "expected"]].first().reset_index()

@@ -6,9 +6,10 @@ import tomllib
 import pandas as pd
 import pytest
 
-from lib import files, params, plain, replicate
+from lib import files, params, plain, replicate, scale
 from lib.fit import fit_laws, matched, published
 from lib.runs import given
+from lib.sizes import Size
 
 README = (files.CODE / "README.md").read_text()
 
@@ -71,6 +72,17 @@ def test_what_is_said_of_the_replicates_is_what_they_show():
     assert (table["replicates"] >= 50).all(), "README: 50 whole small studies"
     assert (table["bias"] > 3 * table["bias_se"]).all(), "README: c comes out too high"
     assert (table["exact_high"] < 0.95).all(), "README: its interval misses the floor too often"
+
+
+def test_what_the_whole_census_would_take_is_what_the_bill_says():
+    bill = scale.bill(Size("1B", 2048, 20, 16, 4), 512, 1e8)
+    most, least = bill["hours"]
+    assert f"{bill['flops']:.1e} FLOPs: {least:.0f} to {most:.0f} hours".replace("e+", "e") in " ".join(README.split())
+    assert f"a file of {bill['panel'] / 1e9:.0f} GB" in README and f"exchange {bill['gradient'] / 1e9:.0f} GB" in README
+    assert (
+        f"About {bill['network'] / 1e12:.0f} TB comes" in README
+        and f"{bill['labels'] / 1e9:.0f} GB of memory" in README
+    )
 
 
 def test_links_and_pictures_are_there():

@@ -9,7 +9,6 @@ from lib.figures.study import HEADLINE, PARAMETERS, loss_label
 
 COLOURS = (look.PALETTE[0], look.PALETTE[2], look.PALETTE[1])
 """Of the regimes of a panel, by their training cells: the most, some, the fewest."""
-LEVELS = ("gene_mean", "gaussian", "bayes")
 
 
 def answer(panels):
