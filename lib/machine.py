@@ -28,6 +28,13 @@ def prepare(size, genes):
         mallopt(option, value)
 
 
+def seed(number, kind):
+    """Seed the generators that training draws from. torch.manual_seed writes down the whole stack, for milliseconds."""
+    torch.default_generator.manual_seed(number)
+    if kind == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 def cells_at_once(size, genes, batch, kind):
     """Cells of a batch that go through the model together: all on a GPU, on a CPU as many as its cache holds."""
     if kind == "cuda":

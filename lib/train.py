@@ -239,7 +239,8 @@ class Run:
 
     def step(self):
         """One update on one batch; returns its loss without waiting for the device."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         loss = self.gradient()
         gradient = self.weights.grad
         if self.fabric is not None:
@@ -264,13 +265,13 @@ class Run:
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
         while True:
-            torch.manual_seed(_stream(self.seed, self.update))
+            machine.seed(_stream(self.seed, self.update), self.device.type)
             rows = self.batch()
             x = self.x[rows].to(self.device)
             hidden, positions = self.draw_masks(len(x))
             masked = hidden.sum() if positions is None else positions.numel()
             if self.fabric is not None:
-                torch.manual_seed(_stream(self.seed, self.update, self.rank))
+                machine.seed(_stream(self.seed, self.update, self.rank), self.device.type)
             self.weights.grad.zero_()
             loss = torch.zeros((), device=self.device)
             try:
@@ -344,24 +345,27 @@ class Run:
 
         Evaluated in float32 without dropout, and summed in float64; `cells` and `masks` take the first few of each.
         """
-        return self.over_masks(part, self.masked_loss, cells, masks)
+        return self.at_masks(part, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
 
     def squared_errors(self, part):
-        """The same for the squared error of the log-normalised expression, of which counts predict the mean."""
-        return self.losses(part) if self.counts is None else self.over_masks(part, self.error_of_mean)
+        """The same for the squared error of the log-normalised expression, of which counts predict the mean.
 
-    def error_of_mean(self, predict, rows, x, hidden, positions):
-        """Squared error, (cells, k), of the mean of log1p(10,000 count / library) under the predicted counts."""
+        That mean is of log1p(10,000 count / library) under the predicted distribution of the count.
+        """
+        if self.counts is None:
+            return self.losses(part)
         from lib import predictive  # needs SciPy
 
-        library = self.library[rows].to(self.device)
-        counts = likelihood.distribution(predict(x, hidden, positions).float(), library, self.settings.objective)
-        mean, _ = predictive.moments(*counts, library.cpu().numpy()[:, None])
-        return (torch.as_tensor(mean) - x.gather(1, positions).cpu()).square()
+        rows, masks = torch.as_tensor(self.rows[part], device=self.x.device), self.masks[part]
+        raw = self.at_masks(part, lambda predict, rows, *inputs: predict(*inputs))
+        library, truth = self.library[rows].cpu()[:, None], self.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1)
+        counts = likelihood.distribution(raw, library, self.settings.objective)
+        mean, _ = predictive.moments(*counts, library.numpy()[..., None])
+        return (torch.as_tensor(mean) - truth.gather(2, masks)).square().mean(2).mean(1).numpy()
 
     @torch.no_grad()
-    def over_masks(self, part, measure, cells=None, masks=None):
-        """Mean of `measure` over the fixed masks of each held-out cell: float64 array (cells,)."""
+    def at_masks(self, part, measure, cells=None, masks=None):
+        """What `measure` finds at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
         rows, fixed, found = self.rows[part][:cells], self.masks[part][:cells, :masks], []
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
@@ -369,17 +373,17 @@ class Run:
             some = torch.as_tensor(rows[block : block + step], device=self.x.device)
             x = self.x[some].to(self.device)
             per_mask = [
-                measure(self.model, some, x, _hidden(positions, self.genes), positions).double().mean(1)
+                measure(self.model, some, x, _hidden(positions, self.genes), positions).float()
                 for positions in fixed[block : block + step].to(self.device).unbind(1)
             ]
-            found.append(torch.stack(per_mask, 1).mean(1))
-        return torch.cat(found).cpu().numpy()
+            found.append(torch.stack(per_mask, 1))
+        return torch.cat(found).cpu()
 
     @torch.no_grad()
     def noisy_loss(self, batch=4):
         """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
         self.model.eval()
-        torch.manual_seed(_stream(self.seed, self.total + self.update))
+        machine.seed(_stream(self.seed, self.total + self.update), self.device.type)
         means = []
         for block in range(0, len(self.rows["validation"]), batch):
             x = self.x[torch.as_tensor(self.rows["validation"][block : block + batch], device=self.x.device)]

@@ -77,7 +77,7 @@ class Figure(shown.Shown, matplotlib.figure.Figure):
 
     def _repr_png_(self):
         drawn = io.BytesIO()
-        self.savefig(drawn, format="png", dpi=200)
+        self.savefig(drawn, format="png", dpi=200, pil_kwargs={"compress_level": 1})
         image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         small = io.BytesIO()
         image.save(small, format="png", optimize=True)

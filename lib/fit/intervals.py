@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import elementwise
 
-from lib.fit.projection import CHUNK_NUMBERS, Fits, Projection, alpha_grid, fit_many, project
+from lib.fit.projection import CHUNK_NUMBERS, Fits, Projection, alpha_grid, fit_many, project, roots
 
 BOOTSTRAPS = {
     "bootstrap_runs": "runs",
@@ -81,14 +80,10 @@ def profile(d, y, w, df, within=0.0, level=0.95):
     def excess(alpha, i):
         return project(d, y[:, i], w[:, i], alpha).rss - limit[i]
 
-    def crossing(inner, outer):
-        found = elementwise.find_root(excess, (inner, outer), args=(np.arange(len(limit)),))
-        return np.where(found.success, found.x, np.nan)
-
     low = np.minimum(np.where(inside, grid[:, None], np.inf).min(0), fits.alpha)
     high = np.maximum(np.where(inside, grid[:, None], -np.inf).max(0), fits.alpha)
-    low = crossing(low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
-    high = crossing(high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
+    low = roots(excess, low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
+    high = roots(excess, high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
     path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), PATH_POINTS)
     along = project(d, y[:, None], w[:, None], path)
     ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
