@@ -19,6 +19,8 @@ FLOOR = {"validation_mse": "bayes_mse"}
 """Where the exact floor of a loss stands in runs.csv."""
 SHOWN = 3
 """Regimes drawn for a study of many: the most training cells, the fewest, and one between."""
+MIDDLE = {"cells": "cells_train", "seen": "cells_seen", "genes": "genes"}
+"""Columns of runs.csv of which a condition's median is told."""
 AHEAD = 10
 """By how much of AICc another form has to lead to take the power law's place: odds of e^5."""
 
@@ -60,11 +62,14 @@ def published():
     return Kept("published runs", "published", table, fit.fit_laws(table, 100, 0, metrics=("validation_mse",)))
 
 
-def one_protocol(study):
-    """Whether all regimes of a study are trained alike, so that their losses stand side by side."""
+def axis(study):
+    """What sets a study's regimes apart: their `cells`, their `budget` (cells seen) alone, or their `protocol`."""
     if study.cells == "published":
-        return True
-    return bool((study.runs.groupby("size")[["learning_rate", "cells_seen"]].nunique() <= 1).all(axis=None))
+        return "cells"
+    of_size = study.runs.groupby("size")
+    if (of_size["learning_rate"].nunique() > 1).any():
+        return "protocol"
+    return "budget" if (of_size["cells_seen"].nunique() > 1).any() else "cells"
 
 
 def conditions(study, metric):
@@ -73,9 +78,9 @@ def conditions(study, metric):
     Returns
     -------
     DataFrame, one row per regime
-        regime, cells, genes, exact (the known floor, or NaN), and of its law of this loss: sizes, status, falls
-        (whether the loss is shown to fall with size), alpha and c with their ends, form (the best one), behind (AICc
-        of power + floor above the best form's), and law itself.
+        regime, cells, seen (in training), genes, exact (the known floor, or NaN), and of its law of this loss: sizes,
+        status, falls (whether the loss is shown to fall with size), alpha and c with their ends, form (the best one),
+        behind (AICc of power + floor above the best form's), and law itself.
     """
     rows, table = [], study.runs
     for regime, by_metric in study.laws.items():
@@ -84,8 +89,9 @@ def conditions(study, metric):
         if law is None or few or set(of.get("objective", pd.Series(dtype=str)).dropna()) - {"mse"}:
             continue
         exact = of[FLOOR[metric]].mean() if FLOOR.get(metric) in of else np.nan
+        middle = {name: of[column].dropna().median() for name, column in MIDDLE.items()}
         rows.append({"study": study.name, "regime": regime, "side": side(study, metric), "exact": exact,
-                     "cells": of["cells_train"].median(), "genes": of["genes"].median(), **_law(law)})  # fmt: skip
+                     **middle, **_law(law)})  # fmt: skip
     table = pd.DataFrame(rows)
     return table.sort_values("cells", ascending=False, kind="stable", ignore_index=True) if rows else table
 
@@ -103,8 +109,8 @@ def _law(law):
 
 
 def everything(studies):
-    """The conditions of all studies that have one protocol, on every side that is compared; see `conditions`."""
-    found = [conditions(study, metric) for study in studies if one_protocol(study) for metric in SIDES]
+    """The conditions of all studies that keep to one protocol, on every side that is compared; see `conditions`."""
+    found = [conditions(study, metric) for study in studies if axis(study) != "protocol" for metric in SIDES]
     return pd.concat([table for table in found if len(table)], ignore_index=True)
 
 
@@ -112,7 +118,7 @@ def view(studies):
     """Panels for `lib.figures.answer`: one for each study and side, as keyword arguments of one panel."""
     return [
         _panel(study, metric, table)
-        for study in studies if one_protocol(study)
+        for study in studies if axis(study) != "protocol"
         for metric in SIDES
         if len(table := conditions(study, metric))
     ]  # fmt: skip
@@ -127,6 +133,8 @@ def _panel(study, metric, table):
     of = study.runs[study.runs["regime"].isin(table["regime"])]
     several = table["genes"].nunique() > 1
     said = {row.regime: f"{row.cells:,.0f} cells" + f", {row.genes:,.0f} genes" * several for row in table.itertuples()}
+    if axis(study) == "budget":
+        said = {row.regime: f"{row.seen:,.0f} cells seen" for row in table.itertuples()}
     first = of[of["regime"] == table["regime"].iloc[0]]
     names = {"gene_mean": "gene_mean_mse", "gaussian": "gaussian_mse", "bayes": "bayes_mse"}
     levels = {name: first[column].mean() for name, column in names.items() if column in first}
@@ -142,7 +150,7 @@ def _panel(study, metric, table):
 def text(studies):
     """The answer to the three claims, as Markdown: every number from the tables of these studies."""
     table = everything(studies)
-    claims = [*power_law(table, studies), *floor(table), *ratio(studies)]
+    claims = [*power_law(table, studies), *floor(table, studies), *ratio(studies)]
     names = ", ".join(
         study.name if study.cells == "published" else f"{study.name} ({study.cells} cells)" for study in studies
     )
@@ -197,7 +205,7 @@ def _published_alpha(studies):
 
 def _protocols(studies):
     """How far the protocol alone moves the exponent, where a study of its switches is kept."""
-    switched = [study for study in studies if not one_protocol(study)]
+    switched = [study for study in studies if axis(study) == "protocol"]
     if not switched:
         return ""
     table = conditions(switched[0], "validation_mse").set_index("regime").loc[list(switched[0].laws)]
@@ -205,7 +213,7 @@ def _protocols(studies):
     return f"The protocol alone moves it: on the same cells from {ends[0]} to {ends[-1]}."
 
 
-def floor(table):
+def floor(table, studies):
     """Claim 2: there is a floor that no size gets below. Asked wherever the loss falls, a law being named or not."""
     named = table[table["falls"].astype(bool)]
     above = named[[ends[0] is not None and ends[0] > 0 for ends in named["c_ends"]]]
@@ -227,9 +235,17 @@ def floor(table):
         f"{said}. Replicated studies with a known floor say how far c is to be trusted: its interval held the floor in "
         f"{again['exact_held']:.0%} of them ({again['exact_low']:.0%} to {again['exact_high']:.0%}), with c "
         f"{again['bias']:+.0%} off at the median. What is measured is the floor of a budget.", "",
+        *_budgets(studies),
         "What would change our mind: a larger size, or more updates, whose loss ends below the lower end of an "
         "interval of c; or replicates of which 95 % hold the floor, which would make c the floor of the data.", "",
     ]  # fmt: skip
+
+
+def _budgets(studies):
+    """How the floor moves with the budget, for every study that changes it alone."""
+    found = [(study.name, fit.budget.view(study.runs)) for study in studies if axis(study) == "budget"]
+    said = [f"- {name}: {seen['sentence']}" for name, seen in found]
+    return ["With more updates and all else equal:", "", *said, ""] if said else []
 
 
 def _inside(value, ends):
@@ -239,9 +255,9 @@ def _inside(value, ends):
 
 def ratio(studies):
     """Claim 3: the ratio of training cells to parameters decides whether scaling is seen."""
-    axes = [(study.name, axis) for study in studies if study.cells != "published"
-            if one_protocol(study) and "turning" in (axis := fit.matched.view(study.runs))]  # fmt: skip
-    moved = [name for name, axis in axes if _apart(_ratios(axis["turning"]))]
+    axes = [(study.name, found) for study in studies if study.cells != "published"
+            if axis(study) == "cells" and "turning" in (found := fit.matched.view(study.runs))]  # fmt: skip
+    moved = [name for name, found in axes if _apart(_ratios(found["turning"]))]
     verdict = "**Not shown.**" if not axes else "**Not by the ratio alone.**" if moved else "**Perhaps.**"
     lines = ["## 3. Decided by the ratio of cells to parameters?", ""]
     lines.append(
@@ -249,7 +265,7 @@ def ratio(studies):
         f"cells there are; in {len(moved)} of {len(axes)} studies of a matched axis that number moves by more than its "
         "intervals allow."
     )
-    lines += ["", *(f"- {name}: {_matched(axis)}" for name, axis in axes), ""]
+    lines += ["", *(f"- {name}: {_matched(found)}" for name, found in axes), ""]
     lines += [
         "What would change our mind: balance points whose cells per parameter agree within their intervals over two "
         "decades of training cells.", "",
@@ -271,9 +287,9 @@ def _apart(ratios):
     return bool(ratios["low"].max() > ratios["high"].min())
 
 
-def _matched(axis):
+def _matched(found):
     """The gain from size at the most and the fewest cells, and the balance points at both ends of what is in reach."""
-    gains, ratios = axis["gains"].sort_values("cells_train"), _ratios(axis["turning"])
+    gains, ratios = found["gains"].sort_values("cells_train"), _ratios(found["turning"])
     few, many = gains.iloc[0], gains.iloc[-1]
     said = ", ".join(
         f"{row.gain:.3f} ({row.gain - 1.96 * row.se:.3f} to {row.gain + 1.96 * row.se:.3f}) with "
@@ -301,7 +317,9 @@ def _listed(rows):
 
 def _rows(table):
     """All conditions as a Markdown table."""
-    head = ("study", "regime", "judged on", "training cells", "sizes", "alpha", "c", "exact floor", "status")
+    head = (
+        "study", "regime", "judged on", "training cells", "cells seen", "sizes", "alpha", "c", "exact floor", "status"
+    )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in table.itertuples():
         alpha, c = (
@@ -310,8 +328,9 @@ def _rows(table):
         )
         exact = "-" if pd.isna(row.exact) else f"{row.exact:.3g}"
         status = row.status if row.falls else f"{row.status}; no scaling shown"
-        cells = (row.study, row.regime, row.side, f"{row.cells:,.0f}", row.sizes, alpha, c, exact, status)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        cells, seen = ("-" if pd.isna(number) else f"{number:,.0f}" for number in (row.cells, row.seen))
+        columns = (row.study, row.regime, row.side, cells, seen, row.sizes, alpha, c, exact, status)
+        lines.append(f"| {' | '.join(map(str, columns))} |")
     return lines
 
 

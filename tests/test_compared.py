@@ -6,7 +6,7 @@ import pytest
 
 from lib import fit, replicate, runs
 from lib.errors import InputError
-from lib.fit import heldout, matched, protocols
+from lib.fit import budget, heldout, matched, protocols
 
 SIZES = {"XXS": 85, "d4": 517, "d8": 1417, "d16": 4369, "d32": 14881, "d64": 54337}
 CELLS = (200, 500, 1200, 3000, 8000, 20000)
@@ -194,3 +194,38 @@ def test_replicates_resume_and_are_the_same_again(tmp_path, monkeypatch):
     assert [[row[key] for key in keys] for row in first] == [[row[key] for key in keys] for row in again]
     for row in first:
         assert 0.7 * row["exact"] < row["realised"] < 1.4 * row["exact"] and row["family"] >= row["exact"] - 1e-6
+
+
+def test_the_floor_is_followed_from_budget_to_budget_to_where_both_are_large():
+    def law(N, seen):
+        return 0.13 + 0.3 * N**-0.3 + 8 * seen**-0.5
+
+    rows = [
+        table(lambda N, D, seen=seen: law(N, seen), cells=(8000,), seed=seen, regime=f"seen-{seen}", cells_seen=seen,
+              learning_rate=0.01)
+        for seen in (24_000, 96_000, 384_000)
+    ]  # fmt: skip
+    rows = pd.concat(rows, ignore_index=True)
+    rows["validation_mse_half"] = law(rows["parameters"], rows["cells_seen"] / 2)
+    seen = budget.view(rows)
+    assert list(seen["table"]["cells_seen"]) == [12_000, 24_000, 48_000, 96_000, 192_000, 384_000]
+    true = [0.13 + 8 * cells**-0.5 for cells in seen["table"]["cells_seen"]]
+    assert seen["table"]["c"].astype(float).to_numpy() == pytest.approx(true, abs=2e-3)
+    assert seen["joint"]["low"] < 0.13 < seen["joint"]["high"] and seen["joint"]["status"] == "ok"
+    assert seen["exact"] == 0.13 and "the exact floor is 0.130" in seen["sentence"]
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({}, "one budget"),
+        ({"cells_train": [500, 8000]}, "cells_train"),
+        ({"learning_rate": [0.01, 0.02]}, "learning_rate"),
+    ],
+)
+def test_budgets_are_not_compared_where_there_is_one_or_something_else_changes_too(changed, said):
+    rows = table(apart, cells=(8000, 8000), learning_rate=0.01, validation_mse_half=0.2)
+    for column, values in changed.items():
+        rows[column] = np.repeat(values, len(rows) // 2)
+        rows["cells_seen"] = np.repeat([24_000, 48_000], len(rows) // 2)
+    assert said in budget.view(rows)["sentence"]

@@ -4,7 +4,7 @@ from lib.figures import tables
 from lib.figures.answer import answer
 from lib.figures.audit import criterion_curve, published_audit
 from lib.figures.bits import by_gene, calibration, conversions
-from lib.figures.compared import held_out, matched, protocols, replicates
+from lib.figures.compared import budget, held_out, matched, protocols, replicates
 from lib.figures.inputs import panel_statistics, realism, sizes, splits
 from lib.figures.look import Figure, use
 from lib.figures.outlook import coverage, learning_rates, planner
@@ -16,6 +16,7 @@ __all__ = [
     "Figure",
     "answer",
     "architecture",
+    "budget",
     "by_gene",
     "calibration",
     "cells_per_parameter",

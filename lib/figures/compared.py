@@ -144,6 +144,83 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
     )
 
 
+def budget(runs=None, table=None, joint=None, exact=None, sentence=""):
+    """More updates: the loss of every size against cells seen, and the floor of each budget's law.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        From lib.fit.budget.budgets: size, parameters, cells_seen, loss.
+    table : DataFrame
+        From lib.fit.budget.floors: cells_seen, c, c_low, c_high, status.
+    joint : dict
+        From lib.fit.budget.limit: value, low, high of the floor when size and budget are large.
+    exact : float, optional
+        The exact floor.
+    sentence : str
+        What stands in place of the panels where a study has one budget.
+
+    Returns
+    -------
+    Figure with two panels
+    """
+    if table is None:
+        return Note(sentence)
+    figure, axes = look.panels(1, 2, height=72)
+    keys = _losses_of_budgets(axes.flat[0], runs, exact) | _floors_of_budgets(axes.flat[1], table, joint, exact)
+    for axis in axes.flat:
+        look.log_axis(axis.xaxis)
+        look.log_ticks(axis.xaxis)
+        axis.set_xlabel("cells seen in training")
+    look.legend(figure, list(keys.values()), list(keys))
+    return look.settle(
+        figure,
+        f"Left: mean loss of every size against the cells seen in training ({len(runs):,} losses, those of half the "
+        "updates included). Right: the floor of each budget's law with its 95 % interval, the loss of the largest "
+        f"size, and the floor of the joint law in parameters and cells seen with its band. {sentence}",
+    )
+
+
+def _losses_of_budgets(axis, runs, exact):
+    """A line for each size, named at its end; returns what the legend explains."""
+    means = runs.groupby(["parameters", "size", "cells_seen"], as_index=False)["loss"].mean()
+    sizes = list(means["size"].unique())
+    shade, marker, ends = look.shades(sizes), look.markers(sizes), []
+    for size, of in means.groupby("size"):
+        axis.plot(of["cells_seen"], of["loss"], color=shade[size], marker=marker[size], markersize=3)
+        ends.append((of["loss"].iloc[-1], size, shade[size]))
+    axis.set_ylabel(loss_label("validation_mse"))
+    keys = {}
+    if exact is not None:
+        keys["exact floor"] = axis.axhline(exact, color="black", linewidth=0.9, zorder=1)
+    look.end_labels(axis, ends)
+    return keys
+
+
+def _floors_of_budgets(axis, table, joint, exact):
+    """Floor and interval of every budget, open where no law is named; returns what the legend explains."""
+    table = table.astype(dict.fromkeys(("c", "c_low", "c_high"), float))
+    known = [joint["value"], *table["c"], *table["largest"], *([] if exact is None else [exact])]
+    bottom, top = min(known) - 0.3 * np.ptp(known), max(known) + 0.3 * np.ptp(known)
+    low, high = (table[f"c_{end}"].fillna(edge).clip(bottom, top) for end, edge in (("low", bottom), ("high", top)))
+    axis.vlines(table["cells_seen"], low, high, color=look.INK, linewidth=1)
+    dot = {"color": look.INK, "marker": "o", "linestyle": "", "markersize": 4}
+    named, green = table["status"] == "ok", {"color": look.PALETTE[2]}
+    keys = {"floor of the law": Line2D([], [], **dot)}
+    axis.plot(table["cells_seen"], table["c"], **dot)
+    if not named.all():
+        open_dot = dot | {"markerfacecolor": "white"}
+        axis.plot(table["cells_seen"][~named], table["c"][~named], **open_dot)
+        keys["no law named"] = Line2D([], [], **open_dot)
+    (keys["loss of the largest size"],) = axis.plot(table["cells_seen"], table["largest"], "--", color=look.GREY)
+    axis.axhspan(max(joint["low"], bottom), min(joint["high"], top), alpha=0.2, linewidth=0, **green)
+    keys["floor of the joint law"] = axis.axhline(joint["value"], linewidth=0.9, **green)
+    if exact is not None:
+        axis.axhline(exact, color="black", linewidth=0.9)
+    axis.set(ylim=(bottom, top), ylabel="floor c (MSE)")
+    return keys
+
+
 def protocols(table=None, runs=None, sentence=""):
     """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
 
