@@ -77,7 +77,8 @@ gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/published-runs/published_audit.svg figures/gallery
 	cp figures/pbmc/held_out.svg figures/gallery/pbmc.svg
-	cp figures/matched/matched.svg figures/protocol/protocols.svg figures/demo/bits.svg figures/gallery
+	cp figures/matched/matched.svg figures/budget/budget.svg figures/protocol/protocols.svg figures/gallery
+	cp figures/demo/bits.svg figures/gallery
 
 rates: .venv/installed
 	$(BIN)/python -m lib rates

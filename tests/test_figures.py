@@ -193,7 +193,20 @@ def make_switches():
     return pd.DataFrame([law | {"regime": regime} for regime in regimes]), rows
 
 
+def make_budgets():
+    seen, floors = [24_000, 96_000, 384_000], np.array([0.62, 0.55, 0.52])
+    rows = pd.DataFrame([
+        {"size": size, "parameters": parameters, "cells_seen": cells, "loss": c + 0.5 * parameters**-0.3}
+        for cells, c in zip(seen, floors, strict=True) for size, parameters in compared.SIZES.items()
+    ])  # fmt: skip
+    ends = {"c_low": [None, 0.54, 0.51], "c_high": floors + 0.01}
+    table = pd.DataFrame({"cells_seen": seen, "c": floors, **ends, "largest": floors + 0.03})
+    joint = {"value": 0.5, "low": 0.48, "high": 0.51, "status": "ok"}
+    return rows, table.assign(status=["floor not identified", "ok", "ok"]), joint, 0.49
+
+
 DRAWN = {
+    "budget": lambda: figures.budget(*make_budgets()),
     "matched": lambda: figures.matched(**matched.view(compared.table(compared.apart))),
     "held_out": lambda: figures.held_out(*make_sides()),
     "protocols": lambda: figures.protocols(*make_switches()),
@@ -220,14 +233,14 @@ DRAWN = {
 SCRIPT = """
 import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])
 import test_figures as t
-t.write(Path(sys.argv[2]), {name: draw() for name, draw in t.DRAWN.items()})
+t.write(Path(sys.argv[2]), {name: draw() for name, draw in t.DRAWN.items()}, ("svg",))
 """
 
 
-def write(folder, drawn):
-    """All figures as vectors, and one as the two kinds of PNG (which take longest)."""
+def write(folder, drawn, kinds=("pdf", "svg")):
+    """All figures as vectors, and one in every format, the small PNG of a notebook among them."""
     for name, figure in drawn.items():
-        figures.save(figure, folder, name, ("pdf", "svg", "png") if name == "loss" else ("pdf", "svg"))
+        figures.save(figure, folder, name, ("pdf", "svg", "png") if name == "loss" else kinds)
     (folder / "loss.notebook.png").write_bytes(drawn["loss"]._repr_png_()[0])
 
 
@@ -247,8 +260,8 @@ def test_another_process_on_another_day_writes_the_same_bytes(folder, tmp_path):
     elsewhere = os.environ | {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "86400", "TZ": "Pacific/Auckland"}
     script = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path)]
     subprocess.run(script, check=True, env=elsewhere)
-    names = sorted(path.name for path in folder.iterdir())
-    assert len(names) == 3 * len(DRAWN) + 2
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 * len(DRAWN) + 3, "of every figure SVG and caption, of one also PDF and two PNG"
     assert [name for name in names if (folder / name).read_bytes() != (tmp_path / name).read_bytes()] == []
 
 

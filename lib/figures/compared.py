@@ -171,7 +171,7 @@ def budget(runs=None, table=None, joint=None, exact=None, sentence=""):
     for axis in axes.flat:
         look.log_axis(axis.xaxis)
         look.log_ticks(axis.xaxis)
-        axis.set_xlabel("cells seen in training")
+        axis.set_xlabel("cells seen in training (number)")
     look.legend(figure, list(keys.values()), list(keys))
     return look.settle(
         figure,
