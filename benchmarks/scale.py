@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import checkpoint, files, panel, params, scale, split, train
-from lib.sizes import PUBLISHED, Size
+from lib import checkpoint, panel, params, scale, split, train
+from lib.sizes import Size
 
 WHOLE = 100_000_000
 """Cells of the whole Census: its primary human ones, rounded."""
@@ -41,8 +41,6 @@ BYTES = {
     "checkpoints": "checkpoints on disk", "gpu": "memory of a GPU, batch of 32", "gradient": "gradient of an update",
 }  # fmt: skip
 """What the bill counts in bytes, in words."""
-SHARES, EXACT, LAUNCHES = (0.2, 0.4), 30e12, (1e-3, 4e-3)
-"""Assumed of a GPU: shares of its bf16 peak in training, FLOPs a second in float32, seconds of a small update."""
 
 
 def labels(rows):
@@ -141,32 +139,14 @@ def said(found, rows):
     )
 
 
-def published_flops():
-    """Training FLOPs of the published runs behind the two laws, as far as their table says."""
-    table = pd.read_csv(files.CODE / "data" / "published_runs.csv")
-    return sum(
-        scale.TRAINING * PUBLISHED[run.size].forward_flops(run.genes) * run.micro_steps * run.micro_batch
-        for run in table.itertuples(index=False)
-    )
-
-
-def hours(training, evaluation=0.0, small_updates=0):
-    """Hours of one H100, from a good case to a bad one, all of it assumed: see the constants."""
-    peak = scale.PEAKS["H100"]
-    return [
-        (training / peak / share + evaluation / EXACT + small_updates * seconds) / 3600
-        for share, seconds in zip(SHARES[::-1], LAUNCHES, strict=True)
-    ]
-
-
 def planned():
     """What the paper's own sweep and `make paper-scale` would take, in lines."""
-    theirs = published_flops()
-    low, high = hours(theirs)
+    theirs = scale.of_published_runs()
+    low, high = scale.hours(theirs)
     yield f"the published runs: {theirs:.2g} FLOPs of training, {low:.1f} to {high:.1f} h of one H100 (assumed rates)"
     for name in ("tuned", "published"):
         cost = scale.of_study(params.load(name))
-        low, high = hours(**cost)
+        low, high = scale.hours(**cost)
         yield (
             f"{name}: {cost['training']:.2g} FLOPs of training, {cost['evaluation']:.2g} of evaluation in float32, "
             f"{cost['small_updates']:,} updates of small sizes: {low:.1f} to {high:.1f} h"
@@ -204,7 +184,7 @@ def main():
                 print(f"  {rows:>11,} cells: {said(found, rows)}", flush=True)
             name = {"write": "labels", "order": "order"}.get(part)
             rates |= {name: found["bytes"] / rows} if name else {}
-    print(*told(scale.bill(LARGE, GENES, WHOLE, shares=SHARES, rates=rates)), *planned(), sep="\n")
+    print(*told(scale.bill(LARGE, GENES, WHOLE, rates=rates)), *planned(), sep="\n")
 
 
 if __name__ == "__main__":

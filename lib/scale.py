@@ -7,10 +7,15 @@ import math
 import time
 from functools import cache
 
+from lib import files
+from lib.sizes import PUBLISHED
+
 TRAINING = 3
 """Forward passes that an update costs for each of its cells: the backward pass counts twice."""
 PEAKS = {"H200": 989.4e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12}
 """Dense bf16 FLOPs a second of GPUs by a part of their name, from NVIDIA's data sheets."""
+SHARES, EXACT, LAUNCHES = (0.2, 0.4), 30e12, (1e-3, 4e-3)
+"""Assumed of a GPU: shares of its bf16 peak in training, FLOPs a second in float32, seconds of a small update."""
 LAUNCH_BOUND = 1e12
 """FLOPs of an update below which a GPU is kept waiting for its next kernel: some milliseconds at its peak."""
 
@@ -67,6 +72,14 @@ def products(kind, threads=1):
     return 2 * side**3 / best
 
 
+def hours(training, evaluation=0.0, small_updates=0):
+    """Hours of one H100 for what `of_study` counts, from a good case to a bad one: assumed, not measured."""
+    return [
+        (training / PEAKS["H100"] / share + evaluation / EXACT + small_updates * seconds) / 3600
+        for share, seconds in zip(SHARES[::-1], LAUNCHES, strict=True)
+    ]
+
+
 def is_small(study, regime, size, kind):
     """Whether a run leaves most of the device idle: less than a GPU's launches cost, or one thread of a CPU."""
     genes, shape = study.regimes[regime].genes, study.size(size)
@@ -112,7 +125,18 @@ def of_study(study):
     return total
 
 
-def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=(0.2, 0.4), rates=None):
+def of_published_runs():
+    """Training FLOPs of the published runs behind the two laws, as far as their table says."""
+    import pandas as pd  # which training elsewhere does without
+
+    table = pd.read_csv(files.CODE / "data" / "published_runs.csv")
+    return sum(
+        TRAINING * PUBLISHED[run.size].forward_flops(run.genes) * run.micro_steps * run.micro_batch
+        for run in table.itertuples(index=False)
+    )
+
+
+def bill(size, genes, cells, passes=1.0, peak=PEAKS["H100"], shares=SHARES, rates=None):
     """What training one model on a panel of many cells would take.
 
     Parameters

@@ -85,6 +85,12 @@ def test_what_the_whole_census_would_take_is_what_the_bill_says():
     )
 
 
+def test_what_the_papers_scale_would_take_is_what_its_flops_say():
+    tuned, theirs = scale.of_study(params.load("tuned")), {"training": scale.of_published_runs()}
+    ours, published = ("{:.1f} to {:.1f}".format(*scale.hours(**flops)) for flops in (tuned, theirs))
+    assert f"`tuned` takes {ours} hours of one H100, and the 38 published runs {published}" in " ".join(README.split())
+
+
 def test_links_and_pictures_are_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
