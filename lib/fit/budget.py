@@ -1,4 +1,4 @@
-"""More updates: the same cells and sizes, and only the cells seen change. How does the floor of the law move?
+"""More updates: the same cells and sizes, and only the cells seen change. What becomes of the law?
 
 The floor that a law finds is that of its budget. Every run also knows the loss that half its updates would have given,
 so that each regime tells of two budgets. With three of them loss is fitted in parameters N and cells seen S together,
@@ -75,21 +75,23 @@ def limit(rows, resamples=400, seed=0, level=0.95):
 
 
 def answer(table, joint, exact=None):
-    """How the floor moves with the budget, in two sentences."""
-    first, last = table.iloc[0], table.iloc[-1]
-    said = " and ".join(
-        f"{row['c']:.3f} ({_between(_ends(row, 'c'), '.3f')}) after {row['cells_seen']:,.0f} cells seen"
-        for row in (first, last)
-    )
+    """How exponent and floor move with the budget, in two sentences."""
     known = "" if exact is None else f"; the exact floor is {exact:.3f}"
-    return (
-        f"The floor of the law is {said}. The joint law in parameters and cells seen ends at {joint['value']:.3f} "
-        f"({joint['low']:.3f} to {joint['high']:.3f}; status: {joint['status']}){known}."
-    )
+    said = " ".join(_said(row) for _, row in table.iloc[[0, -1]].iterrows())
+    floor = f"{joint['value']:.3f} ({joint['low']:.3f} to {joint['high']:.3f}; status: {joint['status']})"
+    return f"{said} The floor of the joint law in parameters and cells seen is {floor}{known}."
 
 
-def _ends(row, name):
-    return [None if pd.isna(row[f"{name}_{end}"]) else row[f"{name}_{end}"] for end in ("low", "high")]
+def _said(row):
+    """The law of one budget in words."""
+    after = f"After {row['cells_seen']:,.0f} cells seen"
+    if row["status"] != "ok":
+        return f"{after} no law can be named ({row['status']}) and the largest size ends at {row['largest']:.3f}."
+    said = []
+    for name in ("alpha", "c"):
+        ends = [None if pd.isna(row[f"{name}_{end}"]) else row[f"{name}_{end}"] for end in ("low", "high")]
+        said.append(f"{name} = {row[name]:.3f} ({_between(ends, '.3f')})")
+    return f"{after} {' and '.join(said)}, and the largest size ends at {row['largest']:.3f}."
 
 
 def view(runs):
