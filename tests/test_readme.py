@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import files, params, plain, replicate, scale
-from lib.fit import fit_laws, matched, published
+from lib.fit import budget, fit_laws, matched, published
 from lib.runs import given
 from lib.sizes import Size
 
@@ -42,7 +42,7 @@ def test_the_account_of_the_published_runs_has_their_other_facts(table):
 def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     kept = {
         study: files.CODE / "data" / "results" / study
-        for study in ("pbmc", "matched", "protocol", "ladder", "ladder-pbmc")
+        for study in ("pbmc", "matched", "budget", "protocol", "ladder", "ladder-pbmc")
     }
     laws = files.read_json(kept["pbmc"] / "laws.json")["data-rich"]
     assert laws["test_random_mse"]["status"] == "ok", "README: a clean law on cells of training donors"
@@ -53,10 +53,19 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     assert real["test_random_mse"]["status"] == "ok" and len(real["validation_mse"]["sizes"]["size"]) == 12
     assert real["validation_mse"]["status"] != "ok" != real["test_mse"]["status"], "README: the same of twelve sizes"
     ladder = files.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
-    low, high = ladder["intervals"]["profile_size_means"]["alpha"]
-    assert f"twelve sizes over five decades give {ladder['alpha']:.2f} ({low:.2f} to {high:.2f})" in README
+    (low, high), (least, most) = (ladder["intervals"]["profile_size_means"][name] for name in ("alpha", "c"))
+    assert f"five decades give an exponent of {ladder['alpha']:.2f} ({low:.2f} to {high:.2f})" in README
+    assert f"a floor of {ladder['c']:.3f} ({least:.3f} to {most:.3f}); the exact one is 0.495" in README
     sizes = ladder["sizes"]["parameters"]
     assert len(sizes) == 12 and sizes[-1] > 1e5 * sizes[0]
+    longer = budget.view(pd.read_csv(kept["budget"] / "runs.csv"))
+    first, last = longer["table"].iloc[0], longer["table"].iloc[-1]
+    assert first["cells_seen"] == 24_000 and first["status"] != "ok", "README: nine sizes name no law"
+    said = {name: f"{last[name]:{digits}} ({last[f'{name}_low']:{digits}} to {last[f'{name}_high']:{digits}})"
+            for name, digits in (("alpha", ".2f"), ("c", ".3f"))}  # fmt: skip
+    text = " ".join(README.split())
+    assert f"an exponent of {said['alpha']} and a floor of {said['c']}, where the exact one" in text
+    assert f"where the exact one is {longer['exact']:.3f}" in text
     table = pd.read_csv(kept["matched"] / "runs.csv")
     gains = matched.gains(matched.matched(table)[0]).set_index("cells_train")
     assert (gains["gain"] > 3 * gains["se"]).all(), "README: scaling does not vanish because cells are few"

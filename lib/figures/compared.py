@@ -177,7 +177,8 @@ def budget(runs=None, table=None, joint=None, exact=None, sentence=""):
         figure,
         f"Left: mean loss of every size against the cells seen in training ({len(runs):,} losses, those of half the "
         "updates included). Right: the floor of each budget's law with its 95 % interval, the loss of the largest "
-        f"size, and the floor of the joint law in parameters and cells seen with its band. {sentence}",
+        f"size, and the floor of the joint law in parameters and cells seen with its band; open where no law is named, "
+        f"on the edge where it lies beyond. {sentence}",
     )
 
 
@@ -200,17 +201,17 @@ def _losses_of_budgets(axis, runs, exact):
 def _floors_of_budgets(axis, table, joint, exact):
     """Floor and interval of every budget, open where no law is named; returns what the legend explains."""
     table = table.astype(dict.fromkeys(("c", "c_low", "c_high"), float))
-    known = [joint["value"], *table["c"], *table["largest"], *([] if exact is None else [exact])]
-    bottom, top = min(known) - 0.3 * np.ptp(known), max(known) + 0.3 * np.ptp(known)
+    named, green = table["status"] == "ok", {"color": look.PALETTE[2]}
+    known = [*table["c"][named], *table["largest"], *([] if exact is None else [exact])]
+    bottom, top = min(known) - 0.6 * np.ptp(known), max(known) + 0.2 * np.ptp(known)
     low, high = (table[f"c_{end}"].fillna(edge).clip(bottom, top) for end, edge in (("low", bottom), ("high", top)))
     axis.vlines(table["cells_seen"], low, high, color=look.INK, linewidth=1)
     dot = {"color": look.INK, "marker": "o", "linestyle": "", "markersize": 4}
-    named, green = table["status"] == "ok", {"color": look.PALETTE[2]}
     keys = {"floor of the law": Line2D([], [], **dot)}
-    axis.plot(table["cells_seen"], table["c"], **dot)
+    axis.plot(table["cells_seen"][named], table["c"][named], **dot)
     if not named.all():
-        open_dot = dot | {"markerfacecolor": "white"}
-        axis.plot(table["cells_seen"][~named], table["c"][~named], **open_dot)
+        open_dot = dot | {"markerfacecolor": "white", "clip_on": False}
+        axis.plot(table["cells_seen"][~named], table["c"][~named].clip(bottom, top), **open_dot)
         keys["no law named"] = Line2D([], [], **open_dot)
     (keys["loss of the largest size"],) = axis.plot(table["cells_seen"], table["largest"], "--", color=look.GREY)
     axis.axhspan(max(joint["low"], bottom), min(joint["high"], top), alpha=0.2, linewidth=0, **green)

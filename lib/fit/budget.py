@@ -34,9 +34,10 @@ def budgets(runs):
         raise InputError(f"the regimes differ in {other[0]}; compare those that differ in cells seen alone.")
     if "cells_seen" not in rows or rows["cells_seen"].nunique() < 2:
         raise InputError("all runs have one budget; `make run STUDY=budget` changes it alone.")
-    whole = rows.assign(loss=rows[METRIC].astype(float))
-    half = rows.assign(loss=rows[f"{METRIC}_half"].astype(float), cells_seen=rows["cells_seen"] / 2)
-    both = pd.concat([whole, half[half["loss"].notna()]], ignore_index=True)
+    both = rows.assign(loss=rows[METRIC].astype(float))
+    if (half := f"{METRIC}_half") in rows:
+        earlier = rows.assign(loss=rows[half].astype(float), cells_seen=rows["cells_seen"] / 2)
+        both = pd.concat([both, earlier[earlier["loss"].notna()]])
     return both.sort_values(["cells_seen", "parameters"], kind="stable", ignore_index=True)
 
 
