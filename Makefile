@@ -48,7 +48,7 @@ check: .venv/installed
 
 # Two workers; a module's tests stay together, and so do modules that share what takes long to make (tests/conftest.py).
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 reliability: .venv/installed
 	RELIABILITY=write $(BIN)/python -m pytest -q -m fault

@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata
 import h5py
@@ -45,12 +46,24 @@ TOGETHER = {"test_browser": "executed", "test_commands": "executed", "test_noteb
 """Modules whose tests share the executed demo: with several workers they run on one of them, from the start."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers, one runs all tests of a module, or of modules that belong together.
+
+    xdist's own groups are marks that it writes behind a test's name, where pytest 9.2 no longer reads them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = Path(nodeid.partition("::")[0]).stem
+            return TOGETHER.get(name, name)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Say which tests one worker runs: those of a module, or of modules that belong together."""
-    for item in items:
-        name = item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, name)))
+    """Begin with the tests that share the executed demo, which takes longest."""
     items.sort(key=lambda item: item.module.__name__ not in TOGETHER)
 
 

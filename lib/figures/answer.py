@@ -36,7 +36,7 @@ def answer(panels):
     return look.settle(
         figure,
         f"Loss against model parameters in {len(panels)} panels of kept studies and of the published runs. Small dots "
-        f"are runs, large ones means of a size; {named} of {regimes} numbers of training cells have a law that can be "
+        f"are runs, large ones means of a size; {named} of {regimes} conditions have a law that can be "
         "named, drawn with its band, and its floor c with its interval beside the axes' end. The other lines need no "
         "training; the exact floor is known of simulated cells.",
     )
