@@ -73,7 +73,7 @@ def test_verdicts_are_those_of_the_truth(truth, law, floor):
     table = answer.everything([study(truth)])
     assert f"**{law}" in answer.power_law(table, [])[2]
     if truth != "no scaling":
-        assert f"**{floor}.**" in answer.floor(table)[2]
+        assert f"**{floor}.**" in answer.floor(table, [])[2]
 
 
 def test_a_ratio_that_decides_is_not_refused_and_one_that_does_not_is():
@@ -107,3 +107,17 @@ def test_the_figure_draws_a_law_where_one_is_named_and_every_run_in_any_case():
     assert [len(lines) for lines in solid] == [3, 0]
     drawn = [sum(len(line.get_xdata()) for line in axis.lines if line.get_alpha() == 0.35) for axis in figure.axes]
     assert drawn == [36, 36]
+
+
+def test_a_study_of_budgets_says_how_its_law_moves_and_stands_in_no_other_comparison():
+    parts = []
+    for seen, lost in ((24_000, 0.2), (96_000, 0.05), (384_000, 0.0)):
+        part = runs("law", (20_000,)).assign(regime=f"seen-{seen}", cells_seen=seen)
+        parts.append(part.assign(validation_mse=part["validation_mse"] + lost, validation_mse_half=np.nan))
+    table = pd.concat(parts, ignore_index=True)
+    longer = answer.Kept("longer", "simulated", table, fit.fit_laws(table, 100, 0, metrics=("validation_mse",)))
+    assert answer.axis(longer) == "budget"
+    assert answer.view([longer])[0]["labels"]["seen-24000"] == "24,000 cells seen"
+    assert "- longer: After 24,000 cells seen alpha" in section(answer.text([longer]), 2)
+    assert "in 0 of 0 studies" in section(answer.text([longer]), 3)
+    assert answer._protocols([longer]) == ""

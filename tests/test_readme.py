@@ -39,6 +39,12 @@ def test_the_account_of_the_published_runs_has_their_other_facts(table):
     assert refits.loc["without XXS", "alpha_high"] is None or refits["alpha_high"].isna()["without XXS"]
 
 
+def told(law, name, digits):
+    """A number of a law with its interval, as the page has it."""
+    low, high = law["intervals"]["profile_size_means"][name]
+    return f"{law[name]:{digits}} ({low:{digits}} to {high:{digits}})"
+
+
 def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     kept = {
         study: files.CODE / "data" / "results" / study
@@ -50,12 +56,22 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     largest = files.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
     assert largest["status"] == "ok" and "There is a floor" in largest["verdict"], "README: a power law to a floor"
     real = files.read_json(kept["ladder-pbmc"] / "laws.json")["data-rich"]
-    assert real["test_random_mse"]["status"] == "ok" and len(real["validation_mse"]["sizes"]["size"]) == 12
-    assert real["validation_mse"]["status"] != "ok" != real["test_mse"]["status"], "README: the same of twelve sizes"
+    leaked, other = real["test_random_mse"], real["validation_mse"]
+    assert leaked["status"] == "ok" and len(leaked["sizes"]["size"]) == 12, "README: a law on cells of training donors"
+    alpha = told(leaked, "alpha", ".2f")
+    assert f"with alpha {alpha} and a floor of {told(leaked, 'c', '.3f')}" in " ".join(README.split())
+    assert f"would have it at {alpha}" in README
+    for side in (other, real["test_mse"]):
+        assert side["verdict"].startswith("Loss falls") and "A floor is not shown" in side["verdict"], (
+            "README: no floor"
+        )
+    high = other["intervals"]["profile_size_means"]["alpha"][1]
+    assert f"the exponent is below {high:.2f}" in README and other["comparison"]["power + floor"]["aicc"] > min(
+        other["comparison"][form]["aicc"] for form in ("log-linear", "power")
+    ), "README: a straight line in log P"
     ladder = files.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
-    (low, high), (least, most) = (ladder["intervals"]["profile_size_means"][name] for name in ("alpha", "c"))
-    assert f"five decades give an exponent of {ladder['alpha']:.2f} ({low:.2f} to {high:.2f})" in README
-    assert f"a floor of {ladder['c']:.3f} ({least:.3f} to {most:.3f}); the exact one is 0.495" in README
+    assert f"five decades give an exponent of {told(ladder, 'alpha', '.2f')}" in README
+    assert f"a floor of {told(ladder, 'c', '.3f')}; the exact one is 0.495" in README
     sizes = ladder["sizes"]["parameters"]
     assert len(sizes) == 12 and sizes[-1] > 1e5 * sizes[0]
     longer = budget.view(pd.read_csv(kept["budget"] / "runs.csv"))
