@@ -5,8 +5,8 @@
     snakemake --profile profiles/slurm --config study=demo      # on a cluster: `make run PROFILE=slurm`
 
 Paths are relative to data/<study>, where Snakemake also keeps its own records: delete that folder and the study is new.
-A job runs again when its notebook, a module of lib that the notebook imports, an upstream result or its part of the study
-file has changed. Panels, runs and figures are no outputs, so that Snakemake never removes one; a list of them with
+A job runs again when its notebook, an upstream result, its part of the study file or a number in lib that a person raises
+when results change (`TRAIN_NUMERICS` and its like) has changed. Panels, runs and figures are no outputs, so that Snakemake never removes one; a list of them with
 checksums is. The code that writes them knows by itself what it may keep.
 """
 
@@ -35,9 +35,8 @@ PYTHON, NOTEBOOKS, FIGURES = sys.executable, relative(files.CODE / "notebooks"),
 
 
 def code(name):
-    """A notebook and the modules of lib that it uses: inputs of its rule. Its words are compared in `settings`."""
-    modules = [relative(module) for module in plan.modules(name)]
-    return {"notebook": ancient(f"{NOTEBOOKS}/{name}.ipynb"), "modules": modules}
+    """A notebook: an input of its rule. Its words are compared in `settings`."""
+    return {"notebook": ancient(f"{NOTEBOOKS}/{name}.ipynb")}
 
 
 def logs(name):

@@ -11,14 +11,13 @@ import re
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pandas as pd
 
-from lib import files
+from lib import files, simulate
 from lib.errors import CensusUnavailable
 from lib.files import shown
-from lib.own import MODULES, pooled
+from lib.own import pooled
 from lib.samples import marks
 from lib.soma import ORGANISM, write, writing
 
@@ -72,22 +71,19 @@ def prepare(study):
 
 
 def made_from(study):
-    """Fingerprint of all that decides the content of a study's Census: settings, files, and the code that writes it.
+    """Fingerprint of all that decides the content of a study's Census: settings, files, and the number of their reader.
 
     A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
     """
     source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
     if study.census.h5ad or study.census.files:
         source |= {"h5ad": None, "files": marks(study.census)}
-    return fingerprint(source, "census.py", "soma.py", *(["simulate.py"] if study.census.simulate else MODULES))
+    return fingerprint(source, files.SIMULATE_NUMERICS if study.census.simulate else files.FILES_NUMERICS)
 
 
-def fingerprint(settings, *modules):
-    """SHA-256 of settings (JSON types) and of what modules of lib do: results of other code are not reused."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for module in modules:
-        digest.update(files.program(Path(__file__).parent / module).encode())
-    return digest.hexdigest()
+def fingerprint(settings, numerics):
+    """SHA-256 of settings (JSON types) and of a number that is raised when the same settings give other results."""
+    return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -259,7 +255,5 @@ def short(error):
 
 
 def _simulated(settings):
-    from lib import simulate
-
     truth = simulate.truth(settings)
     return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None

@@ -1,6 +1,5 @@
 """Where things lie, and how they are written: to a temporary name first, then renamed."""
 
-import ast
 import glob
 import json
 import os
@@ -15,6 +14,10 @@ from lib.errors import InputError
 CODE = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
 """Folder that holds params/, data/ and figures/: the project itself, unless SCALING_ROOT names another."""
+
+SIMULATE_NUMERICS = FILES_NUMERICS = PANEL_NUMERICS = TRAIN_NUMERICS = FIT_NUMERICS = 1
+"""What the results of each step are found by, besides their settings: a person raises one when the same study gives
+other numbers. Golden tests fail when one should have been raised. They stand here because reading them has to be quick."""
 
 REPORTED = ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", "tiledbsoma")
 
@@ -105,20 +108,6 @@ def write_csv(path, table):
     """Write a DataFrame without its index, atomically."""
     with atomic(path) as partial:
         table.to_csv(partial, index=False)
-
-
-def program(path):
-    """What a Python file does, as text: its syntax tree. Comments, docstrings and layout do not change it."""
-    tree = ast.parse(Path(path).read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_text(line)]
-    return ast.dump(tree)
-
-
-def _is_text(line):
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def code_version():

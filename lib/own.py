@@ -1,7 +1,6 @@
 """Your own counts, .h5ad files and 10x output: checked to the last value, then pooled over genes that they share."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,8 @@ from scipy import sparse
 from lib import counts, genes
 from lib.errors import InputError
 from lib.files import shown
-from lib.samples import READERS, opened, sources
+from lib.samples import opened, sources
 
-MODULES = ("own.py", "samples.py", "counts.py", "genes.py", *(Path(reader.__file__).name for reader in READERS))
-"""What decides the content of a Census of one's own files."""
 CARRIED = (
     "assay", "cell_type", "tissue_general", "tissue_type", "is_primary_data",
     "suspension_type", "disease", "sex", "development_stage",

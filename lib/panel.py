@@ -45,7 +45,7 @@ def build(study, regime, progress=None):
     path = study.folder(regime) / "panel.h5ad"
     blocks = path.with_name(".blocks")
     settings = [census.made_from(study), study.panel_settings(regime)]
-    settings = census.fingerprint(settings, "panel.py", "draw.py", "filters.py", "split.py")
+    settings = census.fingerprint(settings, files.PANEL_NUMERICS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:

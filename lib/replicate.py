@@ -160,10 +160,8 @@ def fingerprint():
     """Digest of what the replicates are and of the code that trains and fits them, 16 digits."""
     import hashlib
 
-    code = [
-        files.program(Path(__file__).with_name(f"{name}.py")) for name in ("train", "model", "likelihood", "simulate")
-    ]
-    return hashlib.sha256(repr([CENSUS, CONTENT, *code]).encode()).hexdigest()[:16]
+    numerics = [files.SIMULATE_NUMERICS, files.PANEL_NUMERICS, files.TRAIN_NUMERICS, files.FIT_NUMERICS]
+    return hashlib.sha256(repr([CENSUS, CONTENT, *numerics]).encode()).hexdigest()[:16]
 
 
 def read(root=files.CODE):

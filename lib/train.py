@@ -469,16 +469,14 @@ class Run:
 
 
 def fingerprint(data, size, seed, settings):
-    """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings and this code."""
+    """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings, TRAIN_NUMERICS."""
     digest = hashlib.sha256()
     truth = () if settings.objective == "mse" else (data.counts, data.library)
     for array in (data.x, *truth, data.train, *data.held.values(), *data.masks.values()):
         digest.update(np.ascontiguousarray(array))
     torch_version = torch.__version__.partition("+")[0]  # without its build: a run may go on or be fitted elsewhere
-    words = [asdict(size), seed, sorted(vars(settings).items()), torch_version]
-    digest.update(repr(words).encode() + kernels.SOURCE.read_bytes())
-    for module in ("train", "model", "kernels", "machine", "likelihood", "predictive"):
-        digest.update(files.program(Path(__file__).with_name(f"{module}.py")).encode())
+    words = [files.TRAIN_NUMERICS, asdict(size), seed, sorted(vars(settings).items()), torch_version]
+    digest.update(repr(words).encode())
     return digest.hexdigest()
 
 

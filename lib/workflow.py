@@ -1,6 +1,5 @@
 """What the Snakefile and the runner know of the batch: the code of each notebook, its settings, how long it takes."""
 
-import ast
 import csv
 import hashlib
 import json
@@ -17,6 +16,13 @@ ENVIRONMENT = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 """Environment of every notebook of the batch."""
+
+NUMERICS = {
+    "data": [files.SIMULATE_NUMERICS, files.FILES_NUMERICS, files.PANEL_NUMERICS],
+    "train": files.TRAIN_NUMERICS,
+    "fit": files.FIT_NUMERICS,
+}
+"""What a person raises when the results of a rule change."""
 
 LISTS = ("*/data.txt", "*/runs/*/results.txt", "figures.txt")
 """Where the Snakefile keeps lists of results (lines of cksum: checksum, bytes, name), as seen from data/<study>."""
@@ -47,39 +53,8 @@ def words(name):
     return hashlib.sha256(json.dumps(cells(name)).encode()).hexdigest()
 
 
-def modules(name):
-    """Files of `lib` that a notebook imports, directly or through another module of `lib`, in order of their names.
-
-    Found in the syntax trees, imports inside functions included, so that the list cannot fall behind the code.
-    """
-    lines = "\n".join(source for kind, source in cells(name) if kind == "code").splitlines()
-    found, waiting = set(), _imported("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting |= _imported(path.read_text())
-    return sorted(found)
-
-
-def _imported(source):
-    """Files of `lib` named by the import statements of one source: the module and the packages that it lies in."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    found = set()
-    for parts in (name.split(".") for name in names if name.split(".")[0] == "lib"):
-        for depth in range(1, len(parts) + 1):
-            place = files.CODE.joinpath(*parts[:depth])
-            found |= {path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()}
-    return found
-
-
 def settings(study, rule, regime=None, size=None):
-    """The part of the study file that a rule's results depend on, as canonical JSON."""
+    """What a rule's results depend on, as canonical JSON: its part of the study file, and the numbers of its code."""
     content = study.model_dump(mode="json", include={"census", "fit", "runs"})
     if rule == "data":
         chosen = study.panel_settings(regime) | {"census": content["census"]}
@@ -90,7 +65,7 @@ def settings(study, rule, regime=None, size=None):
         chosen = {"train": study.training(regime).model_dump(mode="json"), "size": asdict(study.size(size))}
     else:
         chosen = {"fit": content["fit"], "runs": content["runs"]} if rule == "fit" else {}
-    return json.dumps(chosen, sort_keys=True)
+    return json.dumps([chosen, NUMERICS.get(rule)], sort_keys=True)
 
 
 def sources(study):

@@ -25,14 +25,3 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         raise OSError("no space left")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_layout_comments_and_docstrings_are_not_the_program_but_numbers_are(tmp_path):
-    same = '"""Doc."""\n\n\ndef f(x):  # why\n    """Doc."""\n    return (x + 1)\n'
-    sources = ["def f(x):\n    return x + 1\n", same, "def f(x):\n    return x + 2\n"]
-    programs = []
-    for number, source in enumerate(sources):
-        path = tmp_path / f"{number}.py"
-        path.write_text(source)
-        programs.append(files.program(path))
-    assert programs[0] == programs[1] != programs[2]

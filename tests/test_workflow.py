@@ -287,26 +287,6 @@ def wait_until(true, seconds=240):
         time.sleep(0.1)
 
 
-def test_modules_are_found_through_packages_and_functions(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CODE", tmp_path)
-    sources = {
-        "lib/__init__.py": "", "lib/a.py": "def f():\n    from lib.deep import b\n", "lib/c.py": "",
-        "lib/unused.py": "",
-        "lib/deep/__init__.py": "import lib.c\n", "lib/deep/b.py": "import os\nfrom lib.deep import value\n",
-    }  # fmt: skip
-    for name, source in sources.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(source)
-    cells = [
-        {"cell_type": "markdown", "source": ["from lib import unused"]},
-        {"cell_type": "code", "source": ["%matplotlib inline\n", "from lib import a"]},
-    ]
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": cells}))
-    found = {str(path.relative_to(tmp_path)) for path in workflow.modules("n")}
-    assert found == set(sources) - {"lib/unused.py"}
-
-
 def test_time_left_follows_the_learning_curves(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ROOT", tmp_path)
     study = params.parse(STUDY, "tiny")
