@@ -13,9 +13,11 @@ checksums is. The code that writes them knows by itself what it may keep.
 import os
 import sys
 
-from lib import files, params, workflow as plan
+from lib import io
+from lib.run import workflow as plan
+from lib.study import load_study
 
-study = params.load(config.get("study", "demo"))
+study = load_study(config.get("study", "demo"))
 study.data.mkdir(parents=True, exist_ok=True)
 if workflow.is_main_process:  # a job on a cluster reads this file too, and must not judge what other jobs write
     plan.forget_lost(study)
@@ -31,7 +33,7 @@ def relative(path):
 PANELS = expand("{regime}/data.txt", regime=study.regimes)
 RUNS = expand("{regime}/runs/{size}/results.txt", regime=study.regimes, size=[size.name for size in study.sizes])
 SOURCES = [relative(path) for path in plan.sources(study)]
-PYTHON, NOTEBOOKS, FIGURES = sys.executable, relative(files.CODE / "notebooks"), relative(study.figures)
+PYTHON, NOTEBOOKS, FIGURES = sys.executable, relative(io.CODE / "notebooks"), relative(study.figures)
 
 
 def code(name):

@@ -15,11 +15,11 @@ import warnings
 import numpy as np
 from scipy.optimize import curve_fit
 
-from lib import params
 from lib.fit import ladder
 from lib.fit.intervals import bootstrap
 from lib.fit.projection import fit_many
-from lib.runs import given as given_runs
+from lib.fit.runs import given as given_runs
+from lib.study import load_study
 
 ROUNDS, FITS, SCIPY_FITS = 5, 10_000, 300
 STARTS = {"one start, P as a count": (1.0, (2.0, 0.3, 1.4)), "one start near the answer": (533.0, (0.6, 0.5, 1.45))}
@@ -53,7 +53,7 @@ def scipy_fits(parameters, losses, unit, start, draws):
 
 def main():
     warnings.simplefilter("ignore")
-    table = given_runs(params.load("published-runs"))
+    table = given_runs(load_study("published-runs"))
     data = ladder(table[table["regime"] == "data-rich"])
     parameters, rng = data.parameters[data.index], np.random.default_rng(0)
     ours = median_seconds(lambda: bootstrap(data, "runs", FITS, np.random.default_rng(0))) / FITS

@@ -61,10 +61,11 @@ def peak():
 
 def check(path):
     """Check one file; print peak memory above that of the imports, and seconds."""
-    from lib import own, params
+    from lib.data import own
+    from lib.study import Census
 
     started, before = time.perf_counter(), peak()
-    own.survey(params.Census(files=[path]), labelled=False)
+    own.survey(Census(files=[path]), labelled=False)
     print(peak() - before, time.perf_counter() - started)
 
 

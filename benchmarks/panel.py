@@ -22,7 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from lib import census, files, panel, params, train
+from lib import io
+from lib.data import census, panel
+from lib.study import parse_study
+from lib.train import loop
 
 PANEL, SMALLEST = 512, 10_000
 ROUNDS = 3
@@ -43,7 +46,7 @@ def study(cells, genes):
         "sizes": ["XXS"],
         "seeds": [7],
     }
-    return params.parse(content, f"{cells}-{genes}")
+    return parse_study(content, f"{cells}-{genes}")
 
 
 def write(made):
@@ -51,7 +54,7 @@ def write(made):
 
 
 def build(made):
-    files.remove(made.folder("all"))
+    io.remove(made.folder("all"))
     panel.build(made, "all")
 
 
@@ -119,7 +122,7 @@ def streamed(made, cells=70_000):
 def consumed(made):
     """Cells a second that the smallest model trains on."""
     data = panel.arrays(panel.read(made.folder("all") / "panel.h5ad"))
-    return train.train(data, made.sizes[0], 7, made.train, made.data / "run")["cells_per_second"]
+    return loop.train(data, made.sizes[0], 7, made.train, made.data / "run")["cells_per_second"]
 
 
 PARTS = {part.__name__: part for part in (write, build, plain, check, mapped, streamed, consumed)}

@@ -5,7 +5,7 @@
 
 Each part runs in a process of its own on two numbers of cells, a factor of ten apart, with a panel of two genes: what
 grows with cells and not with genes. Seconds and peak memory (beyond what the imports take) are printed, and carried
-on to the whole Census in proportion. Then the bill: see `lib.scale.bill`.
+on to the whole Census in proportion. Then the bill: see `lib.train.scale.bill`.
 """
 
 import argparse
@@ -27,8 +27,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import checkpoint, panel, params, scale, split, train
-from lib.sizes import Size
+from lib.data import panel, split
+from lib.model.sizes import Size
+from lib.study import Regime, Split, load_study
+from lib.train import checkpoint, loop, scale
 
 WHOLE = 100_000_000
 """Cells of the whole Census: its primary human ones, rounded."""
@@ -44,7 +46,7 @@ BYTES = {
 
 
 def labels(rows):
-    """Cells as `lib.draw.cells` gives them: categories, ids, library sizes; a data set has a dozen donors."""
+    """Cells as `lib.data.draw.cells` gives them: categories, ids, library sizes; a data set has a dozen donors."""
     donor = np.arange(rows, dtype=np.int64) * 20_000 // rows
     kinds = {"donor_id": (donor, 20_000), "dataset_id": (donor // 12, 1667), "tissue": (donor % 50, 50),
              "cell_type": (donor % 700, 700)}  # fmt: skip
@@ -57,9 +59,9 @@ def labels(rows):
 
 def sides(rows, root):
     """The split of the whole Census by data set, and the draw of nine cells of ten."""
-    cells, asked = labels(rows), params.Split(by="dataset_id")
+    cells, asked = labels(rows), Split(by="dataset_id")
     side, _ = split.assign(cells, asked)
-    wanted = params.Regime(genes=2, cells=int(0.9 * rows))
+    wanted = Regime(genes=2, cells=int(0.9 * rows))
     return len(split.draw(side, wanted, asked, 42, cells["donor_id"]))
 
 
@@ -145,7 +147,7 @@ def planned():
     low, high = scale.hours(theirs)
     yield f"the published runs: {theirs:.2g} FLOPs of training, {low:.1f} to {high:.1f} h of one H100 (assumed rates)"
     for name in ("tuned", "published"):
-        cost = scale.of_study(params.load(name))
+        cost = scale.of_study(load_study(name))
         low, high = scale.hours(**cost)
         yield (
             f"{name}: {cost['training']:.2g} FLOPs of training, {cost['evaluation']:.2g} of evaluation in float32, "
@@ -162,7 +164,7 @@ def told(bill):
         yield f"{words}: {bill[name] / 1e9:,.1f} GB"
     yield f"one process making the panel: {bill['reading'] / 3600:.1f} h"
     yield f"telling a run by its values: {bill['hashing'] / 60:.1f} min before each"
-    pause = train.CHECKPOINT_SECONDS
+    pause = loop.CHECKPOINT_SECONDS
     yield f"one checkpoint: {bill['saving']:.0f} s, every {pause} s of training, as the code stands"
 
 

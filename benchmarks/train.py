@@ -20,8 +20,10 @@ import numpy as np
 import reference
 import torch
 
-from lib import kernels, params, train
-from lib.sizes import PUBLISHED
+from lib.model import kernels
+from lib.model.sizes import PUBLISHED
+from lib.study import Train
+from lib.train import loop
 
 GENES, MASKED, CELLS, ROUNDS = 512, 77, 2000, 5
 SECONDS = 1.0
@@ -47,8 +49,8 @@ def seconds(work, updates):
 
 def ours(size, panel, dropout, folder):
     """A function that makes some updates of our training loop."""
-    settings = params.Train(dropout=dropout, cells_seen=32 * 10**6)
-    run = train.Run(panel, size, 7, settings, Path(folder), "benchmark")
+    settings = Train(dropout=dropout, cells_seen=32 * 10**6)
+    run = loop.Run(panel, size, 7, settings, Path(folder), "benchmark")
 
     def work(updates):
         torch.set_num_threads(size.threads(GENES))

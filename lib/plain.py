@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from lib.errors import InputError
+from lib.io import InputError
 
 LARGEST = 100_000
 """Values in a file. The studies shipped have less than two hundred."""

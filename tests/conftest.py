@@ -14,7 +14,8 @@ import pytest
 import yaml
 from scipy import sparse
 
-from lib import files, params
+from lib import io
+from lib.study import load_study
 
 TINY = {
     "census": {
@@ -70,7 +71,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def real_data():
     """Folder of the real data sets; the test is skipped where they are missing."""
-    folder = files.CODE.parent / "shared" / "data"
+    folder = io.CODE.parent / "shared" / "data"
     if not any(folder.glob("*.h5ad")):
         pytest.skip("REAL DATA MISSING: no .h5ad file in ../shared/data, so nothing was tested on real cells")
     return folder
@@ -97,7 +98,7 @@ def executed(tmp_path_factory):
 def project(tmp_path, monkeypatch):
     """An empty project folder that lib works in, here and in processes started by the test."""
     (tmp_path / "params").mkdir()
-    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(io, "ROOT", tmp_path)
     monkeypatch.setenv("SCALING_ROOT", str(tmp_path))
     return tmp_path
 
@@ -108,7 +109,7 @@ def study_file(project):
 
     def write(name="tiny", **changed):
         (project / "params" / f"{name}.yaml").write_text(yaml.safe_dump(TINY | changed, sort_keys=False))
-        return params.load(name)
+        return load_study(name)
 
     return write
 

@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as shown
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lib import files
+from lib import io
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE = 400
@@ -62,13 +62,13 @@ def server(folder, project):
     with tempfile.TemporaryDirectory() as own:
         places = {f"JUPYTER_{name}_DIR": f"{own}/{name.lower()}" for name in ("CONFIG", "DATA", "RUNTIME")}
         places |= {"IPYTHONDIR": f"{own}/ipython", "SCALING_ROOT": str(project)}
-        files.write_json(f"{own}/config/{NEWS}", {"fetchNews": "false"})  # or a pop-up asks about them
+        io.write_json(f"{own}/config/{NEWS}", {"fetchNews": "false"})  # or a pop-up asks about them
         environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
         asked = f"--no-browser --ServerApp.root_dir={folder}"
         asked += " --allow-root" if os.geteuid() == 0 else ""
         words = ["make", "--assume-old=.venv/installed", "lab", f"ARGS={asked}"]
         with open(f"{own}/said", "w+") as said:
-            options = {"cwd": files.CODE, "env": environment | places, "stdout": said, "stderr": said}
+            options = {"cwd": io.CODE, "env": environment | places, "stdout": said, "stderr": said}
             process = subprocess.Popen(words, start_new_session=True, **options)
             try:
                 yield _started(process, f"{own}/runtime", said)
@@ -84,7 +84,7 @@ def _started(process, runtime, said):
             raise RuntimeError(f"make lab ended: {said.read()}")
         for name in os.listdir(runtime) if os.path.isdir(runtime) else []:
             if name.startswith("jpserver-") and name.endswith(".json"):
-                found = files.read_json(f"{runtime}/{name}")
+                found = io.read_json(f"{runtime}/{name}")
                 return Server(found["pid"], found["url"], found["token"], Path(found["root_dir"]))
     return None
 
@@ -183,7 +183,7 @@ def save(page, path):
 
 def code(path):
     """Code cells of a notebook, without the one that papermill adds for the parameters it was given."""
-    cells = [cell for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in io.read_json(path)["cells"] if cell["cell_type"] == "code"]
     return [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
 
 
@@ -224,8 +224,8 @@ def faults(path, promised):
 
 def copied(path, folder):
     """A copy of a notebook without any output, so that what is found in it later is of this run."""
-    content = files.read_json(path)
+    content = io.read_json(path)
     for cell in (cell for cell in content["cells"] if cell["cell_type"] == "code"):
         cell["outputs"], cell["execution_count"] = [], None
-    files.write_json(folder / path.name, content)
+    io.write_json(folder / path.name, content)
     return folder / path.name

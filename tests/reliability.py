@@ -11,14 +11,14 @@
 import ast
 import csv
 import functools
-import io
 import os
+from io import StringIO
 
 import pytest
 
-from lib import files
+from lib import io
 
-TABLE = files.CODE / "data" / "reliability.csv"
+TABLE = io.CODE / "data" / "reliability.csv"
 COLUMNS = ["fault", "what happens", "what you do"]
 
 
@@ -44,15 +44,15 @@ def rows():
 
 
 def write(kept, row):
-    text = io.StringIO()
+    text = StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *kept, *([] if row in kept else [row])])
-    with files.atomic(TABLE) as partial:
+    with io.atomic(TABLE) as partial:
         partial.write_text(text.getvalue())
 
 
 def named():
     """Names of all faults that some test in this folder is about."""
-    trees = [ast.parse(path.read_text()) for path in sorted((files.CODE / "tests").glob("test_*.py"))]
+    trees = [ast.parse(path.read_text()) for path in sorted((io.CODE / "tests").glob("test_*.py"))]
     tests = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     calls = [call for test in tests for call in test.decorator_list if isinstance(call, ast.Call)]
     return [call.args[0].value for call in calls if isinstance(call.func, ast.Name) and call.func.id == "fault"]

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import answer, figures, files, fit
+from lib import figures, fit, io
+from lib.fit import answer
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 TRUTHS = {
@@ -44,8 +45,8 @@ def section(text, number):
 
 
 def test_the_committed_answer_is_what_the_committed_tables_say():
-    committed = (files.CODE / "data/results" / answer.TEXT).read_text()
-    made = answer.text(answer.kept(files.CODE))
+    committed = (io.CODE / "data/results" / answer.TEXT).read_text()
+    made = answer.text(answer.kept(io.CODE))
     assert NUMBER.sub("#", made) == NUMBER.sub("#", committed), "make answer, and commit what it writes"
     ours, theirs = ([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (made, committed))
     assert ours == pytest.approx(theirs, rel=0.05, abs=0.01), "make answer, and commit what it writes"
@@ -56,8 +57,8 @@ def test_a_study_that_is_kept_later_enters_figure_and_text(tmp_path):
     place = tmp_path / "data/results/ladder-real"
     laws = {name: {key: law | {"provenance": {"census": {"h5ad": []}}} for key, law in by.items()}
             for name, by in later.laws.items()}  # fmt: skip
-    files.write_json(place / "laws.json", laws)
-    files.write_csv(place / "runs.csv", later.runs)
+    io.write_json(place / "laws.json", laws)
+    io.write_csv(place / "runs.csv", later.runs)
     studies = answer.kept(tmp_path)
     assert [(one.name, one.cells) for one in studies] == [("ladder-real", "real"), ("published runs", "published")]
     assert "| ladder-real | cells-20000 |" in answer.text(studies)

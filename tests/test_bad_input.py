@@ -2,13 +2,13 @@
 
 import gzip
 import importlib.util
-import io
 import os
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import anndata
@@ -21,8 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, files, own, panel, params
-from lib.errors import InputError
+from lib import io
+from lib.data import census, own, panel
+from lib.io import InputError
+from lib.study import Census, load_study
 
 
 def is_sentence(text):
@@ -321,13 +323,13 @@ def test_a_file_that_may_not_be_read(h5ad, counts, monkeypatch):
     path.chmod(0)
     if os.geteuid() == 0:  # root may read everything, and is told so here
         monkeypatch.setattr(os, "access", lambda *_: False)
-    refused(lambda: own.survey(params.Census(h5ad=["input/bad.h5ad"])), "input/bad.h5ad may not be read")
+    refused(lambda: own.survey(Census(h5ad=["input/bad.h5ad"])), "input/bad.h5ad may not be read")
 
 
 def test_links_that_lead_in_a_circle_name_each_file_once(h5ad, counts, project):
     path = h5ad("good", counts)
     (path.parent / "again").symlink_to(path.parent)
-    assert len(own.survey(params.Census(h5ad=["input/**/*.h5ad"])).sources) == 1
+    assert len(own.survey(Census(h5ad=["input/**/*.h5ad"])).sources) == 1
 
 
 # ---------------------------------------------------------------- 10x output
@@ -504,7 +506,7 @@ def test_any_small_damage_to_text_ends_in_a_pool_or_in_a_sentence(folder, part, 
     start = int(at * len(content))
     try:
         path.write_bytes(content[:start] + new + content[start + cut :])
-        own.survey(params.Census(files=[{"path": "input/bad", "donor_id": "A"}]))
+        own.survey(Census(files=[{"path": "input/bad", "donor_id": "A"}]))
     except InputError as error:
         assert (
             "input/bad" in str(error) and "\n" not in str(error) and str(error).endswith(".") and len(str(error)) < 500
@@ -519,7 +521,7 @@ def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, 
     path = h5ad("bad", counts) if kind == "h5ad" else tenx("bad", counts, kind)
     content = path.read_bytes()
     path.write_bytes(content[: int(at * len(content))])
-    survey = params.Census(files=[{"path": f"input/{path.name}", "donor_id": "A"}])
+    survey = Census(files=[{"path": f"input/{path.name}", "donor_id": "A"}])
     refused(lambda: own.survey(survey), f"input/{path.name}")
 
 
@@ -600,7 +602,7 @@ def test_a_study_file_with_a_mistake(project, text, said):
     good = {"census": "census: {uri: a}", "regimes": "regimes: {r: {genes: 10, cells: 20}}", "sizes": "sizes: [XS]"}
     lines = good | {"seeds": "seeds: [1]"} | {text.split(":")[0]: text}
     (project / "params" / "bad.yaml").write_text("\n".join(lines.values()))
-    refused(lambda: params.load("bad"), "params/bad.yaml", said)
+    refused(lambda: load_study("bad"), "params/bad.yaml", said)
 
 
 # ---------------------------------------------------------------- where the Census is written
@@ -627,13 +629,13 @@ def test_a_full_disk_leaves_nothing_behind(h5ad, study_file, counts):
 
 
 def test_no_room_for_sorting_is_not_said_to_be_a_damaged_file(h5ad, counts, monkeypatch):
-    class Full(io.BytesIO):
+    class Full(BytesIO):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", Full)
     h5ad("good", sparse.csc_matrix(counts))
-    survey = params.Census(h5ad=["input/good.h5ad"])
+    survey = Census(h5ad=["input/good.h5ad"])
     refused(lambda: own.survey(survey), "the counts of input/good.h5ad cannot be sorted in", "No space left", "TMPDIR")
 
 
@@ -642,9 +644,9 @@ def test_what_a_killed_build_left_behind_is_removed_by_the_next(tiny, project):
 import os, signal
 from lib import census, params, soma
 soma._write_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-census.prepare(params.load("tiny"))
+census.prepare(load_study("tiny"))
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=files.CODE).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", code], cwd=io.CODE).returncode == -signal.SIGKILL
     left = [path.name for path in tiny.data.glob(".partial-*")]
     assert len(left) == 1
     mine = tiny.data / f".partial-{os.getppid()}-census"  # of a process that lives

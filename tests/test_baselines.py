@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from lib import baselines, census, panel, simulate
-from lib.errors import InputError
-from lib.params import Simulation
+from lib.data import census, panel, simulate
+from lib.io import InputError
+from lib.study import Simulation
+from lib.train import baselines
 
 PANEL, K = 48, 7
 
 
 def panel_of(truth, columns, library_size="transcriptome", held_out=200):
-    """A panel of the simulated census as lib.panel writes it: the last cells are held out, two masks each."""
+    """A panel of the simulated census as lib.data.panel writes it: the last cells are held out, two masks each."""
     obs, counts = zip(*simulate.chunks(truth), strict=True)
     obs, counts = pd.concat(obs, ignore_index=True), sparse.vstack(counts).toarray()[:, columns].astype(np.int32)
     library = obs["raw_sum"].to_numpy() if library_size == "transcriptome" else counts.sum(axis=1).clip(1)

@@ -8,9 +8,9 @@ import nbformat
 import psutil
 import pytest
 
-from lib import files
+from lib import io
 
-NOTEBOOKS = files.CODE / "notebooks"
+NOTEBOOKS = io.CODE / "notebooks"
 BATCH = {"01_data": "01_data-data-rich", "03_train": "03_train-data-rich-d16"}
 """Notebooks of the batch that have the default parameters, where they are named after them."""
 

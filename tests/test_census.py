@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, files, own, params, soma
-from lib import counts as blocks
-from lib.errors import CensusUnavailable
+from lib import io
+from lib.data import census, own, soma
+from lib.data import counts as blocks
+from lib.io import CensusUnavailable
+from lib.study import Census
 
 HUMAN = "homo_sapiens"
 
@@ -130,7 +132,7 @@ def test_a_misspelt_obs_column_is_not_dropped_in_silence(tmp_path, counts, label
 
 
 def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file):
-    folder = files.ROOT / census.prepare(tiny)
+    folder = io.ROOT / census.prepare(tiny)
     made = folder.stat().st_ino
     census.prepare(tiny)
     assert folder.stat().st_ino == made
@@ -162,9 +164,9 @@ def counted(*arguments):
         file.write("x")
     write(*arguments)
 census.write = counted
-census.prepare(params.load("tiny"))
+census.prepare(load_study("tiny"))
 """
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=files.CODE) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=io.CODE) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert log.read_text() == "x"
 
@@ -246,7 +248,7 @@ def test_an_ensembl_id_known_to_one_file_serves_all_and_is_unique(h5ad, project,
     known = ["unknown", "ENSG01", "ENSG02", "ENSG02", *["unknown"] * 26]
     h5ad("a", counts, genes=names)
     h5ad("b", counts, genes=names, var={"feature_id": known})
-    var, *_ = own.pooled(params.Census(h5ad=["input/*.h5ad"]))
+    var, *_ = own.pooled(Census(h5ad=["input/*.h5ad"]))
     assert var["feature_id"].tolist() == ["G0", "ENSG01", *names[2:]]  # two genes of one id keep their symbols
     assert var["feature_name"].tolist() == names
 

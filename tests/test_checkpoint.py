@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from lib import checkpoint
+from lib.train import checkpoint
 
 
 def save(folder, number):

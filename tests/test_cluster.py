@@ -20,9 +20,15 @@ import slurm
 import yaml
 from test_workflow import NOTEBOOKS, working
 
-from lib import baselines, cluster, files, fit, panel, params, runs, simulate, sizes, train, workflow
-from lib.errors import InputError
-from lib.progress import Batch
+from lib import fit, io
+from lib.data import panel, simulate
+from lib.fit import runs
+from lib.io import InputError
+from lib.model import sizes
+from lib.run import cluster, workflow
+from lib.run.progress import Batch
+from lib.study import load_study
+from lib.train import baselines, loop
 
 TIMES = ["seconds", "cells_per_second"]
 LADDER = ["XXS", "TINY", "XS", "S", "M", "L", "XL"]
@@ -76,8 +82,8 @@ RUNS = {f"rich/runs/{size}/seed-{seed}/result.json" for size in ("XXS", "TINY") 
 def wide(project):
     """The seven published sizes, as a file in a project of its own with the profiles of this one."""
     (project / "params" / "wide.yaml").write_text(yaml.safe_dump(WIDE))
-    shutil.copytree(files.CODE / "profiles", project / "profiles")
-    return params.load("wide")
+    shutil.copytree(io.CODE / "profiles", project / "profiles")
+    return load_study("wide")
 
 
 def edit(project, **changes):
@@ -137,7 +143,7 @@ def plugin(executor):
 def requests(profile):
     """What each job of the plan asks for, as Snakemake understands it: {title: {resource: value}}."""
     plugin(profile.name)
-    words = ["--profile", str(profile), "--snakefile", str(files.CODE / "Snakefile"), "--config", "study=wide"]
+    words = ["--profile", str(profile), "--snakefile", str(io.CODE / "Snakefile"), "--config", "study=wide"]
     done = subprocess.run([sys.executable, "-c", PLAN, *words], capture_output=True, text=True, cwd=profile)
     assert done.returncode == 0, done.stdout + done.stderr
     asked = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"event"')]
@@ -187,7 +193,7 @@ def test_an_unknown_profile_names_the_ones_that_are_there_before_any_work(wide, 
 def test_names_of_jobs_tell_studies_and_folders_apart_and_are_what_the_plugin_takes(wide, monkeypatch, tmp_path):
     odd = wide.model_copy(update={"name": "a.very.long.name" * 5})
     names = {cluster.prefix(wide), cluster.prefix(odd)}
-    monkeypatch.setattr(files, "ROOT", tmp_path / "elsewhere")
+    monkeypatch.setattr(io, "ROOT", tmp_path / "elsewhere")
     names.add(cluster.prefix(wide))
     assert len(names) == 3 and all(re.fullmatch("[A-Za-z0-9_-]{1,50}", name) for name in names)
 
@@ -220,7 +226,7 @@ def test_a_job_in_the_queue_is_not_at_work_and_its_time_does_not_run(sent):
 def test_a_job_that_failed_in_the_queue_is_blamed_on_the_cluster_and_not_on_an_old_notebook(sent):
     batch, notebook = sent
     error = {"cells": [{"outputs": [{"output_type": "error", "ename": "InputError", "evalue": "old"}]}]}
-    files.write_json(notebook, error)
+    io.write_json(notebook, error)
     end = {"event": "job_error", "id": 1, "text": "SLURM said no.", "log": [*batch.jobs[1].log, "slurm.log"]}
     job = batch.read(end)
     assert cluster.word(batch.study, job) == ("SLURM said no.", batch.study.data / "slurm.log")
@@ -262,7 +268,7 @@ def node():
 
 def profiles(project):
     """The shipped profiles; for a cluster without accounting, and in a hurry."""
-    shutil.copytree(files.CODE / "profiles", project / "profiles")
+    shutil.copytree(io.CODE / "profiles", project / "profiles")
     edit(
         project,
         **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1, "latency-wait": 10},
@@ -273,8 +279,8 @@ def test_a_study_through_slurm_has_the_runs_and_laws_that_the_same_study_has_her
     (project / "params" / "tiny.yaml").write_text(yaml.safe_dump(SECONDS))
     profiles(project)
     said = finish(start(project, "tiny", environment=node.environment | {"SCALING_ROOT": str(project)}))
-    study = params.load("tiny")
-    table, laws = pd.read_csv(study.data / "runs.csv"), files.read_json(study.data / "laws.json")
+    study = load_study("tiny")
+    table, laws = pd.read_csv(study.data / "runs.csv"), io.read_json(study.data / "laws.json")
     assert not node.jobs()
     answer = fit.answer(laws, runs.known_floors(runs.baselines(study), runs.headline(runs.collect(study))))
     jobs = {line.split("] ")[1].split(":")[0] for line in said.splitlines() if line.startswith("[")}
@@ -282,11 +288,11 @@ def test_a_study_through_slurm_has_the_runs_and_laws_that_the_same_study_has_her
     assert len(jobs) == 3 + len(study.sizes) + 1, said
     shutil.rmtree(study.data)
     expected = trained_here(study).drop(columns=TIMES)
-    files.write_csv(project / "expected.csv", expected)
+    io.write_csv(project / "expected.csv", expected)
     pd.testing.assert_frame_equal(table.drop(columns=TIMES), pd.read_csv(project / "expected.csv"))
     again = fit.fit_laws(runs.collect(study), study.fit.resamples, study.fit.seed, study.fit.level)
-    files.write_json(project / "expected.json", runs.with_provenance(again, study))
-    assert laws == files.read_json(project / "expected.json")
+    io.write_json(project / "expected.json", runs.with_provenance(again, study))
+    assert laws == io.read_json(project / "expected.json")
 
 
 def trained_here(study):
@@ -294,10 +300,10 @@ def trained_here(study):
     for regime in study.regimes:
         cells = panel.read(panel.build(study, regime))
         measured = baselines.measure(cells, simulate.truth(study.census.simulate))
-        files.write_json(study.folder(regime) / "baselines.json", measured)
+        io.write_json(study.folder(regime) / "baselines.json", measured)
         data = panel.arrays(cells)
         for size, seed in itertools.product(study.sizes, study.seeds):
-            train.train(data, size, seed, study.training(regime), study.run_folder(regime, size.name, seed))
+            loop.train(data, size, seed, study.training(regime), study.run_folder(regime, size.name, seed))
     return runs.collect(study)
 
 
@@ -305,8 +311,8 @@ def trained_here(study):
 def held(node, tmp_path):
     """A project with stand-ins for the notebooks: its training stops after the first seed while `hold` is there."""
     project = tmp_path / "project"
-    shutil.copytree(files.CODE / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(files.CODE / "Snakefile", project)
+    shutil.copytree(io.CODE / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(io.CODE / "Snakefile", project)
     for name in ("papermill", "params", "notebooks"):
         (project / name).mkdir()
     (project / "papermill" / "__init__.py").touch()

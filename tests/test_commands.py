@@ -14,9 +14,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib import files
+from lib import io
 
-README = (files.CODE / "README.md").read_text()
+README = (io.CODE / "README.md").read_text()
 PROGRAMS = ("make", "snakemake", "papermill", "python", "python3.11", ".venv/bin/python", "pip", "uv", "conda")
 LINKED = ("lib", "tests", "notebooks", "benchmarks", "Makefile", "Snakefile", "pyproject.toml", "constraints.txt")
 
@@ -44,7 +44,7 @@ def page(executed, tmp_path_factory):
     """A folder that looks like a checkout: the real code by links, params and results of its own, the demo finished."""
     folder = tmp_path_factory.mktemp("page")
     for name in LINKED:
-        (folder / name).symlink_to(files.CODE / name)
+        (folder / name).symlink_to(io.CODE / name)
     (folder / ".venv").mkdir()
     for place in os.scandir(sys.prefix):
         if place.name != "installed":
@@ -52,9 +52,9 @@ def page(executed, tmp_path_factory):
     (folder / ".venv" / "installed").touch()
     for name in ("data", "figures"):
         shutil.copytree(executed / name, folder / name)
-    shutil.copytree(files.CODE / "params", folder / "params")
+    shutil.copytree(io.CODE / "params", folder / "params")
     shutil.copy(executed / "params" / "demo.yaml", folder / "params")
-    shutil.copy(files.CODE / "data" / "published_runs.csv", folder / "data")
+    shutil.copy(io.CODE / "data" / "published_runs.csv", folder / "data")
     return folder
 
 
@@ -99,7 +99,7 @@ def by_another_test(module, name):
     """A rule for what another test runs to its end."""
 
     def check(page, command):
-        assert f"def {name}(" in (files.CODE / "tests" / f"{module}.py").read_text()
+        assert f"def {name}(" in (io.CODE / "tests" / f"{module}.py").read_text()
 
     return check
 
@@ -126,9 +126,9 @@ def produced(page):
 def installed(page, command):
     """A rule for pip: it would install what is installed here, in exactly these versions."""
     extras = re.search(r"\.\[(\w+)\]", command)[1]
-    project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((io.CODE / "pyproject.toml").read_text())["project"]
     needed = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"][extras]]
-    lines = re.findall(r"^([\w.-]+)==(\S+)$", (files.CODE / "constraints.txt").read_text(), re.MULTILINE)
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (io.CODE / "constraints.txt").read_text(), re.MULTILINE)
     pinned = {canonicalize_name(name): number for name, number in lines}
     here = {need.name: version(need.name).split("+")[0] for need in needed}
     assert {name: pinned[canonicalize_name(name)] for name in here} == here
@@ -137,7 +137,7 @@ def installed(page, command):
 
 def other_tool(page, command):
     """A rule for other installers: they get pip's list; where the tool is missing, the test says so."""
-    environment = yaml.safe_load((files.CODE / "environment.yml").read_text())
+    environment = yaml.safe_load((io.CODE / "environment.yml").read_text())
     listed = environment["dependencies"][-1]["pip"]
     assert listed == ["-c constraints.txt", "-e .[dev]"] and "python=3.11" in environment["dependencies"]
     assert "environment.yml" in command or "-c constraints.txt -e '.[dev]'" in command
@@ -157,7 +157,7 @@ RULES = {
     r'make test ARGS="-k law"': runs("passed", {'law"': 'published -q -n 0 -p no:cacheprovider tests/test_sizes.py"'}),
     r"make check STUDY=mine": runs("genes in the pool: 40", first=own_files),
     r"make lab": runs(".", {"make lab": "make lab ARGS=--version"}),
-    r"make lint": runs("", {"make lint": f"cd {files.CODE} && make -o .venv/installed lint"}),
+    r"make lint": runs("", {"make lint": f"cd {io.CODE} && make -o .venv/installed lint"}),
     r"make report STUDY=demo": runs("report.html"),
     r"make status( STUDY=demo)?": runs("demo"),
     r"make answer": by_another_test("test_answer", "test_the_committed_answer_is_what_the_committed_tables_say"),

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit, replicate, runs
-from lib.errors import InputError
-from lib.fit import budget, heldout, matched, protocols
+from lib import fit
+from lib.fit import budget, heldout, matched, protocols, replicate, runs
+from lib.io import InputError
 
 SIZES = {"XXS": 85, "d4": 517, "d8": 1417, "d16": 4369, "d32": 14881, "d64": 54337}
 CELLS = (200, 500, 1200, 3000, 8000, 20000)
@@ -177,9 +177,9 @@ def test_the_best_negative_binomial_costs_nothing_beyond_one_and_something_beyon
 
 
 def test_replicates_resume_and_are_the_same_again(tmp_path, monkeypatch):
-    from lib import files
+    from lib import io
 
-    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(io, "ROOT", tmp_path)
     monkeypatch.setattr(replicate, "WIDTHS", (4,))
     small = replicate.CONTENT | {
         "regimes": {"known": {"genes": 8, "cells": 300}}, "split": {"validation": 0.2, "test": 0.2, "cells": 100},

@@ -9,9 +9,11 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import baselines, panel, params, simulate, split, train, workflow
-from lib.errors import InputError
-from lib.params import Regime, Split
+from lib.data import panel, simulate, split
+from lib.io import InputError
+from lib.run import workflow
+from lib.study import Regime, Split, parse_study
+from lib.train import baselines, loop
 
 SAME = {
     "regimes": {"rich": {"genes": 24, "cells": 300}, "limited": {"genes": 24, "cells": 40}},
@@ -264,7 +266,7 @@ def test_training_and_baselines_measure_every_held_out_side(four, tmp_path):
     adata = built(four, "limited")
     found = baselines.measure(adata, simulate.truth(four.census.simulate))
     assert list(found) == list(split.SPLITS[1:])
-    record = train.train(panel.arrays(adata), four.size("XXS"), 7, four.training("limited"), tmp_path)
+    record = loop.train(panel.arrays(adata), four.size("XXS"), 7, four.training("limited"), tmp_path)
     for side in split.SPLITS[1:]:
         assert found[side]["bayes_mse"] > 0 and record[f"{side}_mse"] > 0 and record[f"{side}_mse_se"] > 0
 
@@ -319,7 +321,7 @@ def test_a_cell_on_two_sides_of_one_donor_is_no_panel(study_file, monkeypatch):
 
 def rules(**changed):
     """What each rule of each regime depends on, {(rule, regime): settings}."""
-    study = params.parse(TINY | SAME | changed, "tiny")
+    study = parse_study(TINY | SAME | changed, "tiny")
     found = {
         (rule, regime): workflow.settings(study, rule, regime, "XXS")
         for rule in ("data", "train")
@@ -369,7 +371,7 @@ def test_a_panel_is_kept_until_the_regime_that_chose_its_genes_changes(study_fil
 
 
 def test_time_and_cost_are_those_of_the_regimes_own_training(project):
-    study = params.parse(TINY | SAME | regimes(limited={"train": {"cells_seen": 640}}), "tiny")
+    study = parse_study(TINY | SAME | regimes(limited={"train": {"cells_seen": 640}}), "tiny")
     assert workflow.flops(study, "limited", "XXS") == 2 * workflow.flops(study, "rich", "XXS")
     longer, shorter = (workflow.seconds(study, "train", regime, "XXS")[1] for regime in ("limited", "rich"))
     assert longer == pytest.approx(2 * shorter)

@@ -9,10 +9,10 @@ import sys
 import pytest
 import yaml
 
-from lib import files
-from lib.sizes import Size
+from lib import io
+from lib.model.sizes import Size
 
-README = (files.CODE / "README.md").read_text()
+README = (io.CODE / "README.md").read_text()
 READER = """
 import numpy as np
 import pandas as pd
@@ -72,14 +72,14 @@ def edit(path, pattern, line):
 @pytest.fixture
 def changed(tmp_path):
     """A copy of lib with the README's lines put into it, and the module of a new reader."""
-    shutil.copytree(files.CODE / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(io.CODE / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params/published-runs.yaml", "data/published_runs.csv"):
         (tmp_path / name).parent.mkdir()
-        shutil.copy(files.CODE / name, tmp_path / name)
+        shutil.copy(io.CODE / name, tmp_path / name)
     (tmp_path / "lib" / "mine.py").write_text(READER)
     edit(tmp_path / "lib/fit/law.py", r"^FORMS = \{$", rf"\g<0>\n{line('python', 'lib/fit/law.py')}")
-    edit(tmp_path / "lib/samples.py", r"^READERS = .*$", line("python", "lib/samples.py"))
-    edit(tmp_path / "lib/samples.py", r"^(from lib import .*)\bparams, ", r"\1mine, params, ")
+    edit(tmp_path / "lib/data/samples.py", r"^READERS = .*$", line("python", "lib/data/samples.py"))
+    edit(tmp_path / "lib/data/samples.py", r"^(from lib import .*)\bparams, ", r"\1mine, params, ")
     return tmp_path
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import entropy
+from lib.train import entropy
 
 
 def test_the_published_conversion():

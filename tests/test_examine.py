@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from lib import baselines, examine, panel, runs, simulate, train
-from lib.files import write_json
+from lib.data import panel, simulate
+from lib.fit import runs
+from lib.io import write_json
+from lib.train import baselines, examine, loop
 
 
 @pytest.fixture(scope="module")
@@ -12,22 +14,23 @@ def done(tmp_path_factory):
     """A small study, one regime for squared error and one for counts, trained; with its truth."""
     import conftest
 
-    from lib import files, params
+    from lib import io
+    from lib.study import parse_study
 
-    root, before = tmp_path_factory.mktemp("study"), files.ROOT
-    files.ROOT = root
+    root, before = tmp_path_factory.mktemp("study"), io.ROOT
+    io.ROOT = root
     regimes = {"squares": {"genes": 24, "cells": 500}}
     regimes["counts"] = regimes["squares"] | {"train": {"objective": "negative_binomial"}}
-    study = params.parse(conftest.TINY | {"regimes": regimes, "genes_from": "squares", "seeds": [7]}, "tiny")
+    study = parse_study(conftest.TINY | {"regimes": regimes, "genes_from": "squares", "seeds": [7]}, "tiny")
     truth = simulate.truth(study.census.simulate)
     panels = {regime: panel.read(panel.build(study, regime)) for regime in regimes}
     for regime, adata in panels.items():
         write_json(study.folder(regime) / "baselines.json", baselines.measure(adata, truth))
         for size in study.sizes:
             folder = study.run_folder(regime, size.name, 7)
-            train.train(panel.arrays(adata), size, 7, study.training(regime), folder)
+            loop.train(panel.arrays(adata), size, 7, study.training(regime), folder)
     yield study, runs.collect(study), panels, truth
-    files.ROOT = before
+    io.ROOT = before
 
 
 @pytest.mark.parametrize("regime", ["squares", "counts"])
@@ -41,7 +44,7 @@ def test_a_run_read_back_has_the_losses_of_its_record(done, regime):
     expression, counts = examine.hidden(data, found)
     assert ((expression - found.expression) ** 2).mean() == pytest.approx(row["validation_mse"], rel=1e-4)
     if regime == "counts":
-        from lib import predictive
+        from lib.train import predictive
 
         assert predictive.bits(counts, found.mean, found.dispersion).mean() == pytest.approx(
             row["validation_nll"], rel=1e-4

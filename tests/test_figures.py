@@ -1,11 +1,11 @@
 """Figures: same bytes again, fonts that travel, text that can be read, colours that everyone can tell apart."""
 
-import io
 import itertools
 import os
 import re
 import subprocess
 import sys
+from io import BytesIO, StringIO
 
 import matplotlib
 import numpy as np
@@ -18,10 +18,13 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import examine, figures, files, fit, params, rates, realism, runs
+from lib import figures, fit, io
+from lib.data import realism
 from lib.figures import look
-from lib.fit import heldout, matched
-from lib.sizes import PUBLISHED
+from lib.fit import heldout, matched, runs
+from lib.model.sizes import PUBLISHED
+from lib.study import load_study
+from lib.train import examine, rates
 
 # Among them: a layout that found no room for the axes.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -268,7 +271,7 @@ def test_another_process_on_another_day_writes_the_same_bytes(folder, tmp_path):
 def test_showing_a_figure_first_does_not_change_what_is_saved(folder, tmp_path):
     figure = DRAWN["loss"]()
     for kind in ("png", "pdf"):
-        figure.savefig(io.BytesIO(), format=kind)
+        figure.savefig(BytesIO(), format=kind)
     assert figures.save(figure, tmp_path, "loss") is figure
     for kind in ("pdf", "svg", "png"):
         assert (tmp_path / f"loss.{kind}").read_bytes() == (folder / f"loss.{kind}").read_bytes()
@@ -337,7 +340,7 @@ def test_a_page_is_as_wide_as_a_column(folder, drawn):
 
 def test_a_notebook_shows_a_small_sharp_png(folder, drawn):
     content, shown = drawn["learning"]._repr_png_()
-    image = Image.open(io.BytesIO(content))
+    image = Image.open(BytesIO(content))
     assert len(content) < 60_000
     assert image.width > 1.5 * shown["width"]
     assert shown["width"] / shown["height"] == pytest.approx(image.width / image.height, rel=0.01)
@@ -479,7 +482,7 @@ def test_what_one_figure_shows_differs_in_marker_or_dashes_or_in_a_colour_that_e
 @pytest.mark.parametrize("study", ["demo", "pbmc", "protocol"])
 def test_the_regimes_of_a_shipped_study_have_colours_of_the_palette(study, monkeypatch):
     monkeypatch.setattr(look, "_order", dict(look._order))
-    regimes = params.load(study).regimes
+    regimes = load_study(study).regimes
     figures.use(regimes, ["XXS"])
     found = look.colours(regimes).values()
     assert len(set(found)) == len(regimes) and set(found) <= set(look.PALETTE)
@@ -540,11 +543,11 @@ TABLES = {
     "runs": lambda: figures.tables.runs(runs.summary(pd.read_csv(KEPT / "runs.csv"))),
     "sizes": lambda: figures.tables.sizes(make_sizes().assign(regime="data-rich", d=1, layers=1, heads=1, ff_mult=4)),
 }
-KEPT = files.CODE / "data" / "results" / "pbmc"
+KEPT = io.CODE / "data" / "results" / "pbmc"
 
 
 def real_laws():
-    return files.read_json(KEPT / "laws.json")
+    return io.read_json(KEPT / "laws.json")
 
 
 @pytest.fixture(scope="module")
@@ -566,7 +569,7 @@ def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(tabl
     assert set(re.findall(r"[^\x00-\x7f]", tex)) <= {"–"}, "LaTeX stops at other letters"
     assert (tables / f"{name}.txt").read_text().strip()
     pd.testing.assert_frame_equal(
-        pd.read_csv(tables / f"{name}.csv"), pd.read_csv(io.StringIO(TABLES[name]().raw.to_csv(index=False)))
+        pd.read_csv(tables / f"{name}.csv"), pd.read_csv(StringIO(TABLES[name]().raw.to_csv(index=False)))
     )
 
 

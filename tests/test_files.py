@@ -2,25 +2,25 @@
 
 import pytest
 
-from lib import files
+from lib import io
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "result.json"
-    files.write_json(target, {"a": 1})
+    io.write_json(target, {"a": 1})
     with pytest.raises(ValueError):
-        files.write_json(target, {"a": float("nan")})
-    assert files.read_json(target) == {"a": 1}
+        io.write_json(target, {"a": float("nan")})
+    assert io.read_json(target) == {"a": 1}
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "census"
     for content in ("old", "new"):
-        with files.atomic(target) as partial:
+        with io.atomic(target) as partial:
             partial.mkdir()
             (partial / content).touch()
-    with pytest.raises(OSError), files.atomic(target) as partial:
+    with pytest.raises(OSError), io.atomic(target) as partial:
         partial.mkdir()
         raise OSError("no space left")
     assert [path.name for path in target.iterdir()] == ["new"]

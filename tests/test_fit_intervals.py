@@ -5,17 +5,18 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize
 
-from lib import fit, params
+from lib import fit
 from lib.fit.coverage import TRUTHS, coverage, simulate
 from lib.fit.intervals import all_intervals, bca, bootstrap, fit_draws, percentile, profile, resample
 from lib.fit.ladder import size_weights
 from lib.fit.projection import fit_many
-from lib.runs import given as given_runs
+from lib.fit.runs import given as given_runs
+from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def data():
-    runs = given_runs(params.load("published-runs"))
+    runs = given_runs(load_study("published-runs"))
     return fit.ladder(runs[runs["regime"] == "data-rich"])
 
 
@@ -86,7 +87,7 @@ def test_bca_of_a_symmetric_unbiased_draw_is_the_percentile_interval():
 
 
 def test_every_method_is_given_and_copied_seeds_do_not_sharpen_the_headline(data):
-    runs = given_runs(params.load("published-runs"))
+    runs = given_runs(load_study("published-runs"))
     runs = runs[runs["regime"] == "data-rich"].drop(columns="seed")
     once = all_intervals(data, 300, np.random.default_rng(0))
     assert set(once) == {

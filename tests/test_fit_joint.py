@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from lib import fit
-from lib.errors import InputError
+from lib.io import InputError
 
 N, D = np.geomspace(1e4, 1e8, 6), np.geomspace(2e3, 2e5, 5)
 E, A, a, B, b, SEEN = 0.4, 0.5, 0.35, 0.3, 0.45, 1e6

@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit, minimize
 
-from lib import fit, params
-from lib.errors import InputError
+from lib import fit
 from lib.fit.compare import means_law, runs_law
 from lib.fit.projection import alpha_grid, fit_many, project
-from lib.runs import given as given_runs
+from lib.fit.runs import given as given_runs
+from lib.io import InputError
+from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def runs():
-    return given_runs(params.load("published-runs")).query("regime == 'data-rich'")
+    return given_runs(load_study("published-runs")).query("regime == 'data-rich'")
 
 
 def power_floor(P, a, alpha, c):

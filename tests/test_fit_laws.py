@@ -7,15 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import files, fit, params
-from lib.errors import InputError
+from lib import fit, io
 from lib.fit.compare import condition_number, runs_law, scaling_p
-from lib.runs import given as given_runs
+from lib.fit.runs import given as given_runs
+from lib.io import InputError
+from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def table():
-    return given_runs(params.load("published-runs"))
+    return given_runs(load_study("published-runs"))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_the_verdict_says_what_the_truth_is(loss, said):
 
 
 def test_a_floor_that_is_not_shown_is_not_said_to_reach_zero_when_it_does_not():
-    runs = pd.read_csv(files.CODE / "data" / "results" / "protocol" / "runs.csv")
+    runs = pd.read_csv(io.CODE / "data" / "results" / "protocol" / "runs.csv")
     laws = [law["validation_mse"] for law in fit.fit_laws(runs, 100, 0).values()]
     said = {}
     for law in (law for law in laws if "A floor is not shown" in law["verdict"]):

@@ -4,15 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit, params
-from lib.errors import InputError
+from lib import fit
 from lib.fit import published
-from lib.runs import given as given_runs
+from lib.fit.runs import given as given_runs
+from lib.io import InputError
+from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def table():
-    return given_runs(params.load("published-runs"))
+    return given_runs(load_study("published-runs"))
 
 
 def test_the_published_fit_is_reproduced_to_four_digits(table):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lib import kernels
+from lib.model import kernels
 
 needs_compiler = pytest.mark.skipif(
     not kernels.available(), reason="NO C COMPILER: the compiled kernels were not tested"

@@ -7,8 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from lib import likelihood, panel, params, predictive, train
-from lib.sizes import OUTPUTS, PUBLISHED, Size
+from lib.data import panel
+from lib.model import likelihood
+from lib.model.sizes import OUTPUTS, PUBLISHED, Size
+from lib.study import Masking, Train
+from lib.train import loop, predictive
 
 
 def raw_of(mean, theta, library):
@@ -61,19 +64,19 @@ def drawn(cells=900, genes=12, seed=0):
     share, theta = rng.lognormal(-8, 1, genes), rng.uniform(0.5, 4, genes)
     counts = predictive.distribution(library[:, None] * share, theta).rvs(random_state=rng).astype(np.int32)
     held = {"validation": np.arange(600, 750), "test": np.arange(750, 900), "test_random": np.arange(0, 50)}
-    masking = params.Masking(share=0.25, per_cell=2)
+    masking = Masking(share=0.25, per_cell=2)
     masks = {side: panel.draw_masks(len(rows), genes, masking, 1) for side, rows in held.items()}
     data = panel.Arrays(panel.normalise(counts, library), counts, library, np.arange(50, 600), held, masks)
     return data, share, theta
 
 
 def settings(**changed):
-    return params.Train(cells_seen=24_000, evaluations=2, learning_rate=0.02, objective="negative_binomial", **changed)
+    return Train(cells_seen=24_000, evaluations=2, learning_rate=0.02, objective="negative_binomial", **changed)
 
 
 def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_path):
     data, share, theta = drawn()
-    record = train.train(data, Size("XXS", 1, 1, 1, 1), 7, settings(), tmp_path)
+    record = loop.train(data, Size("XXS", 1, 1, 1, 1), 7, settings(), tmp_path)
     for side, rows in data.held.items():
         counts = np.take_along_axis(data.counts[rows][:, None, :], data.masks[side], axis=2)
         mean = data.library[rows, None, None] * share[data.masks[side]]
@@ -88,18 +91,18 @@ def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path):
     data, *_ = drawn()
     size = Size("d4", 4, 1, 1, 4)
-    whole = train.train(data, size, 7, settings(), tmp_path / "whole")
+    whole = loop.train(data, size, 7, settings(), tmp_path / "whole")
 
     def stop(done, total, loss):
         if done == 400:
             raise KeyboardInterrupt
 
-    run = train.Run(data, size, 7, settings(), tmp_path / "part", train.fingerprint(data, size, 7, settings()))
+    run = loop.Run(data, size, 7, settings(), tmp_path / "part", loop.fingerprint(data, size, 7, settings()))
     (tmp_path / "part").mkdir()
     with pytest.raises(KeyboardInterrupt):
         run.advance(stop)
     run.save()
-    again = train.train(data, size, 7, settings(), tmp_path / "part")
+    again = loop.train(data, size, 7, settings(), tmp_path / "part")
     assert again["weights_sha256"] == whole["weights_sha256"] and again["validation_nll"] == whole["validation_nll"]
 
 
@@ -111,5 +114,5 @@ def test_counts_and_library_sizes_decide_which_run_it_is_only_where_they_are_pre
         settings(),
         SimpleNamespace(**vars(settings()) | {"objective": "mse"}),
     )
-    assert train.fingerprint(data, size, 7, counted) != train.fingerprint(other, size, 7, counted)
-    assert train.fingerprint(data, size, 7, squared) == train.fingerprint(other, size, 7, squared)
+    assert loop.fingerprint(data, size, 7, counted) != loop.fingerprint(other, size, 7, counted)
+    assert loop.fingerprint(data, size, 7, squared) == loop.fingerprint(other, size, 7, squared)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import Reference, adopt, own_name
 
-from lib.model import Transformer
-from lib.sizes import PUBLISHED, Size
+from lib.model.sizes import PUBLISHED, Size
+from lib.model.transformer import Transformer
 
 SIZE = Size("test", 12, 3, 3, 2)
 GENES, MASKED = 20, 5

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import STUDY
 
-from lib import files, runs
+from lib import io
+from lib.fit import runs
 
-NOTEBOOKS = files.CODE / "notebooks"
+NOTEBOOKS = io.CODE / "notebooks"
 
 
 def command(project, *words, cwd=None):
@@ -155,7 +156,7 @@ def test_a_size_that_the_study_lacks_is_refused_in_one_sentence(project, tmp_pat
 
 
 def test_kept_notebooks_show_neither_errors_nor_warnings():
-    kept = sorted((files.CODE / "data" / "results").glob("*/*.ipynb"))
+    kept = sorted((io.CODE / "data" / "results").glob("*/*.ipynb"))
     assert kept
     for notebook in kept:
         wrong = [output for output in outputs(notebook) if output["output_type"] in ("error", "stream")]
@@ -175,7 +176,7 @@ def test_the_published_runs_are_audited_by_the_fit_notebook(tmp_path):
     (tmp_path / "params").mkdir()
     (tmp_path / "data").mkdir()
     for name in ("params/published-runs.yaml", "data/published_runs.csv"):
-        (tmp_path / name).write_text((files.CODE / name).read_text())
+        (tmp_path / name).write_text((io.CODE / name).read_text())
     done = papermill(tmp_path, "04_fit.ipynb", tmp_path, "-p", "study", "published-runs")
     assert done.returncode == 0, done.stderr
     law = json.loads((tmp_path / "data/published-runs/laws.json").read_text())["data-rich"]["validation_mse"]

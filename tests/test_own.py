@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import io, sparse
 
-from lib import __main__ as command
-from lib import census, genes, own, params, samples, soma
-from lib import counts as blocks
-from lib.errors import InputError
+from lib.data import census, genes, own, samples, soma
+from lib.data import counts as blocks
+from lib.io import InputError
+from lib.run import cli as command
+from lib.study import Census
 
 HUMAN = "homo_sapiens"
 LAYOUTS = ("v2", "v3", "mtx", "mtx.gz")
@@ -268,7 +269,7 @@ WIDE = np.random.default_rng(5).poisson(1.5, (60, 200)).astype(np.float32)
 
 
 def surveyed(*paths):
-    return own.survey(params.Census(files=[str(path) for path in paths]), labelled=False)
+    return own.survey(Census(files=[str(path) for path in paths]), labelled=False)
 
 
 def test_a_cell_of_two_files_is_found_whatever_its_barcode_is_dressed_in(tenx, h5ad):

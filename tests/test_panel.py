@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lib import census, draw, files, panel, split
-from lib.errors import InputError
-from lib.params import Masking, Split
+from lib import io
+from lib.data import census, draw, panel, split
+from lib.io import InputError
+from lib.study import Masking, Split
 
 HUMAN = "homo_sapiens"
 
@@ -92,7 +93,7 @@ def test_anndata_reads_the_same_panel_and_one_that_it_compressed_is_read_too(ric
 def test_a_panel_built_in_blocks_is_the_one_built_at_once(study_file, monkeypatch, library_size):
     study = study_file(train={"cells_seen": 320, "library_size": library_size})
     whole = panel.build(study, "data-rich").read_bytes()
-    files.remove(study.folder("data-rich"))
+    io.remove(study.folder("data-rich"))
     monkeypatch.setattr(panel, "ROWS", 7)
     monkeypatch.setattr(draw, "CELLS", 11)
     done = []
@@ -119,9 +120,9 @@ from lib import panel, params
 resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
 panel.build(params.load("tiny"), "data-rich")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=files.CODE, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=io.CODE, capture_output=True, text=True)
     *_, said = done.stderr.strip().splitlines()
-    assert said.startswith("lib.errors.InputError: the panel of tiny could not be finished (")
+    assert said.startswith("lib.io.InputError: the panel of tiny could not be finished (")
     assert "File too large" in said and said.endswith("disk has room and can be written to, and run again.")
     assert [path.name for path in tiny.folder("data-rich").iterdir()] == [".panel.lock"]
 
@@ -129,7 +130,7 @@ panel.build(params.load("tiny"), "data-rich")
 def test_the_same_study_gives_the_same_bytes(tiny):
     path = panel.build(tiny, "data-rich")
     first = path.read_bytes()
-    files.remove(tiny.data)
+    io.remove(tiny.data)
     assert panel.build(tiny, "data-rich").read_bytes() == first
 
 
@@ -153,7 +154,7 @@ def counted(*arguments):
 census.write = counted
 panel.build(params.load("tiny"), sys.argv[1])
 """
-    both = [subprocess.Popen([sys.executable, "-c", code, regime], cwd=files.CODE) for regime in tiny.regimes]
+    both = [subprocess.Popen([sys.executable, "-c", code, regime], cwd=io.CODE) for regime in tiny.regimes]
     assert [process.wait() for process in both] == [0, 0]
     assert log.read_text() == "x"
     assert [panel.read(tiny.folder(regime) / "panel.h5ad").n_vars for regime in tiny.regimes] == [24, 40]
@@ -169,7 +170,7 @@ def test_what_a_reader_is_told_about_the_panel_is_what_it_holds(rich):
 
 def test_provenance_names_no_place_on_this_machine(rich, project):
     said = json.dumps(rich.uns["provenance"], default=lambda value: np.asarray(value).tolist())
-    assert str(project) not in said and str(files.CODE) not in said
+    assert str(project) not in said and str(io.CODE) not in said
     assert rich.uns["provenance"]["census"]["uri"] == "data/tiny/census"
     assert bool(rich.uns["provenance"]["census"]["simulated"])
     assert rich.uns["provenance"]["cells_available"] == 600

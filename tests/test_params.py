@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import files, params
-from lib.errors import InputError
-from lib.sizes import PUBLISHED
+from lib import io
+from lib.io import InputError
+from lib.model.sizes import PUBLISHED
+from lib.study import load_study, parse_study
 
 GOOD = {
     "census": {"simulate": {"cells": 1000}},
@@ -72,7 +73,7 @@ REFUSED = {
 def test_impossible_studies_are_refused_in_one_sentence(name):
     path, value, expected = REFUSED[name]
     with pytest.raises(InputError) as refusal:
-        params.parse(changed(path, value), "mine")
+        parse_study(changed(path, value), "mine")
     sentence = str(refusal.value)
     assert sentence.startswith("params/mine.yaml: ")
     assert expected in sentence
@@ -80,53 +81,53 @@ def test_impossible_studies_are_refused_in_one_sentence(name):
 
 
 def test_a_good_study_is_read_as_written():
-    study = params.parse(GOOD, "mine")
+    study = parse_study(GOOD, "mine")
     assert study.size("XXS") == PUBLISHED["XXS"]
     assert study.size("d32-l2-h4-f4").parameters(20) == 20 * 32 + 3 * 32 + 33 + 2 * (12 * 32**2 + 13 * 32)
-    assert study.run_folder("data-rich", "XXS", 7) == files.ROOT / "data/mine/data-rich/runs/XXS/seed-7"
+    assert study.run_folder("data-rich", "XXS", 7) == io.ROOT / "data/mine/data-rich/runs/XXS/seed-7"
 
 
 def test_a_protocol_fills_what_the_study_leaves_out_and_nothing_else():
-    published = params.parse(changed("train", {"protocol": "published", "dropout": 0.0}), "mine").train
+    published = parse_study(changed("train", {"protocol": "published", "dropout": 0.0}), "mine").train
     assert (published.learning_rate, published.cells_seen, published.train_on) == (3.125e-5, 240_000, "all")
     assert published.dropout == 0.0
-    assert params.parse(GOOD, "mine").train.train_on == "train"
+    assert parse_study(GOOD, "mine").train.train_on == "train"
 
 
 @pytest.mark.parametrize("written", ["2025-11-08", "'2025-11-08'"])
 def test_a_census_date_is_a_version_whether_or_not_it_is_quoted(written):
     census = yaml.safe_load(f"version: {written}")
-    assert params.parse(changed("census", census), "mine").census.version == "2025-11-08"
+    assert parse_study(changed("census", census), "mine").census.version == "2025-11-08"
 
 
 def test_numbers_in_scientific_notation_without_a_point_are_numbers():
     content = changed("train", yaml.safe_load("{learning_rate: 4e-3, clip: 1e0}"))
-    assert params.parse(content, "mine").train.learning_rate == 0.004
+    assert parse_study(content, "mine").train.learning_rate == 0.004
 
 
 def test_unknown_regimes_and_sizes_name_the_nearest():
-    study = params.parse(GOOD, "mine")
+    study = parse_study(GOOD, "mine")
     with pytest.raises(InputError, match=r"did you mean data-rich\?"):
         study.folder("data-rch")
     with pytest.raises(InputError, match=r"did you mean XXS\?"):
         study.size("XSS")
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in (files.CODE / "params").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in (io.CODE / "params").glob("*.yaml")))
 def test_shipped_studies_are_valid(name):
-    assert params.load(name).name == name
+    assert load_study(name).name == name
 
 
 def test_a_missing_study_names_those_that_are_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(io, "ROOT", tmp_path)
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "demo.yaml").write_text("seeds: [")
     with pytest.raises(InputError, match=r"did you mean demo\?"):
-        params.load("dem")
+        load_study("dem")
     with pytest.raises(InputError, match="not valid YAML"):
-        params.load("demo")
+        load_study("demo")
     with pytest.raises(InputError, match="no study"):
-        params.load("../params/demo")
+        load_study("../params/demo")
 
 
 anything = st.recursive(
@@ -139,7 +140,7 @@ anything = st.recursive(
 @given(st.sampled_from([*GOOD, "split", "train", "fit", "masking", "census.simulate", "regimes.data-rich"]), anything)
 def test_any_value_anywhere_is_accepted_or_refused_with_a_sentence(path, value):
     try:
-        study = params.parse(changed(path, value), "mine")
+        study = parse_study(changed(path, value), "mine")
     except InputError as refusal:
         assert str(refusal).endswith(".") and "\n" not in str(refusal)
     else:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib import predictive
+from lib.train import predictive
 
 
 def test_bits_are_those_of_scipy_and_of_poisson_without_dispersion():

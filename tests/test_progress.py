@@ -25,7 +25,7 @@ SHOWN = {
 @pytest.fixture(scope="module")
 def saved():
     """A notebook with one cell of each kind, executed as papermill does; every update is shown."""
-    first = "from lib import notebook\nfrom lib.notebook import Progress\nnotebook.EVERY = 0"
+    first = "from lib import notebook\nfrom lib.run.notebook import Progress\nnotebook.EVERY = 0"
     cells = [nbformat.v4.new_code_cell(source) for source in (first, *CELLS.values())]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, kernel_name="python3", allow_errors=True).execute()

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from scipy import sparse
 
-from lib import census, draw, files, filters, notebook, panel, params, soma
-from lib.errors import CensusUnavailable, InputError
-from lib.params import Sample
+from lib import io
+from lib.data import census, draw, filters, panel, soma
+from lib.io import CensusUnavailable, InputError
+from lib.run import notebook
+from lib.study import S3, Census, Sample, parse_study
 
 REGIME = {"all": {"genes": 12, "cells": 300}}
 SPLIT = {"validation": 0.1, "test": 0.1}
@@ -248,7 +250,7 @@ def test_tissues_narrow_both_the_default_and_a_given_filter(local):
 
 
 def test_the_published_tissues_are_named_by_one_word():
-    tissues = params.Census(version="2025-01-30", tissues="published").tissues
+    tissues = Census(version="2025-01-30", tissues="published").tissues
     assert len(tissues) == 10 and {"blood", "intestine", "skin of body"} <= set(tissues)
 
 
@@ -283,7 +285,7 @@ words = st.sampled_from(
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(st.text(max_size=20), st.lists(words, max_size=7).map(" ".join)))
 def test_any_text_as_a_filter_is_read_or_refused_in_one_sentence(release, condition):
-    study = params.parse(
+    study = parse_study(
         {"census": {"uri": str(release), "filter": condition}, "regimes": REGIME, "sizes": ["XXS"], "seeds": [1]}, "any"
     )
     with census.open_census(study) as collection:
@@ -410,7 +412,7 @@ def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, buck
         for name in ("MIRRORS", "RELEASE"):
             address = f"http://127.0.0.1:{server.server_port}/{name.lower()}"
             monkeypatch.setattr(_release_directory, f"CELL_CENSUS_{name}_DIRECTORY_URL", address)
-        here = census._server(params.S3(endpoint=f"http://127.0.0.1:{bucket}"))
+        here = census._server(S3(endpoint=f"http://127.0.0.1:{bucket}"))
         monkeypatch.setattr(census, "TILEDB", census.TILEDB | here)
         study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
         same(built(study), built(local()))
@@ -524,9 +526,9 @@ def counted(*arguments):
         file.write("x")
     return select(*arguments)
 draw.select = counted
-panel.build(params.load("tiny"), "all")
+panel.build(load_study("tiny"), "all")
 """
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=files.CODE) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=io.CODE) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert log.read_text() == "x"
 
@@ -536,11 +538,11 @@ def test_a_process_that_gave_up_ends_at_once(mirror, proxy):
     code = """
 from lib import census, draw, panel, params
 census.READ, census.PAUSES = 1.0, (0.1,)
-panel.build(params.load("tiny"), "all")
+panel.build(load_study("tiny"), "all")
 """
     proxy.fault = lambda number, request: "silent" if counts_of(request) else None
     start = time.monotonic()
-    process = subprocess.run([sys.executable, "-c", code], cwd=files.CODE, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", code], cwd=io.CODE, capture_output=True, text=True)
     assert process.returncode == 1 and "no answer in 1 s" in process.stderr
     assert time.monotonic() - start < census.TILEDB["vfs.s3.request_timeout_ms"] / 1000  # when the thread would end
 

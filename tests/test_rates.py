@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import files, panel, params, rates, train
-from lib.sizes import Size
+from lib import io
+from lib.data import panel
+from lib.model.sizes import Size
+from lib.study import Train
+from lib.train import loop, rates
 
 
 def table(base, exponent, widths=(4, 16, 64, 8, 128), best_loss=1.0, bend=0.05):
@@ -58,7 +61,7 @@ def test_held_out_sizes_do_not_enter_the_rule_and_show_what_it_costs_them():
 
 
 def test_a_sweep_trains_each_size_and_budget_and_reuses_what_is_there(tiny, tmp_path, monkeypatch):
-    from lib import train
+    from lib.train import loop
 
     data = panel.arrays(panel.read(panel.build(tiny, "data-rich")))
     plan = {Size("d2", 2, 1, 1, 1): (320, 640), Size("d4", 4, 1, 1, 1): (320,)}
@@ -70,31 +73,31 @@ def test_a_sweep_trains_each_size_and_budget_and_reuses_what_is_there(tiny, tmp_
     ]
     for _, runs in first.groupby(["size", "cells_seen"]):
         assert 0 < runs["validation_mse"].to_numpy().argmin() < len(runs) - 1
-    monkeypatch.setattr(train.Run, "step", lambda self: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(loop.Run, "step", lambda self: pytest.fail("a finished run was trained again"))
     assert rates.sweep(data, tiny.train, tmp_path, plan).equals(first)
 
 
 def test_the_default_rule_is_the_one_that_the_committed_sweep_gives():
     """Rounded to two digits: the defaults of a study are no numbers of their own."""
     base, exponent = rates.rule(rates.read())
-    assert params.Train().learning_rate == float(f"{base:.2g}")
-    assert params.Train().width_exponent == float(f"{exponent:.2g}")
-    assert params.Train().reference_width == rates.REFERENCE
+    assert Train().learning_rate == float(f"{base:.2g}")
+    assert Train().width_exponent == float(f"{exponent:.2g}")
+    assert Train().reference_width == rates.REFERENCE
 
 
 def test_the_committed_sweep_is_bracketed_and_the_rule_holds_on_the_held_out_sizes():
     swept = rates.read()
     for _, runs in swept.groupby(["size", "cells_seen"]):
         assert 0 < runs.sort_values("learning_rate")["validation_mse"].to_numpy().argmin() < len(runs) - 1
-    tried = rates.trial(swept, params.Train().learning_rate, params.Train().width_exponent)
+    tried = rates.trial(swept, Train().learning_rate, Train().width_exponent)
     assert set(tried[tried["held_out"]]["size"]) == set(rates.HELD_OUT)
     assert tried[tried["held_out"]]["cost"].max() < 0.02
     assert tried["cost"].max() < 0.06
-    assert (files.CODE / "data" / rates.TABLE).is_file()
+    assert (io.CODE / "data" / rates.TABLE).is_file()
 
 
 def test_narrow_sizes_share_the_highest_rate_and_wide_ones_follow_the_rule():
-    settings = params.Train(learning_rate=0.005, width_exponent=1.0, highest_rate=0.014)
-    assert [train.learning_rate(settings, width) for width in (1, 16, 64, 128)] == [0.014, 0.014, 0.005, 0.0025]
-    free = params.Train(learning_rate=0.005, width_exponent=1.0)
-    assert train.learning_rate(free, 16) == pytest.approx(0.02)
+    settings = Train(learning_rate=0.005, width_exponent=1.0, highest_rate=0.014)
+    assert [loop.learning_rate(settings, width) for width in (1, 16, 64, 128)] == [0.014, 0.014, 0.005, 0.0025]
+    free = Train(learning_rate=0.005, width_exponent=1.0)
+    assert loop.learning_rate(free, 16) == pytest.approx(0.02)

@@ -7,9 +7,10 @@ import nbformat
 import pytest
 from latex2mathml.converter import convert
 
-from lib import files, report
+from lib import io
+from lib.run import report
 
-NOTEBOOKS = {name: nbformat.read(files.CODE / "notebooks" / f"{name}.ipynb", 4) for name in report.STEPS}
+NOTEBOOKS = {name: nbformat.read(io.CODE / "notebooks" / f"{name}.ipynb", 4) for name in report.STEPS}
 
 
 def texts(notebook):

@@ -6,17 +6,19 @@ import tomllib
 import pandas as pd
 import pytest
 
-from lib import files, params, plain, replicate, scale
-from lib.fit import budget, fit_laws, matched, published
-from lib.runs import given
-from lib.sizes import Size
+from lib import io, plain
+from lib.fit import budget, fit_laws, matched, published, replicate
+from lib.fit.runs import given
+from lib.model.sizes import Size
+from lib.study import load_study
+from lib.train import scale
 
-README = (files.CODE / "README.md").read_text()
+README = (io.CODE / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def table():
-    return given(params.load("published-runs"))
+    return given(load_study("published-runs"))
 
 
 def test_the_account_of_the_published_runs_has_the_fitted_numbers(table):
@@ -47,15 +49,15 @@ def told(law, name, digits):
 
 def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     kept = {
-        study: files.CODE / "data" / "results" / study
+        study: io.CODE / "data" / "results" / study
         for study in ("pbmc", "matched", "budget", "protocol", "ladder", "ladder-pbmc")
     }
-    laws = files.read_json(kept["pbmc"] / "laws.json")["data-rich"]
+    laws = io.read_json(kept["pbmc"] / "laws.json")["data-rich"]
     assert laws["test_random_mse"]["status"] == "ok", "README: a clean law on cells of training donors"
     assert laws["validation_mse"]["status"] != "ok" != laws["test_mse"]["status"], "README: none on other data sets"
-    largest = files.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
+    largest = io.read_json(kept["matched"] / "laws.json")["cells-20000"]["validation_mse"]
     assert largest["status"] == "ok" and "There is a floor" in largest["verdict"], "README: a power law to a floor"
-    real = files.read_json(kept["ladder-pbmc"] / "laws.json")["data-rich"]
+    real = io.read_json(kept["ladder-pbmc"] / "laws.json")["data-rich"]
     leaked, other = real["test_random_mse"], real["validation_mse"]
     assert leaked["status"] == "ok" and len(leaked["sizes"]["size"]) == 12, "README: a law on cells of training donors"
     alpha = told(leaked, "alpha", ".2f")
@@ -69,7 +71,7 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     assert f"the exponent is below {high:.2f}" in README and other["comparison"]["power + floor"]["aicc"] > min(
         other["comparison"][form]["aicc"] for form in ("log-linear", "power")
     ), "README: a straight line in log P"
-    ladder = files.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
+    ladder = io.read_json(kept["ladder"] / "laws.json")["data-rich"]["validation_mse"]
     assert f"five decades give an exponent of {told(ladder, 'alpha', '.2f')}" in README
     exact = pd.read_csv(kept["ladder"] / "runs.csv")["bayes_mse"].mean()
     assert f"a floor of {told(ladder, 'c', '.3f')}; the exact one is {exact:.3f}" in README
@@ -92,7 +94,7 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     ratio = matched.view(table)["turning"]["cells_per_parameter"].dropna()
     assert ratio.max() > 10 * ratio.min(), "README: cells per parameter are no constant"
     for place in kept.values():
-        assert {"date", "commit", "machine"} <= set(files.read_json(place / "origin.json"))
+        assert {"date", "commit", "machine"} <= set(io.read_json(place / "origin.json"))
 
 
 def test_what_is_said_of_the_replicates_is_what_they_show():
@@ -114,7 +116,7 @@ def test_what_the_whole_census_would_take_is_what_the_bill_says():
 
 
 def test_what_the_papers_scale_would_take_is_what_its_flops_say():
-    tuned, theirs = scale.of_study(params.load("tuned")), {"training": scale.of_published_runs()}
+    tuned, theirs = scale.of_study(load_study("tuned")), {"training": scale.of_published_runs()}
     ours, published = ("{:.1f} to {:.1f}".format(*scale.hours(**flops)) for flops in (tuned, theirs))
     assert f"`tuned` takes {ours} hours of one H100, and the 38 published runs {published}" in " ".join(README.split())
 
@@ -124,7 +126,7 @@ def test_links_and_pictures_are_there():
     headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
     places = {"#" + re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert len(links) > 8
-    assert [link for link in links if link not in places and not (files.CODE / link).exists()] == []
+    assert [link for link in links if link not in places and not (io.CODE / link).exists()] == []
 
 
 PARTS = [
@@ -140,17 +142,17 @@ def test_the_page_has_its_parts_in_order():
 def test_every_module_and_study_has_its_place_on_the_map():
     rooms = re.search(r"^\| room of `lib/`.*\n\|---.*\n((?:\|.*\n)+)", README, re.MULTILINE)[1]
     named = {name for row in rooms.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    modules = {path.stem for path in (files.CODE / "lib").glob("*.py")} - {"__init__", "__main__"}
-    folders = {f"{path.parent.name}/" for path in (files.CODE / "lib").glob("*/__init__.py")}
+    modules = {path.stem for path in (io.CODE / "lib").glob("*.py")} - {"__init__", "__main__"}
+    folders = {f"{path.parent.name}/" for path in (io.CODE / "lib").glob("*/__init__.py")}
     assert modules | folders == named
     studies = re.search(r"^params/ .*?: (.*?)^\w+/ ", README, re.MULTILINE | re.DOTALL)[1]
     studies = re.sub(r"and for a GPU ", "", " ".join(studies.split())).split(", ")
-    assert sorted(studies) == sorted(path.stem for path in (files.CODE / "params").glob("*.yaml"))
+    assert sorted(studies) == sorted(path.stem for path in (io.CODE / "params").glob("*.yaml"))
 
 
 def test_the_citation_has_the_keys_that_the_format_requires_and_the_version_and_licence_of_the_project():
-    citation = plain.read(files.CODE / "CITATION.cff")
-    project = tomllib.loads((files.CODE / "pyproject.toml").read_text())["project"]
+    citation = plain.read(io.CODE / "CITATION.cff")
+    project = tomllib.loads((io.CODE / "pyproject.toml").read_text())["project"]
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert (citation["cff-version"], citation["version"]) == ("1.2.0", project["version"])
     assert citation["license"] == project["license"] and citation["title"] == README.splitlines()[0].removeprefix("# ")
@@ -160,6 +162,6 @@ def test_the_citation_has_the_keys_that_the_format_requires_and_the_version_and_
 
 
 def test_make_targets_named_are_there():
-    makefile = (files.CODE / "Makefile").read_text()
+    makefile = (io.CODE / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

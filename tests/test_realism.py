@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import panel, realism
-from lib.errors import InputError
+from lib.data import panel, realism
+from lib.io import InputError
 
 STATISTICS = ["library", "zeros", "mean", "variance", "correlation"]
 

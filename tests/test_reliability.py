@@ -16,7 +16,10 @@ import pytest
 from reliability import fault, named, rows
 from test_workflow import PAPERMILL, STUDY, call, finished, project, standing, wait_until, working, write_study
 
-from lib import files, params, runs, train
+from lib import io
+from lib.fit import runs
+from lib.study import load_study, parse_study
+from lib.train import loop
 
 AGAIN = "run it again"
 EXACT = ("validation_mse", "test_mse", "validation_mse_half", "weights_sha256", "updates")
@@ -48,11 +51,11 @@ def hold(done, total, loss):
 TRAIN = """
 import cells
 from lib import params, train
-train.CHECKPOINT_SECONDS = -1
-chosen = params.load(study)
+loop.CHECKPOINT_SECONDS = -1
+chosen = load_study(study)
 for seed in chosen.seeds:
     folder, progress = chosen.run_folder(regime, size, seed), cells.hold if seed == 8 else lambda *state: None
-    train.finished([train.train(cells.panel(), chosen.size(size), seed, chosen.train, folder, progress)])
+    loop.finished([loop.train(cells.panel(), chosen.size(size), seed, chosen.train, folder, progress)])
 """
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 SMALL = {
@@ -87,27 +90,27 @@ def expected(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("cells", folder / "cells.py")
     cells = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cells)
-    study, found = params.parse(STUDY | SMALL, "tiny"), {}
+    study, found = parse_study(STUDY | SMALL, "tiny"), {}
     for size in study.sizes:
         for seed in study.seeds:
-            record = train.train(cells.panel(), size, seed, study.train, folder / size.name / str(seed))
+            record = loop.train(cells.panel(), size, seed, study.train, folder / size.name / str(seed))
             found[size.name, seed] = [record[name] for name in EXACT]
     return found
 
 
 def results(project):
     """{(size, seed): what the runs of a project ended with}, each run in one row of the study's table."""
-    study = params.parse(STUDY | SMALL, "tiny")
-    before, files.ROOT = files.ROOT, project
+    study = parse_study(STUDY | SMALL, "tiny")
+    before, io.ROOT = io.ROOT, project
     try:
         table = runs.collect(study)
         assert len(table) == 4 and not table.duplicated(["regime", "size", "seed"]).any()
         records = [
-            files.read_json(study.run_folder(*place) / "result.json")
+            io.read_json(study.run_folder(*place) / "result.json")
             for place in table[["regime", "size", "seed"]].to_numpy()
         ]
     finally:
-        files.ROOT = before
+        io.ROOT = before
     return {(record["size"], record["seed"]): [record[name] for name in EXACT] for record in records}
 
 
@@ -176,7 +179,7 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     run = call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "600"})
     wait_until(lambda: len(working(project)) == 2)
-    process(run, "lib.events").kill()
+    process(run, "lib.run.events").kill()
     said, _ = run.communicate(timeout=240)
     wait_until(lambda: not working(project))
     assert run.returncode == 1 and "failed" not in said
@@ -190,7 +193,7 @@ def test_what_a_killed_run_has_left_at_work_is_stopped_before_a_new_run_starts(p
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     run = call(project, "lib", "run", "tiny", wait=False, environment={"SLEEP": "600"})
     wait_until(lambda: len(working(project)) == 2)
-    scheduler = process(run, "lib.events")
+    scheduler = process(run, "lib.run.events")
     run.send_signal(signal.SIGSTOP)  # else the one that dies last stops the notebooks
     scheduler.kill()
     run.kill()
@@ -271,5 +274,5 @@ def test_a_read_only_folder_is_refused_in_one_sentence_before_any_work(project):
 
 def test_every_row_of_the_table_has_a_test_and_is_in_the_readme():
     assert sorted(row[0] for row in rows()) == sorted(named())
-    readme = (files.CODE / "README.md").read_text()
+    readme = (io.CODE / "README.md").read_text()
     assert [row for row in rows() if f"| {' | '.join(row)} |" not in readme] == []

@@ -7,8 +7,10 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import files, params, report
-from lib.errors import InputError
+from lib import io
+from lib.io import InputError
+from lib.run import report
+from lib.study import load_study
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 OTHER = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
@@ -166,12 +168,12 @@ def test_a_study_that_was_not_run_is_refused_in_one_sentence(tiny):
 
 
 def test_runs_that_were_trained_elsewhere_have_a_page_of_their_law_alone(run, project):
-    study = params.load(run().name)
+    study = load_study(run().name)
     table = study.data / "given.csv"
     table.write_text("regime,size,seed,parameters,validation_mse\n")
     content = f"runs: {{table: {table.relative_to(project)}}}\n"
     (project / "params" / "given.yaml").write_text(content)
-    given = params.load("given")
+    given = load_study("given")
     (given.data / "notebooks").mkdir(parents=True)
     nbformat.write(notebook("Is there a law?"), given.data / "notebooks" / "04_fit.ipynb")
     shown = page(given)
@@ -200,7 +202,7 @@ def test_the_footer_says_where_it_comes_from(run):
         "code_version": "abc123",
         "versions": {"torch": "2.13"},
     }
-    files.write_json(study.data / "laws.json", {"data-rich": {"validation_mse": {"provenance": made}}})
+    io.write_json(study.data / "laws.json", {"data-rich": {"validation_mse": {"provenance": made}}})
     said = page(study).footer.text
     for fact in ("params/tiny.yaml", "2025-11-08", "[7, 8]", "abc123", "2026-11-25 20:10 UTC", "2.13"):
         assert fact in said

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lib import runs
+from lib.fit import runs
 
 
 def table(**columns):

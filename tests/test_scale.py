@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from lib import model, panel, scale, split, sweep, train
-from lib.sizes import PUBLISHED, Size
+from lib.data import panel, split
+from lib.model import transformer
+from lib.model.sizes import PUBLISHED, Size
+from lib.train import loop, scale, sweep
 
 
 def test_a_panel_read_without_labels_is_the_one_read_with_them(tiny):
     path = panel.build(tiny, "data-rich")
     whole, bare = panel.arrays(panel.read(path)), panel.load(path)
     size, settings = tiny.sizes[0], tiny.training("data-rich")
-    assert train.fingerprint(bare, size, 7, settings) == train.fingerprint(whole, size, 7, settings)
+    assert loop.fingerprint(bare, size, 7, settings) == loop.fingerprint(whole, size, 7, settings)
     for name in ("counts", "library"):
         ours, theirs = getattr(bare, name), getattr(whole, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
@@ -36,18 +38,18 @@ def test_a_split_works_on_combinations_of_labels_and_not_on_cells(monkeypatch):
 @pytest.mark.parametrize("protocol", ["tuned", "published"])
 def test_the_flops_of_a_run_are_those_of_the_passes_that_it_makes(study_file, monkeypatch, protocol):
     study = study_file(train={"protocol": protocol, "cells_seen": 3200, "evaluations": 3})
-    passes, forward = Counter(), model.Transformer.forward
+    passes, forward = Counter(), transformer.Transformer.forward
 
     def counted(self, expression, *words):
         passes[self.training] += len(expression)
         return forward(self, expression, *words)
 
-    monkeypatch.setattr(model.Transformer, "forward", counted)
+    monkeypatch.setattr(transformer.Transformer, "forward", counted)
     data = sweep.arrays(study, "data-rich")
-    train.train(data, study.size("small"), 7, study.training("data-rich"), study.run_folder("data-rich", "small", 7))
+    loop.train(data, study.size("small"), 7, study.training("data-rich"), study.run_folder("data-rich", "small", 7))
     training, evaluation = scale.flops(study, "data-rich", "small")
     once = study.size("small").forward_flops(24)
-    curve = 3 * min(train.CURVE_CELLS, len(data.held["validation"])) if protocol == "tuned" else 0
+    curve = 3 * min(loop.CURVE_CELLS, len(data.held["validation"])) if protocol == "tuned" else 0
     assert training / once / scale.TRAINING == pytest.approx(passes[True], rel=0.01)
     assert evaluation / once == passes[False] - curve
 

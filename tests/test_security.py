@@ -16,11 +16,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import draw, files, filters, names, own, panel, params, plain, runs, train
-from lib.__main__ import main
-from lib.errors import InputError
+from lib import io, names, plain
+from lib.data import draw, filters, own, panel
+from lib.fit import runs
+from lib.io import InputError
+from lib.run.cli import main
+from lib.study import Census, load_study, parse_study
+from lib.train import loop
 
-SOURCES = sorted([*files.CODE.glob("lib/**/*.py"), *files.CODE.glob("benchmarks/*.py")])
+SOURCES = sorted([*io.CODE.glob("lib/**/*.py"), *io.CODE.glob("benchmarks/*.py")])
 GOOD = {
     "census": {"simulate": {"cells": 1000}},
     "regimes": {"data-rich": {"genes": 20, "cells": 500}},
@@ -63,9 +67,9 @@ def test_no_pickle_is_loaded_from_the_census_to_the_trained_weights(tiny, h5ad, 
     with unpickling() as looked_up:
         data = panel.arrays(panel.read(panel.build(tiny, "data-rich")))
         for _ in range(2):  # trained, then found
-            train.train(data, shape, 7, tiny.training("data-rich"), tiny.run_folder("data-rich", shape.name, 7))
+            loop.train(data, shape, 7, tiny.training("data-rich"), tiny.run_folder("data-rich", shape.name, 7))
         assert set(runs.histories(tiny, "data-rich")["size"]) == {shape.name}
-        own.survey(params.Census(files=[str(h5ad("a", counts))]))
+        own.survey(Census(files=[str(h5ad("a", counts))]))
     assert looked_up == []
     with unpickling() as looked_up:
         pickle.loads(pickle.dumps(Program()))
@@ -119,7 +123,7 @@ def test_the_search_for_risks_finds(source):
 
 
 def test_the_code_neither_loads_pickle_nor_runs_what_it_reads():
-    found = {str(path.relative_to(files.CODE)): risks(path.read_text()) for path in SOURCES}
+    found = {str(path.relative_to(io.CODE)): risks(path.read_text()) for path in SOURCES}
     assert len(found) > 50
     assert {path: what for path, what in found.items() if what} == {}
 
@@ -140,7 +144,7 @@ def test_a_file_that_points_to_another_file_is_refused(h5ad, counts, tmp_path, k
             layout[:] = h5py.VirtualSource(str(secret), "data", (len(values),))
             h5["X"].create_virtual_dataset("data", layout)
     with pytest.raises(InputError, match="keeps X/data in another file, which the study does not name"):
-        own.survey(params.Census(files=[str(path)]))
+        own.survey(Census(files=[str(path)]))
 
 
 def test_a_filter_nested_too_deep_is_refused_in_one_sentence():
@@ -192,7 +196,7 @@ def test_any_text_is_a_study_file_or_refused_in_one_sentence(tmp_path_factory, t
 
 
 def test_shipped_studies_use_anchors_and_are_read(project):
-    assert plain.read(files.CODE / "params" / "protocol.yaml")["regimes"]["updates"]["train"]["decay"] == 0.2
+    assert plain.read(io.CODE / "params" / "protocol.yaml")["regimes"]["updates"]["train"]["decay"] == 0.2
 
 
 # ---------------------------------------------------------------- names stay in their folders
@@ -200,7 +204,7 @@ def test_shipped_studies_use_anchors_and_are_read(project):
 
 def parsed(study="mine", regime="data-rich", size="XXS"):
     sizes = [{"name": size, "d": 4, "layers": 1}]
-    return params.parse(GOOD | {"regimes": {regime: GOOD["regimes"]["data-rich"]}, "sizes": sizes}, study)
+    return parse_study(GOOD | {"regimes": {regime: GOOD["regimes"]["data-rich"]}, "sizes": sizes}, study)
 
 
 words = st.text(max_size=8) | st.text("aZ0._-/ ", max_size=6) | st.sampled_from(NASTY)
@@ -214,7 +218,7 @@ def test_a_run_lies_in_the_folders_of_its_study_regime_and_size_or_is_refused(st
     except InputError as refusal:
         assert "\n" not in str(refusal) and str(refusal).endswith(".")
     else:
-        below = os.path.relpath(os.path.normpath(place), files.ROOT / "data")
+        below = os.path.relpath(os.path.normpath(place), io.ROOT / "data")
         assert below.split(os.sep) == [study, regime, "runs", size, "seed-7"]
 
 
@@ -237,11 +241,11 @@ def test_a_name_that_is_taken_or_too_long_is_refused(kind, name):
 def test_two_regimes_that_are_one_folder_on_some_disks_are_refused():
     regimes = dict.fromkeys(("rich", "Rich"), GOOD["regimes"]["data-rich"])
     with pytest.raises(InputError, match="regimes lists Rich, rich more than once"):
-        params.parse(GOOD | {"regimes": regimes}, "mine")
+        parse_study(GOOD | {"regimes": regimes}, "mine")
 
 
 def test_no_folder_that_git_keeps_is_a_name_of_a_study():
-    kept = subprocess.run(["git", "ls-files", "data", "figures"], cwd=files.CODE, capture_output=True, text=True).stdout
+    kept = subprocess.run(["git", "ls-files", "data", "figures"], cwd=io.CODE, capture_output=True, text=True).stdout
     beside = {line.split("/")[1] for line in kept.splitlines()}
     for name in beside:
         with pytest.raises(ValueError):
@@ -253,10 +257,10 @@ def test_no_folder_that_git_keeps_is_a_name_of_a_study():
 @given(st.text("a./~ ", max_size=12) | st.text(max_size=8))
 def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path(path):
     try:
-        table = params.parse({"runs": {"table": path}}, "mine").runs.table
+        table = parse_study({"runs": {"table": path}}, "mine").runs.table
     except InputError as refusal:
         assert "leads out of the project folder" in str(refusal)
-        assert not os.path.normpath(files.ROOT / path).startswith(f"{files.ROOT}{os.sep}")
+        assert not os.path.normpath(io.ROOT / path).startswith(f"{io.ROOT}{os.sep}")
     else:
         place = os.path.normpath(os.path.join("project", table))
         assert os.path.isabs(table) or place == "project" or place.startswith("project/")
@@ -264,9 +268,9 @@ def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path(path)
 
 @pytest.mark.parametrize("name", ["../params/demo", "..", "/etc/passwd", "demo.yaml", "*"])
 def test_a_notebook_parameter_cannot_name_a_study_elsewhere(project, name):
-    shutil.copy(files.CODE / "params" / "demo.yaml", project / "params")
+    shutil.copy(io.CODE / "params" / "demo.yaml", project / "params")
     with pytest.raises(InputError, match="there is no study"):
-        params.load(name)
+        load_study(name)
 
 
 @pytest.mark.parametrize("name", ["..", "", "../../x"])
@@ -297,15 +301,13 @@ def clean(project, *words, **more):
     make = [
         "make",
         "-f",
-        str(files.CODE / "Makefile"),
+        str(io.CODE / "Makefile"),
         "-o",
         ".venv/installed",
         f"BIN={os.path.dirname(sys.executable)}",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "STUDY"} | {"SCALING_ROOT": str(project)}
-    return subprocess.run(
-        [*make, "clean", *words], cwd=files.CODE, env=environment | more, capture_output=True, text=True
-    )
+    return subprocess.run([*make, "clean", *words], cwd=io.CODE, env=environment | more, capture_output=True, text=True)
 
 
 def test_clean_deletes_the_two_folders_of_the_study_that_is_named(produced):
@@ -321,7 +323,7 @@ def test_clean_without_a_name_or_with_a_command_for_a_name_deletes_nothing(produ
     assert done.returncode != 0 and "name the study: make clean STUDY=name" in done.stderr
     done = clean(produced, STUDY='"; touch here; echo "')
     assert done.returncode != 0 and "cannot name a study" in done.stderr
-    assert tree(produced) == before and not (files.CODE / "here").exists()
+    assert tree(produced) == before and not (io.CODE / "here").exists()
 
 
 @pytest.mark.parametrize(
@@ -358,14 +360,14 @@ MEGABYTE = 2**20
 @pytest.fixture(scope="module")
 def tracked():
     """Files that git keeps, {path: bytes}; the test is skipped where the project is no checkout."""
-    if not (files.CODE / ".git").exists() or not shutil.which("git"):
+    if not (io.CODE / ".git").exists() or not shutil.which("git"):
         pytest.skip("NO GIT CHECKOUT: the size of the repository was not tested")
     listed = git("ls-files", "-z").split("\0")[:-1]
-    return {name: (files.CODE / name).lstat().st_size for name in listed if (files.CODE / name).exists()}
+    return {name: (io.CODE / name).lstat().st_size for name in listed if (io.CODE / name).exists()}
 
 
 def git(*words):
-    return subprocess.run(["git", *words], cwd=files.CODE, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["git", *words], cwd=io.CODE, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_files_and_the_whole_history_are_under_15_megabytes(tracked):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nbinom
 
-from lib import params, simulate
-from lib.errors import InputError
-from lib.params import Simulation
+from lib.data import simulate
+from lib.io import InputError
+from lib.study import Simulation, parse_study
 
 SMALL = Simulation(
     cells=1200, genes=60, transcriptome=60, states=12, donors=18, profiles=3, profile_sd=0.4, depth=400.0
@@ -311,7 +311,7 @@ def test_the_census_holds_its_share_of_the_transcriptome_in_every_component():
     ((obs, counts),) = simulate.chunks(truth)
     assert counts.sum() / obs["raw_sum"].sum() == pytest.approx(0.25, rel=0.02)
     with pytest.raises(InputError, match=r"simulate: genes is 500, above the 499 of transcriptome"):
-        params.parse({"census": {"simulate": {"cells": 100, "genes": 500, "transcriptome": 499}}}, "x")
+        parse_study({"census": {"simulate": {"cells": 100, "genes": 500, "transcriptome": 499}}}, "x")
 
 
 def test_a_census_of_more_cells_takes_no_more_memory():

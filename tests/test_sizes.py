@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import Reference
 
-from lib.model import Transformer
-from lib.sizes import PUBLISHED, Size
+from lib.model.sizes import PUBLISHED, Size
+from lib.model.transformer import Transformer
 
 COUNTS = {
     "XXS": (533, 1_045),

@@ -1,22 +1,23 @@
 """What `make status` says of a study, from files alone: never started, at work, stopped, failed, done."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 import time
+from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from lib import files, progress, status, steps, workflow
-from lib.failure import KERNEL_KILLED, KILLED, failure
+from lib import io
+from lib.run import progress, status, steps, workflow
+from lib.run.failure import KERNEL_KILLED, KILLED, failure
 
 
 def said(study, **terminal):
     """(exit code, text) of the status."""
-    console = Console(file=io.StringIO(), highlight=False, soft_wrap=True, **terminal)
+    console = Console(file=StringIO(), highlight=False, soft_wrap=True, **terminal)
     code = status.show(study, console)
     return code, console.file.getvalue()
 
@@ -34,9 +35,7 @@ def notebook(study, name, cells=(), message="", **papermill):
          "metadata": {"papermill": {"status": state}}}
         for number, (source, state, outputs) in enumerate(cells, 1)
     ]  # fmt: skip
-    files.write_json(
-        study.data / "notebooks" / f"{name}.ipynb", {"cells": content, "metadata": {"papermill": papermill}}
-    )
+    io.write_json(study.data / "notebooks" / f"{name}.ipynb", {"cells": content, "metadata": {"papermill": papermill}})
     (study.data / "notebooks" / f"{name}.log").write_text(message)
 
 
@@ -46,7 +45,7 @@ def record(study, host="elsewhere", pid=0, ended=False, **changes):
     job = {"title": "training", "rule": "train", "wildcards": place, "log": [], "fixed": 6.0, "training": 30.0}
     job |= {"start": time.time() - 20} | changes
     content = {"cores": 3, "start": time.time() - 60, "started": True, "ended": ended, "jobs": [job]}
-    files.write_json(study.data / progress.RECORD, content | {"host": host, "pid": pid})
+    io.write_json(study.data / progress.RECORD, content | {"host": host, "pid": pid})
 
 
 def age(study, seconds):
@@ -64,8 +63,8 @@ def test_a_study_never_started_is_all_left_and_nothing_is_written_for_looking(ti
 
 def test_looking_loads_neither_training_nor_tables_nor_plots():
     heavy = "{'torch', 'scanpy', 'pandas', 'matplotlib', 'snakemake', 'anndata'}"
-    program = f"import sys, lib.__main__; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=files.CODE)
+    program = f"import sys, lib.run.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -122,7 +121,7 @@ def test_seeds_and_updates_are_counted_from_results_checkpoints_and_curves(study
     whole = 100 + 10  # and a fifth of the first half once more, for the half-way measurement
     assert steps._trained(study, 0.0, "data-rich", "small") == ((0, 2), (60, 2 * whole))
     (second / "checkpoint-000000000042-abc.pt").touch()
-    files.write_json(first / "result.json", {"updates": 100, "status": "ok"})
+    io.write_json(first / "result.json", {"updates": 100, "status": "ok"})
     assert steps._trained(study, 0.0, "data-rich", "small") == ((1, 2), (whole + 42, 2 * whole))
     assert steps._trained(study, time.time() + 9, "data-rich", "small")[0] == (0, 2)
     longer = study_file(train={"cells_seen": 6400, "batch": 32})
@@ -133,7 +132,7 @@ def test_the_time_left_follows_what_finished_runs_took(tiny):
     guessed = status.left(tiny, None, steps.look(tiny, None))
     _, training = workflow.seconds(tiny, "train", "data-rich", "small")
     folder = tiny.run_folder("data-rich", "small", 7)
-    files.write_json(folder / "result.json", {"updates": 10, "cells_seen": 320, "seconds": 500 * training / 2})
+    io.write_json(folder / "result.json", {"updates": 10, "cells_seen": 320, "seconds": 500 * training / 2})
     assert progress.measured(tiny) == pytest.approx({"small": 500.0, None: 500.0})
     assert progress.Batch(tiny, 2).expected("train", "data-limited", "XXS")[1] > 400 * training / 2
     assert status.left(tiny, None, steps.look(tiny, None)) > guessed + 300 * training / 2

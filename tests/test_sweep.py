@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
-from lib import __main__ as command
-from lib import compact, files, panel, params, runs, scale, sweep, train
-from lib.errors import InputError
+from lib.data import compact, panel
+from lib.fit import runs
+from lib.io import InputError
+from lib.run import cli as command
+from lib.study import load_study
+from lib.train import loop, scale, sweep
 
 ABSENT = (
     "scanpy", "anndata", "h5py", "pandas", "scipy", "cellxgene_census", "tiledbsoma", "matplotlib", "lightning_fabric"
@@ -29,8 +32,8 @@ def made(tmp_path_factory):
     (root / "params").mkdir()
     (root / "params" / "tiny.yaml").write_text(yaml.safe_dump(conftest.TINY, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "ROOT", root)
-        sweep.pack(params.load("tiny"))
+        patch.setattr(io, "ROOT", root)
+        sweep.pack(load_study("tiny"))
     return root
 
 
@@ -38,29 +41,29 @@ def made(tmp_path_factory):
 def packed(made, project):
     """The tiny study in a project of its own, with both forms of both panels."""
     shutil.copytree(made, project, dirs_exist_ok=True)
-    return params.load("tiny")
+    return load_study("tiny")
 
 
 def away(study, place, monkeypatch):
     """Move to another project folder that has the study file and the compact panels alone."""
     (place / "params").mkdir(parents=True)
-    shutil.copy(files.ROOT / "params" / f"{study.name}.yaml", place / "params")
+    shutil.copy(io.ROOT / "params" / f"{study.name}.yaml", place / "params")
     for regime in study.regimes:
-        target = place / study.folder(regime).relative_to(files.ROOT)
+        target = place / study.folder(regime).relative_to(io.ROOT)
         target.mkdir(parents=True)
         shutil.copy(study.folder(regime) / compact.NAME, target)
-    monkeypatch.setattr(files, "ROOT", place)
-    return params.load(study.name)
+    monkeypatch.setattr(io, "ROOT", place)
+    return load_study(study.name)
 
 
 def one(study, progress=lambda *state: None, size="small"):
     data, folder = sweep.arrays(study, "data-rich"), study.run_folder("data-rich", size, 7)
-    return train.train(data, study.size(size), 7, study.training("data-rich"), folder, progress)
+    return loop.train(data, study.size(size), 7, study.training("data-rich"), folder, progress)
 
 
 def call(root, *words, blocked=()):
     blocked = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
-    script = blocked + "from lib.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    script = blocked + "from lib.run.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"SCALING_ROOT": str(root)}
     return subprocess.run([sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True)
 
@@ -110,9 +113,9 @@ def test_a_compact_panel_of_other_settings_or_a_damaged_one_is_refused(packed, s
 def test_training_needs_no_library_of_the_census_and_gives_the_same_weights(packed, tmp_path, monkeypatch):
     here = one(packed)
     elsewhere = away(packed, tmp_path / "elsewhere", monkeypatch)
-    done = call(files.ROOT, "train", "tiny", "data-rich", "small", "--devices", "1", blocked=ABSENT)
+    done = call(io.ROOT, "train", "tiny", "data-rich", "small", "--devices", "1", blocked=ABSENT)
     assert done.returncode == 0, done.stderr
-    there = files.read_json(elsewhere.run_folder("data-rich", "small", 7) / "result.json")
+    there = io.read_json(elsewhere.run_folder("data-rich", "small", 7) / "result.json")
     assert there["weights_sha256"] == here["weights_sha256"]
     assert there["fingerprint"] == here["fingerprint"]
 
@@ -120,7 +123,7 @@ def test_training_needs_no_library_of_the_census_and_gives_the_same_weights(pack
 def test_a_run_goes_on_in_another_place_from_the_checkpoint_it_was_given(packed, tmp_path, monkeypatch):
     whole = one(packed)
     shutil.rmtree(packed.folder("data-rich") / "runs")
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
 
     def die(done, total, loss):
         if done == 6:
@@ -140,7 +143,7 @@ def test_a_run_goes_on_in_another_place_from_the_checkpoint_it_was_given(packed,
 def test_a_machine_for_training_alone_says_what_it_lacks(packed, tmp_path, monkeypatch):
     elsewhere = away(packed, tmp_path / "elsewhere", monkeypatch)
     (elsewhere.folder("data-limited") / compact.NAME).unlink()
-    done = call(files.ROOT, "sweep", "tiny", blocked=ABSENT)
+    done = call(io.ROOT, "sweep", "tiny", blocked=ABSENT)
     assert done.returncode == 2
     assert "data/tiny/data-limited/panel.npz is not there" in done.stderr and "lib pack tiny" in done.stderr
     assert not list(elsewhere.data.glob("*/runs")), "a run began before the panels were looked at"
@@ -154,10 +157,10 @@ def test_a_sweep_trains_every_run_once_with_the_seeds_of_its_size(study_file, mo
     rows = list(csv.DictReader((study.data / sweep.SPEED).open()))
     assert {(row["regime"], row["size"], int(row["seed"])) for row in rows} == expected
     assert len(rows) == len(expected) == len(capsys.readouterr().out.splitlines())
-    monkeypatch.setattr(train, "Run", None)  # a second sweep that trained would fail
+    monkeypatch.setattr(loop, "Run", None)  # a second sweep that trained would fail
     assert command.main(["sweep", "tiny"]) == 0
     for regime in study.regimes:
-        files.write_json(study.folder(regime) / "baselines.json", {"validation": {}})
+        io.write_json(study.folder(regime) / "baselines.json", {"validation": {}})
     table = runs.collect(study)
     assert set(zip(table["regime"], table["size"], table["seed"], strict=True)) == expected
 
@@ -165,7 +168,7 @@ def test_a_sweep_trains_every_run_once_with_the_seeds_of_its_size(study_file, mo
 def test_runs_beside_each_other_give_what_runs_one_by_one_give(packed, tmp_path, monkeypatch):
     alone = {run["fingerprint"]: run["weights_sha256"] for run in sweep.sweep(packed, tell=lambda said: None)}
     elsewhere = away(packed, tmp_path / "elsewhere", monkeypatch)
-    done = call(files.ROOT, "sweep", "tiny", "--at-once", "2")
+    done = call(io.ROOT, "sweep", "tiny", "--at-once", "2")
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in elsewhere.data.rglob("result.json")]
     assert {run["fingerprint"]: run["weights_sha256"] for run in results} == alone
@@ -184,14 +187,14 @@ def test_utilisation_is_model_flops_over_the_peak_that_is_named():
 
 def test_the_command_of_the_papers_scale_packs_trains_fits_and_keeps_in_this_order():
     words = ["make", "-n", "-o", ".venv/installed", "paper-scale", "STUDIES=one two", "AT_ONCE=3"]
-    told = subprocess.run(words, cwd=files.CODE, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(words, cwd=io.CODE, capture_output=True, text=True, check=True).stdout
     places = [told.index(part) for part in ("lib pack one two", "lib sweep one two --at-once 3", "lib run", "lib keep")]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("name", ["tuned", "published", "tuned-pbmc", "rehearsal"])
 def test_the_studies_of_the_papers_scale_are_the_published_ones(name):
-    study = params.load(name)
+    study = load_study(name)
     assert [size.name for size in study.sizes] == [*params.PUBLISHED] and study.seeds == [7, 8, 9]
     assert study.seeds_for("XL") == [7] and study.seeds_for("L") == [7, 8, 9]
     if name != "rehearsal":

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib import params, train
-from lib.sizes import PUBLISHED, Size
+from lib.model.sizes import PUBLISHED, Size
+from lib.study import Train
+from lib.train import loop
 
 SIZE = Size("small", 8, 1, 2, 2)
 GENES, MASKED = 16, 3
@@ -35,11 +36,11 @@ def data():
 
 
 def settings(**changes):
-    return params.Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
+    return Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
 
 
 def run(data, folder, size=SIZE, seed=7, progress=lambda *state: None, **changes):
-    return train.train(data, size, seed, settings(**changes), folder, progress)
+    return loop.train(data, size, seed, settings(**changes), folder, progress)
 
 
 NUMBERS = ("validation_mse", "test_mse", "validation_mse_se", "updates", "cells_seen", "parameters")
@@ -73,7 +74,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data, tmp_
 @pytest.mark.parametrize("stop_at, gentle", [(37, True), (61, False)])
 def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dropout, stop_at, gentle):
     """Gently: the stop button, which saves. Otherwise: die without saving, and continue from the last checkpoint."""
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 1e9 if gentle else -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9 if gentle else -1)
     whole = run(data, tmp_path / "whole", dropout=dropout)
 
     def stop(done, total, loss):
@@ -112,7 +113,7 @@ def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
 
 
 def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path):
-    trained = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    trained = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
     trained.advance(lambda *state: None)
     squares = []
     for row, masks in zip(data.held["validation"], data.masks["validation"], strict=True):
@@ -129,24 +130,24 @@ def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path
 def test_each_pass_visits_every_training_cell_once_and_held_out_cells_only_as_published(
     data, tmp_path, protocol, cells
 ):
-    loop = train.Run(data, SIZE, 7, settings(protocol=protocol, batch=20), tmp_path, "identity")
+    run = loop.Run(data, SIZE, 7, settings(protocol=protocol, batch=20), tmp_path, "identity")
     visited = []
-    for loop.update in range(2 * cells // 20):
-        visited.extend(loop.batch())
+    for run.update in range(2 * cells // 20):
+        visited.extend(run.batch())
     first, second = sorted(visited[:cells]), sorted(visited[cells:])
     assert first == second == sorted(data.train if protocol == "tuned" else range(200))
     assert visited[:cells] != visited[cells:]
 
 
 def test_a_batch_larger_than_the_data_runs_across_passes(data, tmp_path):
-    loop = train.Run(data, SIZE, 7, settings(batch=500), tmp_path, "identity")
-    counts = np.bincount(loop.batch(), minlength=200)[data.train]
+    run = loop.Run(data, SIZE, 7, settings(batch=500), tmp_path, "identity")
+    counts = np.bincount(run.batch(), minlength=200)[data.train]
     assert set(counts) == {3, 4}
 
 
 def test_masks_hide_exactly_k_genes_of_each_cell(data, tmp_path):
-    loop = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
-    hidden, positions = loop.draw_masks(50)
+    run = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    hidden, positions = run.draw_masks(50)
     assert hidden.sum(1).tolist() == [MASKED] * 50
     assert torch.equal(hidden.nonzero()[:, 1].reshape(50, MASKED), positions.sort(1).values)
 
@@ -161,17 +162,17 @@ def test_the_published_protocol_reports_the_best_of_many_evaluations(data, tmp_p
 
 def test_warm_up_and_decay_follow_the_stated_schedule():
     tuned = settings(warmup=0.1, final_rate=0.25)
-    shares = [train.schedule(tuned, update, 100) for update in range(100)]
+    shares = [loop.schedule(tuned, update, 100) for update in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert shares[9] == shares[10] == shares[80] == 1.0
     assert shares[90] == pytest.approx(0.625)
     assert shares[99] == pytest.approx(0.25 + 0.75 / 20)
     assert np.all(np.diff(shares[10:]) <= 0)
-    halfway = [train.schedule(tuned, update, 100, 50) for update in range(50)]
+    halfway = [loop.schedule(tuned, update, 100, 50) for update in range(50)]
     assert halfway[:40] == shares[:40]
     assert halfway[45] == pytest.approx(0.625)
     published = settings(protocol="published")
-    assert {train.schedule(published, update, 100) for update in range(100)} == {1.0}
+    assert {loop.schedule(published, update, 100) for update in range(100)} == {1.0}
 
 
 def test_training_runs_on_a_machine_with_torch_and_numpy_alone(data, tmp_path):
@@ -184,36 +185,36 @@ for name in ("scanpy", "anndata", "pandas", "pydantic", "cellxgene_census", "til
 from types import SimpleNamespace
 import numpy as np
 from lib import train
-from lib.sizes import PUBLISHED
+from lib.model.sizes import PUBLISHED
 arrays = dict(np.load({str(tmp_path / "panel.npz")!r}))
 held, masks = arrays.pop("held"), arrays.pop("masks")
 data = SimpleNamespace(**arrays, held=dict(validation=held, test=held), masks=dict(validation=masks, test=masks))
 settings = SimpleNamespace(**{vars(settings())!r})
-print(train.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r})["status"])
+print(loop.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r})["status"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
 
 
 def test_an_update_is_that_of_torchs_own_optimiser_and_clipping(data, tmp_path):
-    loop = train.Run(data, SIZE, 7, settings(warmup=0.0, clip=0.1), tmp_path, "identity")
-    twin = torch.nn.Parameter(loop.weights.detach().clone())
-    optimiser = torch.optim.AdamW([twin], lr=loop.peak, weight_decay=loop.settings.weight_decay)
+    run = loop.Run(data, SIZE, 7, settings(warmup=0.0, clip=0.1), tmp_path, "identity")
+    twin = torch.nn.Parameter(run.weights.detach().clone())
+    optimiser = torch.optim.AdamW([twin], lr=run.peak, weight_decay=run.settings.weight_decay)
     for _ in range(3):
-        loop.gradient()
-        twin.grad = loop.weights.grad.clone()
+        run.gradient()
+        twin.grad = run.weights.grad.clone()
         torch.nn.utils.clip_grad_norm_([twin], 0.1)
         optimiser.step()
-        loop.step()
-        torch.testing.assert_close(loop.weights, twin, rtol=1e-6, atol=1e-7)
-        loop.update += 1
+        run.step()
+        torch.testing.assert_close(run.weights, twin, rtol=1e-6, atol=1e-7)
+        run.update += 1
 
 
 def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path):
-    loop = train.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    run = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
     found = []
-    for loop.at_once in (16, 5, 1):
-        found.append((loop.gradient(), loop.weights.grad.clone()))
+    for run.at_once in (16, 5, 1):
+        found.append((run.gradient(), run.weights.grad.clone()))
     for loss, gradient in found[1:]:
         torch.testing.assert_close(loss, found[0][0])
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-6)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from reliability import fault
 
-import lib.panel
-from lib import checkpoint, files, machine, params, train
-from lib.errors import InputError
-from lib.sizes import PUBLISHED, Size
+import lib.data.panel
+from lib import io
+from lib.io import InputError
+from lib.model.sizes import PUBLISHED, Size
+from lib.study import Train
+from lib.train import checkpoint, loop, machine
 
 SIZE = Size("small", 8, 1, 2, 2)
 GENES, MASKED, CELLS = 16, 3, 60
@@ -34,11 +36,11 @@ def panel(cells=CELLS, held_out=10, x=None):
 
 
 def settings(**changes):
-    return params.Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
+    return Train.model_validate({"cells_seen": 1600, "batch": 16, "evaluations": 6} | changes)
 
 
 def run(data, folder, size=SIZE, **changes):
-    return train.train(data, size, 7, settings(**changes), folder)
+    return loop.train(data, size, 7, settings(**changes), folder)
 
 
 PROGRAM = """
@@ -48,12 +50,12 @@ sys.path.insert(0, {tests!r})
 from test_train_faults import panel, settings, SIZE
 from lib import files, train
 folder, data, chosen = Path({folder!r}), panel(), settings(cells_seen=6400, dropout=0.2)
-train.CHECKPOINT_SECONDS = 0.02
+loop.CHECKPOINT_SECONDS = 0.02
 kills, chance = 0, random.Random(0)
 while not (folder / "result.json").is_file():
     before, child = set(folder.glob("checkpoint-*")), os.fork()
     if not child:
-        train.train(data, SIZE, 7, chosen, folder)
+        loop.train(data, SIZE, 7, chosen, folder)
         os._exit(0)
     while not set(folder.glob("checkpoint-*")) - before and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
@@ -68,13 +70,13 @@ print(kills)
 
 @fault("a training process is killed at a random moment", "run it again")
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(tmp_path):
-    program = PROGRAM.format(tests=str(files.CODE / "tests"), folder=str(tmp_path / "killed"))
+    program = PROGRAM.format(tests=str(io.CODE / "tests"), folder=str(tmp_path / "killed"))
     (tmp_path / "killed").mkdir()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=files.CODE)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3, "the run was over before it could be killed"
     whole = run(panel(), tmp_path / "whole", cells_seen=6400, dropout=0.2)
-    killed = files.read_json(tmp_path / "killed" / "result.json")
+    killed = io.read_json(tmp_path / "killed" / "result.json")
     assert [killed[name] for name in EXACT] == [whole[name] for name in EXACT]
     histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
     assert histories[0] == histories[1]
@@ -83,7 +85,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(tm
 
 @fault("the last checkpoint is damaged", "nothing")
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     data, whole = panel(), run(panel(), tmp_path / "whole")
 
     def stop(done, total, loss):
@@ -91,7 +93,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_
             raise SystemExit
 
     with pytest.raises(SystemExit):
-        train.train(data, SIZE, 7, settings(), tmp_path / "cut", stop)
+        loop.train(data, SIZE, 7, settings(), tmp_path / "cut", stop)
     newest = max((tmp_path / "cut").glob("checkpoint-*.pt"))
     newest.write_bytes(newest.read_bytes()[:-50])
     with pytest.warns(UserWarning, match="damaged"):
@@ -104,7 +106,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_
 def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
     program = f"""
 import sys
-sys.path.insert(0, {str(files.CODE / "tests")!r})
+sys.path.insert(0, {str(io.CODE / "tests")!r})
 from pathlib import Path
 from test_train_faults import panel, run
 import lib.train
@@ -120,7 +122,7 @@ print(len(steps))
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(tmp_path, monkeypatch):
-    whole, error = run(panel(), tmp_path / "whole"), train.Run.masked_loss
+    whole, error = run(panel(), tmp_path / "whole"), loop.Run.masked_loss
     seen = []
 
     def small_memory(self, predict, rows, x, hidden, positions):
@@ -129,7 +131,7 @@ def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(tmp_path,
             raise torch.OutOfMemoryError("out of memory")
         return error(self, predict, rows, x, hidden, positions)
 
-    monkeypatch.setattr(train.Run, "masked_loss", small_memory)
+    monkeypatch.setattr(loop.Run, "masked_loss", small_memory)
     split = run(panel(), tmp_path / "split")
     assert split["status"] == "ok" and max(seen) > 4
     assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
@@ -140,11 +142,11 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(tmp_path, monke
     def no_memory(*inputs):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(train.Run, "masked_loss", no_memory)
+    monkeypatch.setattr(loop.Run, "masked_loss", no_memory)
     record = run(panel(), tmp_path)
     assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
     with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory") as refusal:
-        train.finished([record])
+        loop.finished([record])
     return f"batches are split; when that does not help, it says “{refusal.value}”"
 
 
@@ -152,14 +154,14 @@ def test_other_errors_are_not_taken_for_exhausted_memory(tmp_path, monkeypatch):
     def broken(*inputs):
         raise RuntimeError("a mistake in the code")
 
-    monkeypatch.setattr(train.Run, "masked_loss", broken)
+    monkeypatch.setattr(loop.Run, "masked_loss", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         run(panel(), tmp_path)
 
 
 def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(tmp_path, monkeypatch):
     data, whole = panel(), run(panel(), tmp_path / "whole")
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     save, saved = checkpoint.save, []
 
     def full(folder, number, state):
@@ -172,7 +174,7 @@ def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(tmp_p
     record = run(data, tmp_path / "full")
     assert record["status"] == "interrupted" and "No space left on device" in record["reason"]
     with pytest.raises(InputError, match="make room on the disk"):
-        train.finished([whole, record])
+        loop.finished([whole, record])
     assert len(list((tmp_path / "full").glob("checkpoint-*.pt"))) == 2
     monkeypatch.setattr(checkpoint, "save", save)
     resumed = run(data, tmp_path / "full")
@@ -209,9 +211,9 @@ def test_odd_panels_are_trained_to_a_finite_loss(tmp_path, odd):
 
 def test_exploding_gradients_are_clipped_to_the_stated_norm(tmp_path):
     data = panel(x=1e4 * np.random.default_rng(0).random((80, GENES), dtype=np.float32))
-    loop = train.Run(data, SIZE, 7, settings(clip=0.5), tmp_path, "identity")
-    loop.step()
-    assert loop.weights.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
+    run = loop.Run(data, SIZE, 7, settings(clip=0.5), tmp_path, "identity")
+    run.step()
+    assert run.weights.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(tmp_path):
@@ -232,7 +234,7 @@ def test_a_run_is_called_converged_only_when_half_its_updates_would_have_done(tm
 
 def test_the_excursion_changes_nothing_of_the_run_itself(tmp_path, monkeypatch):
     plain = run(panel(), tmp_path / "plain")
-    monkeypatch.setattr(train.Run, "excursion", lambda self: None)
+    monkeypatch.setattr(loop.Run, "excursion", lambda self: None)
     without = run(panel(), tmp_path / "without")
     assert without["validation_mse_half"] is None
     assert without["weights_sha256"] == plain["weights_sha256"]
@@ -240,10 +242,10 @@ def test_the_excursion_changes_nothing_of_the_run_itself(tmp_path, monkeypatch):
 
 def test_two_processes_that_share_every_batch_follow_the_curve_of_one(tiny, tmp_path):
     pytest.importorskip("lightning_fabric")
-    arrays = lib.panel.arrays(lib.panel.read(lib.panel.build(tiny, "data-rich")))
-    train.train(arrays, tiny.size("small"), 7, tiny.train, tmp_path / "one")
+    arrays = lib.data.panel.arrays(lib.data.panel.read(lib.data.panel.build(tiny, "data-rich")))
+    loop.train(arrays, tiny.size("small"), 7, tiny.train, tmp_path / "one")
     command = [sys.executable, "-m", "lib", "train", "tiny", "data-rich", "small", "--devices", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=files.CODE, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=io.CODE, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "small, seed 7: ok" in done.stdout and "small, seed 8: ok" in done.stdout
     folders = tmp_path / "one", tiny.run_folder("data-rich", "small", 7)

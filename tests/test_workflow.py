@@ -14,8 +14,10 @@ import pytest
 import yaml
 from reliability import fault
 
-from lib import files, params, progress, steps, workflow
-from lib.progress import Batch, spoken
+from lib import io
+from lib.run import progress, steps, workflow
+from lib.run.progress import Batch, spoken
+from lib.study import load_study, parse_study
 
 STUDY = {
     "census": {"simulate": {"cells": 2000, "genes": 100}},
@@ -89,9 +91,9 @@ TITLES = {
 def standing(project, *wanted):
     """What `make status` tells of the study: titles of the steps that stand so, or that are not done."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "ROOT", project)
-        patch.setattr(files, "CODE", project)
-        study = params.load("tiny")
+        patch.setattr(io, "ROOT", project)
+        patch.setattr(io, "CODE", project)
+        study = load_study("tiny")
         found = steps.look(study, progress.last(study))
     chosen = [step for step in found if (step.state in wanted if wanted else step.state != "done")]
     return {TITLES[step.rule].format(**step.place) for step in chosen}
@@ -101,8 +103,8 @@ def standing(project, *wanted):
 def finished(tmp_path_factory):
     """A copy of the project with five small notebooks, and a study that has been run to its end."""
     project = tmp_path_factory.mktemp("workflow") / "project"
-    shutil.copytree(files.CODE / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(files.CODE / "Snakefile", project)
+    shutil.copytree(io.CODE / "lib", project / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(io.CODE / "Snakefile", project)
     for name in ("papermill", "params", "notebooks"):
         (project / name).mkdir()
     (project / "papermill" / "__init__.py").touch()
@@ -288,8 +290,8 @@ def wait_until(true, seconds=240):
 
 
 def test_time_left_follows_the_learning_curves(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    study = params.parse(STUDY, "tiny")
+    monkeypatch.setattr(io, "ROOT", tmp_path)
+    study = parse_study(STUDY, "tiny")
     batch = Batch(study, cores=2)
     place = {"regime": "rich", "size": "TINY"}
     info = {"event": "job_info", "id": 1, "rule": "train", "wildcards": place, "title": "t", "log": ["a", "b"]}

@@ -17,7 +17,7 @@ def answer(panels):
     Parameters
     ----------
     panels : list of dict
-        From `lib.answer.view`: title; side; metric; labels, {regime: label}, most training cells first; runs; laws,
+        From `lib.fit.answer.view`: title; side; metric; labels, {regime: label}, most training cells first; runs; laws,
         {regime: entry of laws.json} of those that can be named; curves (regime, parameters, loss, lo, hi); levels,
         {baseline: loss}.
 

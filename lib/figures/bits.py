@@ -16,7 +16,7 @@ def by_gene(genes=None, run="", sentence="", **_):
     Parameters
     ----------
     genes : DataFrame
-        From lib.examine.by_gene: mean, variance, residual, share, and floor, floor_share where they are known.
+        From lib.train.examine.by_gene: mean, variance, residual, share, and floor, floor_share where they are known.
 
     run : str
         Whose errors they are.
@@ -70,7 +70,7 @@ def calibration(table=None, sentence="", **_):
     Parameters
     ----------
     table : DataFrame
-        From lib.examine.calibration: predictor, genes, bin, density, low, high.
+        From lib.train.examine.calibration: predictor, genes, bin, density, low, high.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def conversions(table=None, sentence="", **_):
     Parameters
     ----------
     table : DataFrame
-        From lib.examine.conversions: predictor, rule, bits.
+        From lib.train.examine.conversions: predictor, rule, bits.
 
     Returns
     -------

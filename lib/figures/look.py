@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image
 
 from lib.figures import shown
-from lib.files import atomic
-from lib.sizes import PUBLISHED
+from lib.io import atomic
+from lib.model.sizes import PUBLISHED
 
 SINGLE, DOUBLE = 85, 175
 """Widths of one and of two journal columns, mm. Figures are drawn at their printed size, so a point is a point."""

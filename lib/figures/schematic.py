@@ -16,7 +16,7 @@ def architecture(size, genes):
 
     Parameters
     ----------
-    size : lib.sizes.Size
+    size : lib.model.sizes.Size
     genes : int
 
     Returns

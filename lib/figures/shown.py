@@ -4,7 +4,7 @@ import base64 as base
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.files import atomic
+from lib.io import atomic
 
 KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
 """Endings of all files that `save` may write for one name."""

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lib.figures import look
 from lib.figures.shown import counted
-from lib.runs import headline
+from lib.fit.runs import headline
 
 METHODS = {
     "profile_size_means": "profile, size means",

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lib.figures import look
 from lib.figures.shown import Note, Shown, write_caption
-from lib.files import atomic, write_csv
+from lib.io import atomic, write_csv
 
 TEX = str.maketrans({
     "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "Δ": r"$\Delta$", "²": "$^2$", "×": r"$\times$",
@@ -65,7 +65,7 @@ def laws(table):
 
 
 def runs(table):
-    """Size means and the shares of the reducible loss explained; `table` is what `lib.runs.summary` gives."""
+    """Size means and the shares of the reducible loss explained; `table` is what `lib.fit.runs.summary` gives."""
     shares = {"explained": "explained (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
     printed = pd.DataFrame({
         "regime": table["regime"], "size": table["size"], "parameters": _counts(table["parameters"]),
@@ -120,7 +120,7 @@ def rollout(table):
 
 
 def sizes(table):
-    """Shapes and costs of the sizes, those of regimes alike shown once; `table` is what `lib.sizes.table` gives."""
+    """Shapes and costs of the sizes, those of regimes alike shown once; `table` is of `lib.model.sizes.table`."""
     alike = ["size", "genes", "parameters"]
     kept = table.drop_duplicates(alike)
     regimes = table.groupby(alike)["regime"].agg(", ".join)
@@ -136,7 +136,7 @@ def sizes(table):
 
 
 def predictors(table):
-    """What needs no training, side by side; `table` is what `lib.baselines.table` gives."""
+    """What needs no training, side by side; `table` is what `lib.train.baselines.table` gives."""
     printed = pd.DataFrame({
         "held-out side": table["split"], "predictor": table["predictor"],
         "MSE (± s.e.)": [f"{mse:.4f} ± {se:.4f}" for mse, se in zip(table["mse"], table["se"], strict=True)],
@@ -169,7 +169,7 @@ def halves(runs):
 
 
 def bits(table):
-    """Fitted floors as Gaussian bits beside the exact entropy; `table` is what `lib.entropy.compare` gives."""
+    """Fitted floors as Gaussian bits beside the exact entropy; `table` is what `lib.train.entropy.compare` gives."""
     fitted = _with_ends(table, "gaussian_bits_of_fitted_floor", "low", "high")
     printed = pd.DataFrame({
         "regime": table["regime"], "Gaussian bits of the fitted floor": fitted,

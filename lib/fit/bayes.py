@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.errors import InputError
+from lib.io import InputError
 
 
 def bayes_law(data, draws=1000, seed=0, level=0.95):

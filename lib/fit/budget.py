@@ -8,11 +8,11 @@ L = E + A N^-a + B S^-b, whose E is the floor when both are large.
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
 from lib.fit.joint import joint_law
 from lib.fit.ladder import usable
 from lib.fit.laws import fit_laws
 from lib.fit.report import HEADLINE, _between
+from lib.io import InputError
 
 METRIC = "validation_mse"
 ALIKE = ("genes", "cells_train", "donors", "objective", "protocol")

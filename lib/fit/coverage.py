@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from lib import files
+from lib import io
 from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, profile, resample
 from lib.fit.ladder import Ladder, size_weights
 
@@ -118,8 +118,8 @@ def _score(ends, truth):
 def main():
     """Measure the coverage, write data/coverage.csv, print it, and return the table."""
     table = coverage()
-    target = files.ROOT / "data" / "coverage.csv"
-    files.write_csv(target, table.round(4))
+    target = io.ROOT / "data" / "coverage.csv"
+    io.write_csv(target, table.round(4))
     shown = table.pivot_table(index="method", columns=["truth", "sizes", "seeds", "size_effect"], values=["alpha", "c"])
     print(shown.round(2).T.to_string())
     shares = table[table["method"] == HEADLINE][["alpha", "c"]].to_numpy()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
+from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
 REUSE = np.geomspace(0.3, 300, 10)  # R: passes after which a repeated cell is worth 1 / e of a new one

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
 from lib.fit.projection import fit_many
+from lib.io import InputError
 
 ENOUGH_SEEDS = 5
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lib.errors import InputError
 from lib.fit.intervals import FEWEST_SIZES, profile
 from lib.fit.projection import fit_many
+from lib.io import InputError
 
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from lib import entropy
-from lib.errors import InputError
+from lib.data.split import SPLITS
 from lib.fit import compare
 from lib.fit.intervals import FEWEST_SIZES, HEADLINE, all_intervals, profile
 from lib.fit.ladder import ladder, usable
 from lib.fit.law import huber_law
 from lib.fit.projection import alpha_grid, project
-from lib.split import SPLITS
+from lib.io import InputError
+from lib.train import entropy
 
 METRICS = tuple(f"{side}_{unit}" for side in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""

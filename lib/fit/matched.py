@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.errors import InputError
 from lib.fit.joint import compare_joint, joint_law
 from lib.fit.ladder import usable
 from lib.fit.planner import frontier
-from lib.runs import headline
+from lib.fit.runs import headline
+from lib.io import InputError
 
 
 def matched(runs, metric="validation_mse"):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from lib.errors import InputError
 from lib.fit.joint import compare_joint, joint_law
 from lib.fit.ladder import usable
 from lib.fit.planner import frontier, gains_table, plan
+from lib.io import InputError
 
 NOTHING = 1e-6
 """A loss, or a change of one, that is said to be none."""

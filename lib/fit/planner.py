@@ -8,8 +8,8 @@ N D (Hoffmann et al. 2022); here it is found numerically, so that every joint la
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
 from lib.fit.laws import plain
+from lib.io import InputError
 
 FACTORS = (2, 10)
 STEP = 0.01  # half-width, in log N or log D, of the numerical derivatives

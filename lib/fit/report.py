@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from lib import entropy
-from lib.errors import InputError
 from lib.fit.intervals import FEWEST_SIZES, HEADLINE, profile
 from lib.fit.law import Law, power_law
+from lib.io import InputError
+from lib.train import entropy
 
 
 def restore(law):

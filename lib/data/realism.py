@@ -1,0 +1,139 @@
+"""Does the simulated census look like real cells? The marginal statistics of both, side by side.
+
+`python -m lib.data.realism [FOLDER]` measures every .h5ad file of raw counts in a folder, ../shared/data or another, and
+the simulator at its default settings, and writes data/realism.csv, so that the comparison can be drawn without the cells.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lib import io
+from lib.data import panel, simulate
+from lib.io import InputError
+from lib.study import Simulation
+
+TABLE = io.CODE / "data" / "realism.csv"
+GENES = 512
+"""Genes of each panel compared: the most variable ones of its data set, as in a study; a quarter of it at most."""
+CELLS = 4000
+"""Cells at most that enter the statistics of one panel."""
+QUANTILES = (np.arange(25) + 0.5) / 25
+SIMULATED = (2000, 20_000)
+"""Genes of the simulated censuses that are measured."""
+REFERENCES = {
+    "10x_pbmc1k_v2": "10x Genomics pbmc_1k_v2",
+    "10x_pbmc1k_v3": "10x Genomics pbmc_1k_v3",
+    "10x_pbmc3k": "10x Genomics pbmc3k",
+    "10x_pbmc4k_subset": "10x Genomics pbmc4k, subset",
+    "10x_pbmc8k_5p_subset": "10x Genomics vdj_v1_hs_pbmc 5', subset",
+    "geact_fetal_organs": "GeACT, GSA-Human HRA000330",
+    "kang2018_pbmc_ifnb": "Kang et al. 2018, GSE96583",
+    "zheng2017_frozen_pbmc_donorA": "Zheng et al. 2017, doi:10.1038/ncomms14049",
+    "zheng2017_pbmc_facs": "Zheng et al. 2017, doi:10.1038/ncomms14049",
+}
+
+
+def of_panel(adata, name):
+    """Marginal statistics of a panel of `lib.data.panel`; see `marginals`. Of a large one, evenly spaced cells."""
+    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, CELLS)).astype(int))
+    library = adata.obs["total_counts"].to_numpy()[rows]
+    return marginals(adata.layers["counts"][rows], library, adata.X[rows]).assign(source=name)
+
+
+def marginals(counts, library, x):
+    """Quantiles of what a panel's counts look like.
+
+    Parameters
+    ----------
+    counts : (cells, genes) int
+    library : (cells,)
+    x : (cells, genes)
+        The values that a model sees.
+
+    Returns
+    -------
+    DataFrame
+        A row for each of QUANTILES. `library` is that quantile over cells; `zeros` (share of cells without a count) and
+        `mean` (counts per cell) are over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the
+        median over the genes around that quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
+    """
+    mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
+    varying = x[:, x.std(0) > 0]
+    correlation = np.corrcoef(varying, rowvar=False)[np.triu_indices(varying.shape[1], 1)]
+    centre, reach = QUANTILES * (len(mean) - 1), len(mean) / len(QUANTILES) / 2
+    ranked = variance[np.argsort(mean, kind="stable")]
+    near = [ranked[round(max(0, c - reach)) : round(c + reach) + 1] for c in centre]
+    return pd.DataFrame(
+        {
+            "quantile": QUANTILES,
+            "library": np.quantile(library, QUANTILES),
+            "zeros": np.quantile(zeros, QUANTILES),
+            "mean": np.quantile(mean, QUANTILES),
+            "variance": [np.median(values) for values in near],
+            "correlation": np.quantile(correlation, QUANTILES),
+            "sparsity": zeros.mean(),
+            "cells": len(counts),
+            "genes": len(mean),
+        }
+    )
+
+
+def compared():
+    """The statistics that are carried with the code: `marginals` with source, reference and simulated (bool)."""
+    return pd.read_csv(TABLE, keep_default_na=False)
+
+
+def summary(table):
+    """One row per source, for reading: medians, and the correlations that 6 % of the pairs are below and above."""
+    by_source = table.assign(spread=table["variance"] / table["mean"]).groupby("source", sort=False)
+    middle = by_source[["library", "mean", "spread"]].median().add_prefix("median_")
+    ends = {f"correlation_{100 * QUANTILES[row]:.0f}%": by_source["correlation"].nth(row).to_numpy() for row in (1, -2)}
+    return by_source[["cells", "genes", "sparsity"]].first().join(middle).assign(**ends)
+
+
+def main(folder=io.CODE.parent / "shared" / "data", target=TABLE):
+    """Measure every .h5ad file of a folder and the simulator, write `target`, and return the table."""
+    import anndata
+
+    paths = sorted(Path(folder).glob("*.h5ad"))
+    if not paths:
+        raise InputError(f"{folder} has no .h5ad file; give the folder of the real data sets.")
+    parts = []
+    for path in paths:
+        counts = sparse.csr_matrix(anndata.read_h5ad(path).X)
+        library = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        parts.append(_measured(counts, library, path.stem, REFERENCES.get(path.stem, ""), simulated=False))
+    table = pd.concat([*parts, *(simulated(genes) for genes in SIMULATED)], ignore_index=True)
+    io.write_csv(target, table.round(5))
+    return table
+
+
+def simulated(genes):
+    """What `main` writes for the simulator at its default settings."""
+    obs, counts = next(simulate.chunks(simulate.truth(Simulation(cells=CELLS, genes=genes)), CELLS))
+    library = obs["raw_sum"].to_numpy(float)
+    return _measured(counts, library, f"simulated, {genes:,} genes", "default settings", simulated=True)
+
+
+def _measured(counts, library, source, reference, simulated):
+    """`marginals` of the most variable genes of one data set, (cells, genes) csr."""
+    import anndata
+    import scanpy
+
+    most = min(GENES, counts.shape[1] // 4)
+    adata = anndata.AnnData(counts)
+    genes = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=most, inplace=False)
+    counts = counts[:, genes["highly_variable"].to_numpy()].toarray().astype(np.int32)
+    table = marginals(counts, library, panel.normalise(counts, library))
+    return table.assign(source=source, reference=reference, simulated=simulated)
+
+
+if __name__ == "__main__":
+    try:
+        print(summary(main(*sys.argv[1:2])).round(3).to_string())
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,191 @@
+"""The run record: what was asked, what came out, and all runs of a study in one table."""
+
+import pandas as pd
+
+from lib import io
+from lib.data.split import SPLITS
+from lib.io import InputError
+from lib.train import entropy
+
+BASELINES = ("gene_mean_mse", "pca_mse", "gaussian_mse", "bayes_mse", "gene_nll", "gaussian_nll", "bayes_bits")
+LOSSES = [f"{side}_{unit}" for unit in ("mse", "nll") for side in SPLITS[1:]]
+"""Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
+COLUMNS = [
+    "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "donors", "cells_seen", "updates",
+    "learning_rate", "protocol", "objective", *LOSSES, *(f"{loss}_se" for loss in LOSSES), "validation_bits",
+    *BASELINES, "validation_mse_half", "validation_nll_half", "convergence", "seconds", "cells_per_second", "device",
+    "status", "reason", "code_version",
+]  # fmt: skip
+
+
+def collect(study):
+    """Every run of a study, finished or stopped (or given), as one row with the columns of `COLUMNS`.
+
+    The baselines of a row are those of its regime's validation cells. A run that was started and has no result has
+    status `interrupted` and no loss; a run that was never started has no row.
+    """
+    if study.runs:
+        return given(study)
+    rows = [
+        _row(study, regime, size.name, seed)
+        for regime in study.regimes
+        for size in study.sizes
+        for seed in study.seeds_for(size.name)
+    ]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    gaussian = pd.Series(entropy.gaussian_bits(table["validation_mse"].astype(float)), table.index)
+    return table.assign(validation_bits=table["validation_nll"].astype(float).fillna(gaussian))
+
+
+def given(study):
+    """The table of runs that a study names instead of training them, with the columns of `COLUMNS` first.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or lacks a column that the fit needs.
+    """
+    source = study.runs
+    try:
+        table = pd.read_csv(io.ROOT / source.table).rename(columns=source.columns)
+    except (OSError, ValueError) as error:
+        raise InputError(f"params/{study.name}.yaml: runs.table {source.table} cannot be read: {error}.") from None
+    for column, names in source.regimes.items():
+        table["regime"] = table[column].map(names)
+    table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
+    missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
+    if missing:
+        raise InputError(
+            f"{source.table} has no column {', '.join(missing)}; "
+            f"name it under runs.columns in params/{study.name}.yaml."
+        )
+    if table["regime"].isna().any():
+        raise InputError(
+            f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml."
+        )
+    if source.gene_mean_mse:
+        table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
+    extra = [column for column in table if column not in COLUMNS]
+    return table.reindex(columns=[*COLUMNS, *extra])
+
+
+def histories(study, regime):
+    """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
+    found = []
+    for size in study.sizes:
+        for seed in study.seeds_for(size.name):
+            path = study.run_folder(regime, size.name, seed) / "history.csv"
+            if path.is_file():
+                found.append(pd.read_csv(path).assign(size=size.name, seed=seed))
+    if not found:
+        raise InputError(
+            f"study {study.name} has no learning curves in {regime}/runs yet; run notebook 03_train first."
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def _row(study, regime, size, seed):
+    folder = study.run_folder(regime, size, seed)
+    place = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": study.regimes[regime].donors}
+    if (folder / "result.json").is_file():
+        measured = io.read_json(study.folder(regime) / "baselines.json")
+        baselines = {name: measured["validation"].get(name) for name in BASELINES}
+        return {**io.read_json(folder / "result.json"), **baselines, **place}
+    return {**place, "status": "interrupted"} if (folder / "history.csv").is_file() else None
+
+
+def baselines(study):
+    """What 01_data measured, {regime: {split: {...}}}; for runs that were given, what the study file says."""
+    if study.runs:
+        return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
+    return {regime: io.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
+
+
+def headline(table):
+    """{regime: the loss that its models were trained for}: validation_nll, bits of a count, or validation_mse."""
+    counts = table.dropna(subset="validation_nll")["regime"].unique() if "validation_nll" in table else ()
+    return {name: "validation_nll" if name in counts else "validation_mse" for name in table["regime"].unique()}
+
+
+def known_floors(measured, metrics):
+    """The exact floor of each regime's loss, or None where it is not known.
+
+    Parameters
+    ----------
+    measured : dict
+        As `baselines` gives it.
+    metrics : dict
+        {regime: column of runs.csv}, such as `headline` gives.
+    """
+    found = {}
+    for regime, metric in metrics.items():
+        side, unit = metric.rsplit("_", 1)
+        found[regime] = measured.get(regime, {}).get(side, {}).get("bayes_bits" if unit == "nll" else "bayes_mse")
+    return found
+
+
+UNITS = {
+    "mse": {"gene_mean": "gene_mean_mse", "pca": "pca_mse", "gaussian": "gaussian_mse", "floor": "bayes_mse"},
+    "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
+}
+"""Columns of the baselines by the unit of a loss."""
+
+
+def summary(table):
+    """One row per regime and size: seeds, mean losses, and the share explained of the reducible loss.
+
+    The reducible loss lies between the gene mean (for bits, a negative binomial of each gene) and the exact floor;
+    where no floor is known, the share is of the gene mean's whole loss. The baselines' shares stand beside it.
+    """
+    parts = []
+    for regime, metric in headline(table).items():
+        rows = table[(table["status"] == "ok") & (table["regime"] == regime)]
+        by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
+        columns = UNITS[metric.rsplit("_", 1)[1]]
+        part = by_size.agg(
+            seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{metric.rsplit('_')[-1]}", "mean")
+        )
+        part.insert(1, "metric", metric)
+        known = {name: by_size[column].mean().astype(float) for name, column in columns.items() if column in rows}
+        reducible = known["gene_mean"] - known["floor"].fillna(0)
+        part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
+        for name in ("pca", "gaussian"):
+            if name in known:
+                part[f"explained_by_{name}"] = (known["gene_mean"] - known[name]) / reducible
+        parts.append(part.reset_index())
+    return pd.concat(parts, ignore_index=True)
+
+
+def unconverged(table):
+    """One sentence for each regime in which some sizes would still move with more updates; none where all have settled.
+
+    A run has converged when half its updates would have given a loss within the study's tolerance of its own.
+    """
+    said = []
+    for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
+        moving = runs[runs["convergence"] == "not converged"]
+        if len(moving):
+            loss = headline(moving)[regime]
+            gain = (moving[f"{loss}_half"] / moving[loss] - 1).astype(float)
+            sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
+            said.append(
+                f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "
+                f"updates changed the loss by {gain.abs().min():.1%} to {gain.abs().max():.1%}. Their law is that of "
+                "this budget, not of the sizes' capacity."
+            )
+    return said
+
+
+def with_provenance(laws, study):
+    """The laws, each with where it comes from: study, code, libraries and, for trained runs, the census."""
+    origin = {"study": study.name, "code_version": io.code_version(), "versions": io.versions()}
+    if study.census:
+        origin["census"] = study.census.model_dump(mode="json", exclude_none=True)
+        origin["split"], origin["seeds"] = study.split.model_dump(mode="json"), study.seeds
+    return {
+        regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
+        for regime, by_metric in laws.items()
+    }

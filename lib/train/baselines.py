@@ -1,0 +1,295 @@
+"""What every transformer is compared with, in squared error and in bits.
+
+Gene mean, PCA reconstruction, conditional Gaussian, and the Bayes optimum where the truth is known.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_ndtr
+
+from lib.data import panel, simulate
+from lib.io import InputError
+from lib.train import predictive
+
+ROWS = 10_000  # training cells held in float64 at a time
+HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
+WORKSPACE = 8_000_000  # numbers in the largest temporary array of a prediction
+COMPONENTS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)  # numbers of principal components that are tried
+DISPERSION_CELLS = 3000  # training cells, about, that the distribution of a gene's counts is fitted to
+ASIDE, MOST_ASIDE = 0.2, 1000  # share of the training cells, and at most how many, on which that number is chosen
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal distribution fitted to training cells."""
+
+    mean: np.ndarray  # (genes,)
+    precision: np.ndarray  # (genes, genes): inverse of the shrunken covariance
+    shrinkage: float  # weight of uncorrelated genes, from 0 (sample covariance) to 1
+
+
+def measure(adata, truth=None):
+    """Mean squared errors of the baselines on the fixed masks of a panel's held-out cells.
+
+    Parameters
+    ----------
+    adata : AnnData, a panel of `lib.data.panel`
+    truth : lib.data.simulate.Truth, optional
+        What a simulated panel was drawn from. There is no exact floor, and none is given, for a panel normalised
+        within itself: dividing by the realised sum of the panel ties its genes to each other.
+
+    Returns
+    -------
+    dict
+        For every held-out side: gene_mean_mse, pca_mse and gaussian_mse; in bits per masked gene gene_nll, a negative
+        binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts;
+        with a truth also bayes_mse and bayes_bits, what the best predictor can expect, and bayes_realised_mse, its
+        squared error on these very cells, which shares their noise with every model measured on them. `<name>_se` is
+        the standard error over cells, None for one cell. Counts are not predicted on a panel normalised within itself,
+        and pca_components is the number of components.
+    """
+    data = panel.arrays(adata)
+    models = fit(data, counted=adata.uns["provenance"]["library_size"] != "panel")
+    known = truth is not None and adata.uns["provenance"]["library_size"] != "panel"
+    columns = census_columns(adata, truth) if known else None
+    losses = {}
+    for split, cells in data.held.items():
+        masked = data.masks[split]
+        blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
+        parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
+        losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
+        for name in parts[0]:
+            losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
+    return losses
+
+
+@dataclass(frozen=True)
+class Models:
+    """The baselines, fitted to training cells."""
+
+    gaussian: Gaussian
+    pca: "Pca"
+    share: np.ndarray | None  # (genes,): of the library, None where counts are not predicted
+    dispersion: np.ndarray | None  # (genes,)
+
+
+def fit(data, counted=True):
+    """All baselines of a panel's arrays."""
+    gene = (None, None)
+    if counted:
+        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
+        gene = predictive.fit_negative_binomial(data.counts[few], data.library[few])
+    return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
+
+
+def _errors(data, cells, masked, models, truth, columns):
+    """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
+    x, library = data.x[cells], data.library[cells][:, None, None]
+    hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
+    predicted, deviation = predict_normal(models.gaussian, x, masked)
+    errors = {
+        "gene_mean_mse": (hidden - models.gaussian.mean[masked]) ** 2,
+        "pca_mse": (hidden - predict_pca(models.pca, x, masked)) ** 2,
+        "gaussian_mse": (hidden - predicted) ** 2,
+    }
+    if models.share is not None:
+        counts = np.take_along_axis(data.counts[cells][:, None, :], masked, axis=2)
+        errors["gene_nll"] = predictive.bits(counts, library * models.share[masked], models.dispersion[masked])
+        errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
+    if columns is not None:
+        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
+        errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
+        errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
+    return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
+
+
+def census_columns(adata, truth):
+    """Census column of every gene of the panel."""
+    columns = pd.Index(simulate.genes(truth)["feature_id"]).get_indexer(adata.var["feature_id"])
+    if (columns < 0).any():
+        unknown = adata.var["feature_id"].iloc[np.argmin(columns)]
+        raise InputError(f"the panel's gene {unknown} is not in this simulated census; give the truth it came from.")
+    return columns
+
+
+def _over_cells(name, per_cell):
+    """Mean of the errors of cells, (cells,), and its standard error: cells are the independent unit."""
+    spread = float(per_cell.std(ddof=1) / np.sqrt(len(per_cell))) if len(per_cell) > 1 else None
+    return {name: float(per_cell.mean()), f"{name}_se": spread}
+
+
+def fit_gaussian(x, rows):
+    """Mean and shrunken covariance of the training cells `rows` of x (cells, genes).
+
+    Genes are standardised and their correlations shrunk towards zero by the closed-form weight of Ledoit & Wolf (2004,
+    J. Multivar. Anal. 88:365). Shrunk covariances would pull quiet and loud genes towards one common variance, and
+    predict held-out cells worse the fewer cells there are. A gene that never varies is predicted by its mean.
+    """
+    mean, deviation, correlation, fourth = moments(x, rows)
+    shrinkage = _ledoit_wolf(correlation, fourth, len(rows))
+    shrunk = (1 - shrinkage) * correlation
+    shrunk[np.diag_indices_from(shrunk)] = 1
+    return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation), shrinkage)
+
+
+def moments(x, rows):
+    """Mean and deviation of every gene over `rows`, their correlations, and the mean fourth power of a cell's norm."""
+    blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+    mean = sum(x[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
+    deviation = np.sqrt(sum(((x[block] - mean) ** 2).sum(axis=0) for block in blocks) / len(rows))
+    deviation[deviation < 1e-9] = 1
+    correlation, fourth = 0, 0
+    for block in blocks:
+        z = (x[block] - mean) / deviation
+        correlation = correlation + z.T @ z
+        fourth += ((z * z).sum(axis=1) ** 2).sum()
+    return mean, deviation, correlation / len(rows), fourth / len(rows)
+
+
+def _ledoit_wolf(correlation, fourth, cells):
+    """Weight of the identity: squared sampling error of the correlations over their squared distance from it.
+
+    Both in Frobenius norm; `fourth` is the mean over cells of the fourth power of a standardised cell's norm.
+    """
+    distance = ((correlation - np.eye(len(correlation))) ** 2).sum()
+    error = (fourth - (correlation**2).sum()) / cells
+    return float(min(1, error / distance)) if distance > 0 else 1.0
+
+
+def predict_gaussian(gaussian, x, masked):
+    """Conditional mean of the masked genes given the visible ones, (cells, masks, k) float64; see `predict_normal`."""
+    return predict_normal(gaussian, x, masked)[0]
+
+
+def predict_normal(gaussian, x, masked):
+    """Conditional mean and standard deviation of each masked gene given the visible ones, (cells, masks, k) float64.
+
+    With precision Q the mean is mu_m - inv(Q_mm) Q_mv (x_v - mu_v), and the covariance inv(Q_mm): one k x k system for
+    each mask. `x` is (cells, genes), and its values at masked genes are not looked at; `masked` is (cells, masks, k).
+    """
+    _, masks, k = masked.shape
+    batch = max(1, WORKSPACE // (masks * max(k * k, x.shape[1])))
+    parts = []
+    for start in range(0, len(x), batch):
+        chosen = masked[start : start + batch]
+        visible = np.repeat((x[start : start + batch] - gaussian.mean)[:, None, :], masks, axis=1)
+        np.put_along_axis(visible, chosen, 0, axis=2)
+        pull = np.take_along_axis(visible @ gaussian.precision, chosen, axis=2)
+        covariance = np.linalg.inv(gaussian.precision[chosen[..., :, None], chosen[..., None, :]])
+        mean = gaussian.mean[chosen] - (covariance @ pull[..., None])[..., 0]
+        parts.append(np.stack([mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))]))
+    return np.concatenate(parts, axis=1)
+
+
+def normal_bits(counts, mean, deviation, library):
+    """Bits of counts under a normal distribution of y = log1p(10,000 count / library), made one of counts.
+
+    A count has the probability between `normal_ends`.
+    """
+    low, high = _midpoints(counts, mean, deviation, library)
+    beyond = low > 0  # the difference is taken in the tail where it does not cancel
+    low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
+    return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
+
+
+def normal_ends(counts, mean, deviation, library):
+    """Cumulative probabilities below each count and up to it, at the midpoints between its y and its neighbours'."""
+    return tuple(np.exp(log_ndtr(end)) for end in _midpoints(counts, mean, deviation, library))
+
+
+def _midpoints(counts, mean, deviation, library):
+    """Standardised ends of each count's share of the normal distribution; that of zero begins at minus infinity."""
+    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
+    return low, ((y[1] + y[2]) / 2 - mean) / deviation
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Probabilistic principal components of standardised genes (Tipping & Bishop 1999), fitted to training cells."""
+
+    mean: np.ndarray  # (genes,)
+    deviation: np.ndarray  # (genes,)
+    loadings: np.ndarray  # (genes, components)
+    noise: float  # variance of what the components leave over
+
+
+def choose_pca(x, rows, masks):
+    """The principal components of training cells, as many as reconstruct masked genes best.
+
+    Their number is chosen on training cells that are set aside for it, under masks drawn for held-out cells (masks,
+    per_cell, k); all training cells then give the components.
+    """
+    rows = np.random.default_rng(0).permutation(rows)
+    aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
+    values, vectors, mean, deviation = _correlations(x, np.sort(rows[len(aside) :]))
+    masked = masks[: len(aside), :1]
+    hidden = np.take_along_axis(x[aside][:, None, :], masked, axis=2)
+
+    def error(components):
+        pca = Pca(mean, deviation, *_leading(values, vectors, components))
+        return ((hidden - predict_pca(pca, x[aside], masked)) ** 2).mean()
+
+    best = min((q for q in COMPONENTS if q < min(x.shape[1], len(rows))), key=error)
+    values, vectors, mean, deviation = _correlations(x, np.sort(rows))
+    return Pca(mean, deviation, *_leading(values, vectors, best))
+
+
+def _correlations(x, rows):
+    """Eigenvalues (descending) and vectors of the genes' correlations, and their means and standard deviations."""
+    gaussian_mean, deviation, correlation, _ = moments(x, rows)
+    values, vectors = np.linalg.eigh(correlation)
+    return values[::-1], vectors[:, ::-1], gaussian_mean, deviation
+
+
+def _leading(values, vectors, components):
+    """Loadings and noise of a number of components, where the rest of the variance is noise of all genes alike."""
+    noise = max(values[components:].mean(), 1e-6)
+    return vectors[:, :components] * np.sqrt(np.maximum(values[:components] - noise, 0)), float(noise)
+
+
+def predict_pca(pca, x, masked):
+    """Reconstruction of the masked genes, (cells, masks, k) float64, from the scores that the visible ones give.
+
+    With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
+    """
+    q = pca.loadings.shape[1]
+    z, whole, parts = (x - pca.mean) / pca.deviation, pca.loadings.T @ pca.loadings, []
+    batch = max(1, WORKSPACE // (masked.shape[1] * q * max(q, masked.shape[2])))
+    for start in range(0, len(x), batch):
+        chosen, cells = masked[start : start + batch], z[start : start + batch]
+        visible = np.repeat(cells[:, None, :], chosen.shape[1], axis=1)
+        np.put_along_axis(visible, chosen, 0, axis=2)
+        hidden = pca.loadings[chosen]
+        inner = whole - hidden.swapaxes(-1, -2) @ hidden + pca.noise * np.eye(q)
+        scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])
+        parts.append(pca.mean[chosen] + pca.deviation[chosen] * (hidden @ scores)[..., 0])
+    return np.concatenate(parts)
+
+
+NAMES = {
+    "gene mean": ("gene_mean_mse", "gene_nll"),
+    "PCA": ("pca_mse", None),
+    "conditional Gaussian": ("gaussian_mse", "gaussian_nll"),
+    "Bayes-optimal, expected": ("bayes_mse", "bayes_bits"),
+    "Bayes-optimal, on these cells": ("bayes_realised_mse", None),
+}
+
+
+def table(measured):
+    """Result of `measure` as a table, one row per split and predictor.
+
+    Columns: mse and its standard error; explained, the share of what lies between the gene mean and the exact floor (or
+    zero, where that is not known); bits per masked gene.
+    """
+    rows = []
+    for side, losses in measured.items():
+        floor = losses.get("bayes_mse", 0.0)
+        for predictor, (mse, bits) in NAMES.items():
+            if mse in losses:
+                explained = (losses["gene_mean_mse"] - losses[mse]) / (losses["gene_mean_mse"] - floor)
+                row = {"split": side, "predictor": predictor, "mse": losses[mse], "se": losses[f"{mse}_se"]}
+                rows.append(row | {"explained": explained, "bits": losses.get(bits)})
+    return pd.DataFrame(rows)
