@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,20 +57,7 @@ def sweep(path):
     """Remove what killed processes have left of `path`; to be called by whoever holds the lock that guards `path`."""
     path = Path(path)
     for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
-        pid = left.name.split("-")[1]
-        if pid.isdigit() and not runs(int(pid)):
-            remove(left)
-
-
-def runs(pid):
-    """Whether a process of that number is there, on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, and somebody else's
-        return True
-    return True
+        remove(left)
 
 
 def remove(path):
@@ -121,19 +110,27 @@ def write_csv(path, table):
 
 
 def code_version():
-    """Commit of the code, with `-modified` when lib, notebooks or params differ from it; `unknown` outside git."""
+    """Commit of the code, `-modified` when code, notebooks or params differ from it; `unknown` outside git.
+
+    Of a notebook only the sources of its cells count: outputs change whenever it is executed.
+    """
 
     def git(*words):
-        return subprocess.run(
-            ["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True).stdout
+
+    def sources(notebook):
+        return [cell["source"] for cell in json.loads(notebook)["cells"]]
 
     try:
-        commit = git("rev-parse", "--short=12", "HEAD")
+        commit = git("rev-parse", "--short=12", "HEAD").strip()
         modified = git("status", "--porcelain", "--", "lib", "params", "Snakefile")
+        names = git("diff", "-z", "--name-only", "--relative", "--diff-filter=M", "HEAD", "--", "notebooks").split("\0")
+        changed = any(
+            sources(git("show", f"HEAD:./{name}")) != sources((CODE / name).read_text()) for name in names[:-1]
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{commit}-modified" if modified else commit
+    return f"{commit}-modified" if modified or changed else commit
 
 
 def versions():
@@ -145,3 +142,50 @@ def versions():
         except PackageNotFoundError:
             continue
     return found
+
+
+class Progress:
+    """How far a piece of work is, on one line: in a notebook an output that is rewritten, else a line of the terminal.
+
+    Speed and remaining time are shown meanwhile. The line that a saved notebook keeps has neither, and is the same
+    whether the work was done just now or found done: `finished`, or how far it got when the cell was stopped.
+    """
+
+    SECONDS = 0.5  # between two updates of the line
+
+    def __init__(self, label: str, unit: str = "updates", cells: int = 1):
+        """`unit` is what is counted, and `cells` how many cells one of it is."""
+        self.label, self.unit, self.cells = label, unit, cells
+        self.first, self.shown, self.reached = None, None, None
+        self.shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if self.shell:
+            from IPython.display import display
+
+            self.handle = display({"text/plain": f"{label} ..."}, raw=True, display_id=True)
+            self.shell.events.register("post_run_cell", self.close)
+
+    def __call__(self, done: int, total: int, loss: float | None = None):
+        """Show that `done` of `total` are done. The first call starts the clock: an earlier run may have done some."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.shown = (done, now), now
+        self.reached = f"{done:,} of {total:,} {self.unit}" if done < total else None
+        if done == total:
+            self.write("finished", end="\n")
+        elif done > self.first[0] and now - self.shown > self.SECONDS:
+            rate = (done - self.first[0]) / (now - self.first[1])
+            at = "" if loss is None else f", loss {loss:.4f}"
+            self.write(f"{self.reached}{at}, {rate * self.cells:,.0f} cells/s, {(total - done) / rate:,.0f} s left")
+            self.shown = now
+
+    def close(self, result):
+        """End the line with its cell."""
+        self.shell.events.unregister("post_run_cell", self.close)
+        self.write(f"stopped at {self.reached}" if self.reached else "finished" if result.success else "not finished")
+
+    def write(self, text, end=""):
+        line = f"{self.label}: {text}"
+        if self.shell:
+            self.handle.update({"text/plain": line}, raw=True)
+        elif sys.stderr.isatty():
+            print(f"\r{line:<100}", end=end, file=sys.stderr)

@@ -143,12 +143,6 @@ def test_a_rerun_shows_the_same(project, tmp_path):
     assert shown[0] == shown[1]
 
 
-def test_parameters_that_a_notebook_lacks_are_refused(project, tmp_path):
-    done = papermill(project, "03_train.ipynb", tmp_path, "-p", "sise", "XXS")
-    assert done.returncode != 0
-    assert "this notebook has no parameter sise; it has regime, size, study." in done.stderr
-
-
 def test_a_size_that_the_study_lacks_is_refused_in_one_sentence(project, tmp_path):
     done = papermill(project, "03_train.ipynb", tmp_path, "-p", "size", "d61")
     assert done.returncode != 0

@@ -24,7 +24,6 @@ from scipy import sparse
 from lib import io
 from lib.data import census, draw, filters, panel, soma
 from lib.io import CensusUnavailable, InputError
-from lib.run import notebook
 from lib.study import S3, Census, Sample, parse_study
 
 REGIME = {"all": {"genes": 12, "cells": 300}}
@@ -545,16 +544,3 @@ panel.build(load_study("tiny"), "all")
     process = subprocess.run([sys.executable, "-c", code], cwd=io.CODE, capture_output=True, text=True)
     assert process.returncode == 1 and "no answer in 1 s" in process.stderr
     assert time.monotonic() - start < census.TILEDB["vfs.s3.request_timeout_ms"] / 1000  # when the thread would end
-
-
-def test_progress_counts_from_its_first_call_so_that_kept_blocks_do_not_inflate_the_rate(monkeypatch):
-    clock, said = iter([100.0, 110.0, 120.0]), []
-    monkeypatch.setattr(notebook.time, "monotonic", lambda: next(clock))
-    progress = notebook.Progress("reading", "cells")
-    progress.write = lambda line, end="": said.append(line)
-    for done in (5000, 5500, 6000):
-        progress(done, 10_000)
-    assert said == [
-        "reading: 5,500 of 10,000 cells, 50 cells/s, 90 s left",
-        "reading: 6,000 of 10,000 cells, 50 cells/s, 80 s left",
-    ]

@@ -7,6 +7,8 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
+import psutil
+
 from lib import io
 from lib.run import workflow
 from lib.study import Study
@@ -180,7 +182,7 @@ def last(study):
     try:
         content, seen = io.read_json(path), path.stat().st_mtime
         jobs = {number: Job(**job) for number, job in enumerate(content["jobs"])}
-        gone = content["host"] == socket.gethostname() and not io.runs(content["pid"])
+        gone = content["host"] == socket.gethostname() and not psutil.pid_exists(content["pid"])
         stopped = content["ended"] or gone or time.time() - seen > SILENT
         known = {name: content[name] for name in ("cores", "start", "started")}
         return Batch(study, **known, jobs=jobs, stopped=stopped, seen=seen)
