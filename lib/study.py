@@ -1,27 +1,27 @@
-"""One YAML file is one study: its typed, validated parameters."""
+"""One YAML file is one study: its typed, validated parameters, and the folders that follow from its names."""
 
 import datetime
 import difflib
+import math
+import os
 import re
-from typing import Annotated, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from lib import io, names, plain
+from lib import io
 from lib.io import InputError
 from lib.model.sizes import PUBLISHED, Size
 
+RESERVED = ("gallery", "results", "census", "notebooks")
+"""Folders beside those of studies, and in a study's beside those of its regimes."""
 
-def _number(value):
-    """YAML reads 4e-3, without a point, as a word."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) else value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Share = Annotated[Number, Field(gt=0, lt=1)]
-Positive = Annotated[Number, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Seeds = list[Annotated[int, Field(ge=0)]]
+PUBLISHED_TISSUES = [
+    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
+]  # fmt: skip
+"""Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
 
 PROTOCOLS = {
     "published": {
@@ -33,36 +33,79 @@ PROTOCOLS = {
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault;
 `tuned` sets the same keys to their defaults."""
 
-PUBLISHED_TISSUES = [
-    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
-]  # fmt: skip
-"""Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
+
+def folder_name(name: str) -> str:
+    """`name`, if a study, regime or size may be called that; ValueError otherwise.
+
+    No slash and no `..`: it stays in its folder. No .csv: it is not a file's. No dash first: it is not an option's.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.[0-9]){0,59}", name) or name.lower() in RESERVED:
+        allowed = "use at most 60 letters, digits, - and _, a letter or digit first, and a dot only before a digit"
+        raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed} (and not {', '.join(RESERVED)})")
+    return name
+
+
+def _inside(path):
+    if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise ValueError(f"{path!r} leads out of the project folder; copy the file into it, or give its whole path")
+    return path
+
+
+def _number(value):
+    """YAML reads 4e-3, without a point, as a word."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) else value
+
+
+def _text(value):
+    """YAML reads 2024 as a number and 2025-11-08 as a date, where a name was meant."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Part = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Text = Annotated[str, BeforeValidator(_text)]
+Label = Annotated[Text, Field(min_length=1)] | None
+FolderName = Annotated[Text, AfterValidator(folder_name)]
+Tissues = Annotated[list[str], BeforeValidator(lambda given: PUBLISHED_TISSUES if given == "published" else given)]
 
 
 class Strict(BaseModel):
     """Refuses unknown keys and silent conversions, and cannot be changed after it has been checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def keys_are_known(cls, given):
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields:
+                allowed = ", ".join(cls.model_fields)
+                raise ValueError(f"{key} is not a known key{_nearest(key, cls.model_fields)}; allowed here: {allowed}")
+        return given
 
 
 class Simulation(Strict):
-    """The simulated census (lib.data.simulate): a tree of cell states seen through negative-binomial counts.
+    """The simulated census (lib.data.simulate): a tree of cell states seen through negative-binomial counts."""
 
-    `depth` is the median library size over `transcriptome` genes, of which the census holds `genes`.
-    """
-
-    cells: Annotated[int, Field(ge=100)]
-    genes: Annotated[int, Field(ge=10)] = 2000
-    transcriptome: Count = 20_000
-    states: Count = 256
-    zipf: Positive = 1.0
-    donors: Count = 40
-    profiles: Count = 4
-    profile_sd: Annotated[Number, Field(ge=0)] = 0.15
-    dispersion: Positive = 2.0
-    depth: Positive = 3000.0
-    depth_sd: Annotated[Number, Field(ge=0)] = 0.4
-    seed: Annotated[int, Field(ge=0)] = 0
+    cells: Annotated[int, Field(ge=100)]  # cells of the census
+    genes: Annotated[int, Field(ge=10)] = 2000  # genes of the census
+    transcriptome: Count = 20_000  # genes that library size is counted over; the census holds some of them
+    states: Count = 256  # cell states, the leaves of the tree
+    zipf: Positive = 1.0  # exponent of Zipf's law of their frequencies
+    donors: Count = 40  # donors, nested in data sets
+    profiles: Count = 4  # batch profiles, of which each donor has one
+    profile_sd: NotNegative = 0.15  # their spread: standard deviation of the log-factors on the genes
+    dispersion: Positive = 2.0  # theta of the counts, whose variance is m + m^2 / theta
+    depth: Positive = 3000.0  # median library size, in counts
+    depth_sd: NotNegative = 0.4  # standard deviation of its logarithm
+    seed: Seed = 0  # of all that is drawn
 
     @model_validator(mode="after")
     def genes_of_a_transcriptome(self):
@@ -71,26 +114,15 @@ class Simulation(Strict):
         return self
 
 
-def _date(value):
-    return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-def _text(value):
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Label = Annotated[str, BeforeValidator(_text), Field(min_length=1)] | None
-
-
 class Source(Strict):
-    """A file or folder of counts (or a glob), and labels that hold for all of its cells and go before the file's own.
+    """A file or folder of counts, and labels that hold for all of its cells and go before the file's own.
 
-    A path that ends in .csv is a sample sheet: a table with these columns, one file to a row.
+    A path alone stands for a source without labels.
     """
 
-    path: Annotated[str, Field(min_length=1)]
-    donor_id: Label = None
-    dataset_id: Label = None
+    path: Annotated[str, Field(min_length=1)]  # or a glob; a .csv is a sheet with these columns, one file to a row
+    donor_id: Label = None  # the person
+    dataset_id: Label = None  # the experiment
     tissue: Label = None
     assay: Label = None
     disease: Label = None
@@ -98,167 +130,130 @@ class Source(Strict):
     development_stage: Label = None
     suspension_type: Label = None
 
-
-def _source(given):
-    return {"path": given} if isinstance(given, str) else given
-
-
-def _listed(given):
-    return [given] if isinstance(given, str) else given
+    @model_validator(mode="before")
+    @classmethod
+    def path_alone(cls, given):
+        return {"path": given} if isinstance(given, str) else given
 
 
 class Genes(Strict):
-    """How one's own files are pooled: over the genes of all files, or of any; a gene named twice refused or summed."""
+    """How user files are pooled."""
 
-    pool: Literal["intersection", "union"] = "intersection"
-    duplicates: Literal["refuse", "sum"] = "refuse"
-
-
-def _published(value):
-    return PUBLISHED_TISSUES if value == "published" else value
+    pool: Literal["intersection", "union"] = "intersection"  # over the genes of all files, or of any
+    duplicates: Literal["refuse", "sum"] = "refuse"  # what is done about a gene that a file names twice
 
 
 class Sample(Strict):
-    """Draw at most `each` cells of every label of `by`, and `per_donor` of every donor of a data set, before the split.
+    """At most so many cells of every label and donor, drawn before the split."""
 
-    Cells are taken in blocks of `block` neighbouring ids, which a remote Census gives many times faster than scattered
-    ones. A regime reads them as fast when it asks for most of the sample.
-    """
-
-    by: str = "dataset_id"
-    each: Count
-    per_donor: Count | None = None
-    block: Count = 64
+    by: str = "dataset_id"  # obs column of the labels
+    each: Count  # cells of every label
+    per_donor: Count | None = None  # cells of every donor of a data set
+    block: Count = 64  # neighbouring cells taken together: a remote Census gives them many times faster
 
 
 class S3(Strict):
-    """The server of an s3:// uri, when it is not Amazon's; `signed` sends the credentials of the AWS environment."""
+    """The server of an s3:// uri."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None  # when it is not Amazon's
     region: str = "us-west-2"
-    signed: bool = False
+    signed: bool = False  # whether the credentials of the AWS environment are sent
 
 
 class Census(Strict):
-    """Where the counts come from. Exactly one of `simulate`, `version`, `uri`, `h5ad` and `files` is given.
-
-    Without `filter`, `filters.condition` chooses the cells: of a public release other ones than of your own files.
-    """
+    """Where the counts come from: exactly one of the first five keys is given."""
 
     simulate: Simulation | None = None
-    version: Annotated[str, BeforeValidator(_date)] | None = None
-    uri: str | None = None
-    h5ad: list[str] | None = None
-    files: Annotated[list[Annotated[Source, BeforeValidator(_source)]] | None, BeforeValidator(_listed)] = None
+    version: Text | None = None  # date of a public release of the Census
+    uri: str | None = None  # folder or s3:// address of a SOMA Census
+    h5ad: list[str] | None = None  # user files, or globs
+    files: list[Source] | None = None  # user files of any kind, each a path or a path with labels
     genes: Genes = Genes()
-    donor: str = "donor_id"
-    dataset: str = "dataset_id"
-    tissue: str = "tissue"
-    filter: str | None = None
-    tissues: Annotated[list[str], BeforeValidator(_published)] = []
+    donor: str = "donor_id"  # name of that obs column in user files
+    dataset: str = "dataset_id"  # name of that obs column in user files
+    tissue: str = "tissue"  # name of that obs column in user files
+    filter: str | None = None  # condition on obs, instead of the one of lib.data.filters for this kind of source
+    tissues: Tissues = []  # labels of tissue_general that are kept; all where it is empty
     sample: Sample | None = None
     s3: S3 | None = None
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Seed = 42  # of the cells that are drawn
 
     @model_validator(mode="after")
     def one_source(self):
         given = [key for key in ("simulate", "version", "uri", "h5ad", "files") if getattr(self, key) is not None]
         if len(given) != 1:
-            sources = "simulate, version, uri, h5ad or files"
-            raise ValueError(f"needs exactly one of {sources}, and has {given or 'none of them'}")
+            has = " and ".join(given) or "none of them"
+            raise ValueError(f"needs exactly one of simulate, version, uri, h5ad or files, and has {has}")
         if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
-            raise ValueError(
-                f"version {self.version!r} is not a dated release such as 2025-11-08; moving names cannot be rerun"
-            )
+            raise ValueError(f"version {self.version!r} is not a dated release such as 2025-11-08; others move")
         if self.s3 and not (self.uri or "").startswith("s3://"):
             raise ValueError("s3 names the server of a uri that starts with s3://; give such a uri, or leave s3 out")
         return self
 
 
 class Split(Strict):
-    """Which cells are held out: whole groups of the obs column `by`, or `random` cells.
+    """Which cells are held out: whole groups (donors) for validation and test, and two more tests on request."""
 
-    Donors with one label of the obs column `related` (a family, one person under several names) stay together. Each
-    held-out side takes its share of a regime's cells. With `cells`, each has that many instead, the same ones in every
-    regime, and a regime's own number counts training cells.
-
-    Two more test sides can be asked for: `dataset` sets whole data sets aside before all else, as `test_dataset`;
-    `random` takes single cells of donors that train, as `test_random`, to show what a random split leaks.
-    """
-
-    by: str = "donor_id"
-    related: str | None = None
-    validation: Share = 0.05
-    test: Share = 0.05
-    dataset: Share | None = None
-    random: Share | None = None
-    cells: Count | None = None
-    seed: Annotated[int, Field(ge=0)] = 1
+    by: str = "donor_id"  # obs column of the groups, or `random` for single cells
+    related: str | None = None  # obs column of what keeps donors together: a family, one person under several names
+    validation: Share = 0.05  # share of a regime's cells
+    test: Share = 0.05  # share of a regime's cells
+    dataset: Share | None = None  # share in whole data sets set aside before all else, as test_dataset
+    random: Share | None = None  # share in single cells of training donors, as test_random: what a random split leaks
+    cells: Count | None = None  # cells of each held-out split, the same in every regime, instead of shares
+    seed: Seed = 1  # of the groups that are held out
 
     @property
-    def shares(self):
-        """Share of the cells of each held-out side that is asked for, {side: share}."""
-        sides = {"validation": self.validation, "test": self.test}
-        sides |= {"test_dataset": self.dataset, "test_random": self.random}
-        return {side: share for side, share in sides.items() if share is not None}
+    def shares(self) -> dict[str, float]:
+        """Share of the cells of each held-out split that is asked for."""
+        shares = {"validation": self.validation, "test": self.test}
+        shares |= {"test_dataset": self.dataset, "test_random": self.random}
+        return {split: share for split, share in shares.items() if share is not None}
 
     @model_validator(mode="after")
-    def leaves_training_cells(self):
+    def possible(self):
         if sum(self.shares.values()) >= 1:
-            raise ValueError("the held-out sides together leave no cells to train on; keep their sum below 1")
-        return self
-
-    @model_validator(mode="after")
-    def further_sides_differ(self):
-        if self.by == "random" and (self.dataset or self.random):
-            raise ValueError("by: random holds out single cells already; drop dataset and random, or split by a column")
+            raise ValueError("the held-out splits together leave no cells to train on; keep their sum below 1")
+        if self.by == "random" and (self.dataset or self.random or self.related):
+            raise ValueError("by: random holds out single cells; drop dataset, random and related")
         if self.dataset and "dataset_id" in (self.by, self.related):
-            raise ValueError(
-                "validation and test are whole data sets already where by or related is dataset_id; drop dataset, or "
-                "split by donor_id"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def keeps_what_is_related_together(self):
-        if self.by == "random" and self.related:
-            raise ValueError(f"by: random splits the groups of {self.related} too; drop related, or split by a column")
+            raise ValueError("by or related holds out whole data sets already; drop dataset, or split by donor_id")
         return self
 
 
 class Masking(Strict):
-    """Which genes are hidden: round(share x genes) of each cell; `per_cell` fixed masks for each held-out cell."""
+    """Which genes are hidden."""
 
-    share: Share = 0.15
-    per_cell: Count = 4
-    seed: Annotated[int, Field(ge=0)] = 2
+    share: Share = 0.15  # of the genes of each cell, rounded to a number of genes
+    per_cell: Count = 4  # fixed masks of each held-out cell
+    seed: Seed = 2  # of the fixed masks
 
 
 class Train(Strict):
-    """How every size is trained. `protocol` sets what the study file leaves out."""
+    """How every size is trained. The published protocol does some things otherwise so that it can be compared."""
 
-    protocol: Literal["tuned", "published"] = "tuned"
-    objective: Literal["mse", "poisson", "negative_binomial"] = "mse"
-    cells_seen: Count = 240_000
-    batch: Count = 32
-    learning_rate: Positive = 0.0098
-    reference_width: Count = 64
-    width_exponent: Number = 0.23
-    highest_rate: Positive | None = None
-    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.05
-    decay: Annotated[Number, Field(ge=0, lt=1)] = 0.2
-    final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    tolerance: Positive = 0.01
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
-    clip: Positive = 1.0
-    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    embedding_scale: Positive = 0.5
-    evaluations: Annotated[int, Field(ge=2)] = 20
-    library_size: Literal["transcriptome", "panel"] = "transcriptome"
-    statistics_from: Literal["train", "all"] = "train"
-    train_on: Literal["train", "all"] = "train"
-    masks: Literal["fixed", "bernoulli"] = "fixed"
-    report: Literal["final", "best"] = "final"
+    protocol: Literal["tuned", "published"] = "tuned"  # sets what the study file leaves out, see PROTOCOLS
+    objective: Literal["mse", "poisson", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
+    cells_seen: Count = 240_000  # the training budget
+    batch: Count = 32  # cells of one update
+    learning_rate: Positive = 0.0098  # peak rate at the reference width
+    reference_width: Count = 64  # width d of that model
+    width_exponent: Number = 0.23  # the peak rate is learning_rate (reference_width / d)^width_exponent ...
+    highest_rate: Positive | None = None  # ... and at most this
+    warmup: Part = 0.05  # part of the updates over which the rate rises
+    decay: Part = 0.2  # part of the updates over which it falls, at the end
+    final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0  # what it falls to, as a part of the peak
+    tolerance: Positive = 0.01  # a run has converged when half its updates give a loss within this part of the last
+    weight_decay: NotNegative = 0.01  # of AdamW
+    clip: Positive = 1.0  # largest norm of a gradient
+    dropout: Part = 0.0
+    embedding_scale: Positive = 0.5  # standard deviation of the initial gene embeddings
+    evaluations: Annotated[int, Field(ge=2)] = 20  # evaluations on the way, the learning curve
+    library_size: Literal["transcriptome", "panel"] = "transcriptome"  # what counts are divided by
+    statistics_from: Literal["train", "all"] = "train"  # cells that choose genes and normaliser
+    train_on: Literal["train", "all"] = "train"  # `all` trains on the held-out cells too
+    masks: Literal["fixed", "bernoulli"] = "fixed"  # a fixed number of genes hidden in each cell, or each by chance
+    report: Literal["final", "best"] = "final"  # the exact loss at the end, or the best noisy evaluation
 
     @model_validator(mode="before")
     @classmethod
@@ -270,63 +265,57 @@ class Train(Strict):
     @model_validator(mode="after")
     def noisy_masks_of_squared_errors_only(self):
         if self.objective != "mse" and (self.report == "best" or self.masks == "bernoulli"):
-            raise ValueError(
-                f"report: best and masks: bernoulli, as in the published protocol, are of squared errors, and the "
-                f"objective is {self.objective}; set report: final and masks: fixed, or objective: mse"
-            )
+            noisy = "report: best and masks: bernoulli (as in the published protocol) are of objective: mse"
+            raise ValueError(f"{noisy}, not {self.objective}; set report: final and masks: fixed")
         return self
+
+    @property
+    def updates(self) -> int:
+        """Updates of one run: batches until `cells_seen` cells have been seen."""
+        return math.ceil(self.cells_seen / self.batch)
 
 
 PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS["published"]}
 
 
 class Regime(Strict):
-    """One condition of a study: how many genes and cells, and what else differs from the other regimes.
+    """One condition of a study: how many genes and cells, and what else differs from the other regimes."""
 
-    With `donors`, training cells come from that many donors only, chosen before the cells; held-out cells do not.
-    `train` overrides the study's own: its keys go first, then all keys of a protocol that it names, then the keys of
-    the study's `train`, then those of the protocol that this names.
-    """
-
-    genes: Annotated[int, Field(ge=2)]
-    cells: Annotated[int, Field(ge=10)]
-    donors: Count | None = None
-    train: Train | None = None
+    genes: Annotated[int, Field(ge=2)]  # genes of the panel
+    cells: Annotated[int, Field(ge=10)]  # cells of the panel; training cells where split.cells is given
+    donors: Count | None = None  # training cells come from that many donors only, chosen before the cells
+    train: Train | None = None  # keys that go before the study's `train`, with all keys of a protocol named here
 
 
 class Fit(Strict):
-    """How the law is fitted: bootstrap resamples, their seed, the level of every interval."""
+    """How the law is fitted."""
 
-    resamples: Annotated[int, Field(ge=100)] = 10_000
-    seed: Annotated[int, Field(ge=0)] = 0
-    level: Share = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 10_000  # of each bootstrap
+    seed: Seed = 0  # of the resamples
+    level: Share = 0.95  # of every interval
 
 
 class SizeShape(Strict):
-    """A size given by its shape; `name` is made from the shape when it is left out."""
+    """A size given by its shape."""
 
-    name: names.folder("size") | None = None
-    d: Count
-    layers: Count
-    heads: Count = 1
-    ff_mult: Count = 4
+    name: FolderName | None = None  # made from the shape when it is left out
+    d: Count  # width of a token
+    layers: Count  # encoder blocks
+    heads: Count = 1  # attention heads of each
+    ff_mult: Count = 4  # feed-forward width as a multiple of d
 
     @model_validator(mode="after")
     def heads_divide_width(self):
         if self.d % self.heads:
-            raise ValueError(
-                f"d = {self.d} is not a multiple of heads = {self.heads}; choose a width that the heads divide"
-            )
+            raise ValueError(f"d = {self.d} is not a multiple of heads = {self.heads}; choose another width")
         return self
 
 
 def _size(given):
     if isinstance(given, str):
         if given not in PUBLISHED:
-            raise ValueError(
-                f"{given!r} is not a size{_nearest(given, PUBLISHED)}; "
-                f"allowed: {', '.join(PUBLISHED)} or {{d, layers, heads, ff_mult}}"
-            )
+            sizes = f"{', '.join(PUBLISHED)} or {{d, layers, heads, ff_mult}}"
+            raise ValueError(f"{given!r} is not a size{_nearest(given, PUBLISHED)}; allowed: {sizes}")
         return PUBLISHED[given]
     shape = SizeShape.model_validate(given)
     name = shape.name or f"d{shape.d}-l{shape.layers}-h{shape.heads}-f{shape.ff_mult}"
@@ -334,39 +323,29 @@ def _size(given):
 
 
 class Given(Strict):
-    """Runs that were trained elsewhere: a CSV file in the project, and how its columns map to those of runs.csv.
+    """Runs that were trained elsewhere."""
 
-    `columns` renames {theirs: ours}; `regimes` names the regime by the value of one column, {column: {value: regime}};
-    `gene_mean_mse` is the loss of predicting each gene's mean, {regime: loss}, where it is known.
-    """
-
-    table: names.InProject
-    columns: dict[str, str] = {}
-    regimes: dict[str, dict[str | int, str]] = {}
-    gene_mean_mse: dict[str, Positive] = {}
+    table: Annotated[str, AfterValidator(_inside)]  # a CSV file in the project, or anywhere by its whole path
+    columns: dict[str, str] = {}  # its columns under the names of runs.csv, {theirs: ours}
+    regimes: dict[str, dict[str | int, Text]] = {}  # regimes by the values of one column, {column: {value: regime}}
+    gene_mean_mse: dict[Text, Positive] = {}  # loss of predicting each gene's mean where it is known, {regime: loss}
 
 
 class Study(Strict):
-    """A validated study: either data, sizes and seeds to train, or `runs` that are given.
-
-    `seeds_of` gives a size seeds of its own, such as fewer to one that takes hours: {size: seeds}.
-    `genes_from` names the regime whose cells choose the genes of every regime, by that regime's `statistics_from`; with
-    `split.cells` all regimes are then judged on the same cells, genes and masks.
-    Paths are derived from its names (lib.names), so that a study never writes outside its own folders.
-    """
+    """A validated study: either data, sizes and seeds to train, or `runs` that are given."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: names.folder("study")
+    name: FolderName  # of the study file, without .yaml
     runs: Given | None = None
     census: Census | None = None
-    regimes: dict[names.folder("regime"), Regime] = {}
-    genes_from: str | None = None
+    regimes: dict[FolderName, Regime] = {}
+    genes_from: Text | None = None  # regime whose cells choose the genes of all regimes
     split: Split = Split()
     masking: Masking = Masking()
-    sizes: list[Annotated[Size, BeforeValidator(_size)]] = []
-    seeds: Seeds = []
-    seeds_of: dict[str, Annotated[Seeds, Field(min_length=1)]] = {}
+    sizes: list[Annotated[Size, BeforeValidator(_size)]] = []  # published names or shapes
+    seeds: list[Seed] = []  # one run of every size for each
+    seeds_of: dict[Text, Annotated[list[Seed], Field(min_length=1)]] = {}  # other seeds for a size, {size: seeds}
     train: Train = Train()
     fit: Fit = Fit()
 
@@ -374,118 +353,106 @@ class Study(Strict):
     def trained_or_given(self):
         parts = {key: bool(getattr(self, key)) for key in ("census", "regimes", "sizes", "seeds")}
         if self.runs is None and not all(parts.values()):
-            missing = [key for key, there in parts.items() if not there]
-            raise ValueError(
-                f"{', '.join(missing)} is missing or empty; add it, or name a table of finished runs with runs"
-            )
+            missing = ", ".join(key for key, there in parts.items() if not there)
+            raise ValueError(f"{missing} is missing or empty; add it, or name a table of finished runs with runs")
         if self.runs is not None and any(parts.values()):
-            raise ValueError(
-                "has runs that are given and also census, regimes, sizes or seeds to train; keep one of the two"
-            )
+            raise ValueError("has given runs and also census, regimes, sizes or seeds to train; keep one of the two")
         return self
 
     @model_validator(mode="after")
     def no_run_twice(self):
+        """Names that differ in case alone count as one: some disks do not tell them apart."""
         lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
         lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}
         for key, values in lists.items():
-            if twice := names.twice(values):
-                raise ValueError(
-                    f"{key} lists {', '.join(twice)} more than once; a run belongs to one regime, one size and one seed"
-                )
+            lower = [str(value).lower() for value in values]
+            if twice := ", ".join(sorted({name for name in lower if lower.count(name) > 1})):
+                raise ValueError(f"{key} lists {twice} more than once; a run has one regime, one size and one seed")
         return self
 
     @model_validator(mode="after")
-    def seeds_of_known_sizes(self):
-        known = [size.name for size in self.sizes]
-        for name in self.seeds_of:
-            if name not in known:
-                raise ValueError(
-                    f"seeds_of names {name!r}, which is no size{_nearest(name, known)}; sizes has {', '.join(known)}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def same_number_of_genes(self):
-        if self.genes_from is None:
-            return self
-        if self.genes_from not in self.regimes:
-            raise ValueError(
-                f"genes_from names {self.genes_from!r}, which is no regime{_nearest(self.genes_from, self.regimes)}; "
-                f"regimes has {', '.join(self.regimes) or 'none'}"
-            )
-        if len({regime.genes for regime in self.regimes.values()}) > 1:
-            asked = ", ".join(f"{name} for {regime.genes:,}" for name, regime in self.regimes.items())
+    def parts_hold_together(self):
+        sizes = [size.name for size in self.sizes]
+        for size in self.seeds_of:
+            if size not in sizes:
+                raise ValueError(f"seeds_of names {size!r}, which is no size{_nearest(size, sizes)}")
+        if self.genes_from and self.genes_from not in self.regimes:
+            nearest = _nearest(self.genes_from, self.regimes)
+            raise ValueError(f"genes_from names {self.genes_from!r}, which is no regime{nearest}")
+        asked = {name: regime.genes for name, regime in self.regimes.items()}
+        if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
-        return self
-
-    @model_validator(mode="after")
-    def trainings_hold_together(self):
         for name in self.regimes:
-            try:
-                self.training(name)
-            except ValidationError as error:
-                raise ValueError(f"regimes.{name}.train: {error.errors()[0]['ctx']['error']}") from None
+            self.training(name)  # refuses a regime whose `train` and the study's do not go together
         return self
 
-    def training(self, regime):
+    def training(self, regime: str) -> Train:
         """How a regime's models are trained: the study's `train` under the regime's own."""
-        own = self.regime(regime).train
-        changed = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
+        changes = self.regime(regime).train
+        changed = {key: getattr(changes, key) for key in changes.model_fields_set} if changes else {}
         return Train.model_validate(dict(self.train) | changed)
 
-    def panel_settings(self, regime):
+    def panel_settings(self, regime: str) -> dict[str, Any]:
         """All that a regime's panel depends on, besides the source of its Census."""
+        genes_from = self.genes_from or str(regime)
         chosen = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "genes_from": True}
         content = self.model_dump(mode="json", include=chosen, exclude_none=True)
         content["regimes"] = {
             name: self.regime(name).model_dump(include={"genes", "cells", "donors"}, exclude_none=True)
-            for name in sorted({regime, self.genes_from or regime})
+            for name in sorted({str(regime), genes_from})
         }
         content["library_size"] = self.training(regime).library_size
-        content["statistics_from"] = self.training(self.genes_from or regime).statistics_from
+        content["statistics_from"] = self.training(genes_from).statistics_from
         return content
 
     @property
-    def data(self):
+    def data(self) -> Path:
         return io.ROOT / "data" / self.name
 
     @property
-    def figures(self):
+    def figures(self) -> Path:
         return io.ROOT / "figures" / self.name
 
-    def folder(self, regime):
+    def folder(self, regime: str) -> Path:
         """Folder of one regime."""
         self.regime(regime)
-        return self.data / regime
+        return self.data / str(regime)
 
-    def regime(self, name):
+    def run_folder(self, regime: str, size: str, seed: int) -> Path:
+        return self.folder(regime) / "runs" / str(size) / f"seed-{seed}"
+
+    def regime(self, name: str) -> Regime:
         """The regime of that name."""
-        if name not in self.regimes:
-            raise InputError(
-                f"study {self.name} has no regime {name!r}{_nearest(name, self.regimes)}; "
-                f"it has {', '.join(self.regimes)}."
-            )
-        return self.regimes[name]
+        return self._named("regime", name, self.regimes)
 
-    def size(self, name):
+    def size(self, name: str) -> Size:
         """The size of that name."""
-        sizes = {size.name: size for size in self.sizes}
-        if name not in sizes:
-            raise InputError(
-                f"study {self.name} has no size {name!r}{_nearest(name, sizes)}; it has {', '.join(sizes)}."
-            )
-        return sizes[name]
+        return self._named("size", name, {size.name: size for size in self.sizes})
 
-    def seeds_for(self, size):
+    def seeds_for(self, size: str) -> list[int]:
         """Seeds of the size of that name."""
-        return self.seeds_of.get(size, self.seeds)
+        return self.seeds_of.get(str(size), self.seeds)
 
-    def run_folder(self, regime, size, seed):
-        return self.folder(regime) / "runs" / size / f"seed-{seed}"
+    def _named(self, kind, name, among):
+        """papermill gives names of digits only as numbers."""
+        if str(name) not in among:
+            nearest = _nearest(name, among)
+            raise InputError(f"study {self.name} has no {kind} {name!r}{nearest}; it has {', '.join(among)}.")
+        return among[str(name)]
 
 
-def load_study(name):
+class _Loader(yaml.SafeLoader):
+    """YAML of plain data, in which a key given twice is refused: else the last one would win in silence."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
+        return node
+
+
+def load_study(name: str) -> Study:
     """Read and check params/<name>.yaml.
 
     Raises
@@ -494,62 +461,31 @@ def load_study(name):
         Naming the file, the key and what is allowed.
     """
     path = io.ROOT / "params" / f"{name}.yaml"
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-    if name not in known:
-        raise InputError(
-            f"there is no study {name!r}{_nearest(name, known)}; params/ has {', '.join(known) or 'no study file'}."
-        )
-    content = plain.read(path)
+    studies = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if str(name) not in studies:
+        listed = ", ".join(studies) or "no study file"
+        raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {listed}.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date
+        raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise InputError(
-            f"params/{path.name} should hold keys such as census and sizes, and holds {type(content).__name__}."
-        )
-    return parse_study(content, name)
+        kind = type(content).__name__
+        raise InputError(f"params/{path.name} should hold keys such as census and sizes, and holds {kind}.")
+    return parse_study(content, str(name))
 
 
-def parse_study(content, name):
+def parse_study(content: dict[str, Any], name: str) -> Study:
     """Check the content of a study file; see `load_study`."""
     try:
         return Study.model_validate({**content, "name": name})
     except ValidationError as error:
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # typos first
-        said = f"params/{name}.yaml: {_sentence(problems[0], len(problems))}"
-        raise InputError(" ".join(said.split())) from None
-
-
-def _sentence(problem, count):
-    """One pydantic problem, said for a person: place, what is wrong, nearest valid name."""
-    place = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "the study"
-    more = f" ({count - 1} more after this one)" if count > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        allowed = _allowed_keys(problem["loc"][:-1])
-        said = f"{place} is not a known key{_nearest(problem['loc'][-1], allowed)}; allowed here: {', '.join(allowed)}"
-    elif problem["type"] == "missing":
-        said = f"{place} is missing; add it"
-    elif problem["type"] == "value_error":
-        said = f"{place}: {problem['ctx']['error']}"
-    else:
-        said = f"{place} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-    return f"{said}{more}."
-
-
-def _allowed_keys(place):
-    """Keys that the model at `place` (a pydantic location) knows."""
-    start, inside = {"sizes": (SizeShape, ()), "regimes": (Regime, place[2:])}.get(
-        place[0] if place else "", (Study, place)
-    )
-    model = start
-    for part in inside:
-        if isinstance(part, str):  # else the number of an entry in a list
-            model = _model(model.model_fields[part].annotation)
-    return [key for key in model.model_fields if model is not Study or key != "name"]
-
-
-def _model(annotation):
-    """The first pydantic model in an annotation such as list[Source] | None."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    return next((found for kind in get_args(annotation) if (found := _model(kind))), None)
+        problem, *others = error.errors()
+    place = "".join(f"{part}." for part in problem["loc"] if part != "[key]").rstrip(".")
+    given = "" if problem["type"] in ("value_error", "missing") else f", not {problem['input']!r:.80}"
+    more = f" ({len(others)} more after this one)" if others else ""
+    words = [f"params/{name}.yaml:", f"{place}:" if place else "", problem["msg"].removeprefix("Value error, ")]
+    raise InputError(" ".join(f"{' '.join(words)}{given}{more}.".split()))
 
 
 def _nearest(word, words):

@@ -24,7 +24,7 @@ from scipy import sparse
 from lib import io
 from lib.data import census, own, panel
 from lib.io import InputError
-from lib.study import Census, load_study
+from lib.study import Census
 
 
 def is_sentence(text):
@@ -575,34 +575,6 @@ def test_too_little_for_what_is_asked(h5ad, study_file, counts, donors, regime, 
 def test_a_census_that_is_not_there(study_file):
     study = study_file(census={"uri": "data/nowhere"})
     refused(lambda: panel.build(study, "data-rich"), "no readable Census at data/nowhere")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sises: [XS]", "sises is not a known key (did you mean sizes?)"),
-        ("sizes: [{d: 10, heads: 3, layers: 1}]", "d = 10 is not a multiple of heads = 3"),
-        ("sizes: [SX]", "'SX' is not a size"),
-        ("seeds: []", "seeds"),
-        ("census: {uri: a, version: 2025-11-08}", "exactly one of simulate, version, uri, h5ad or files"),
-        ("census: {uri: a, files: [b.h5]}", "exactly one of simulate, version, uri, h5ad or files"),
-        (
-            "census: {files: [{path: a, doner_id: b}]}",
-            "census.files.0.doner_id is not a known key (did you mean donor",
-        ),
-        ("census: {files: [{donor_id: b}]}", "census.files.0.path is missing"),
-        ("census: {files: [a.h5], genes: {pool: both}}", "census.genes.pool is 'both'"),
-        ("census: {files: [a.h5], genes: {duplicate: sum}}", "did you mean duplicates?"),
-        ("census: {version: latest}", "not a dated release"),
-        ("census: {version: stable}", "not a dated release"),
-        ("census: {simulate: {cells: 1000, donor: 3}}", "did you mean donors?"),
-    ],
-)
-def test_a_study_file_with_a_mistake(project, text, said):
-    good = {"census": "census: {uri: a}", "regimes": "regimes: {r: {genes: 10, cells: 20}}", "sizes": "sizes: [XS]"}
-    lines = good | {"seeds": "seeds: [1]"} | {text.split(":")[0]: text}
-    (project / "params" / "bad.yaml").write_text("\n".join(lines.values()))
-    refused(lambda: load_study("bad"), "params/bad.yaml", said)
 
 
 # ---------------------------------------------------------------- where the Census is written

@@ -242,7 +242,7 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
         tenx(name, counts + number, "mtx.gz")
     sheet = project / "input" / "samples.csv"
     sheet.write_bytes("\ufeffpath,donor_id,dataset_id,tissue\ninput/s1,é,d1,blood\ninput/s[2],2,d2,\n".encode())
-    study = study_file(census={"files": "input/samples.csv"})
+    study = study_file(census={"files": ["input/samples.csv"]})
     adata, _ = read(study)
     labels = adata.obs[["donor_id", "dataset_id", "tissue"]].drop_duplicates().to_numpy().tolist()
     assert labels == [["é", "d1", "blood"], ["2", "d2", "unknown"]]

@@ -448,7 +448,7 @@ def test_a_panel_that_cannot_be_made_is_refused(study_file, changed, said):
 
 
 def test_a_random_split_of_related_donors_is_refused(study_file):
-    with pytest.raises(InputError, match=r"split: by: random splits the groups of family too; drop related"):
+    with pytest.raises(InputError, match=r"split: by: random holds out single cells; drop .* related"):
         study_file(split={"by": "random", "related": "family"})
 
 

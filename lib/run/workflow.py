@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import io, names
+from lib import io
 from lib.io import InputError
+from lib.study import folder_name
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow small models many-fold on a busy machine
@@ -152,7 +153,7 @@ class Produced:
 def produced(name):
     """The folders of a study by its name alone: its study file may be gone, or no longer be valid."""
     try:
-        names.check("study", name)
+        folder_name(name)
     except ValueError as error:
         raise InputError(f"{error}.") from None
     return Produced(name, io.ROOT / "data" / name, io.ROOT / "figures" / name)
