@@ -172,7 +172,7 @@ class Census(Strict):
     donor: str = "donor_id"  # name of that obs column in user files
     dataset: str = "dataset_id"  # name of that obs column in user files
     tissue: str = "tissue"  # name of that obs column in user files
-    filter: str | None = None  # condition on obs, instead of the one of lib.data.filters for this kind of source
+    filter: str | None = None  # condition on obs, instead of the one that lib.data has for this kind of source
     tissues: Tissues = []  # labels of tissue_general that are kept; all where it is empty
     sample: Sample | None = None
     s3: S3 | None = None

@@ -17,30 +17,26 @@ from scipy import sparse
 from lib import io
 from lib.study import load_study
 
-TINY = {
-    "census": {
-        "simulate": {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 12, "profiles": 2}
-    },
-    "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 40, "cells": 120}},
-    "split": {"validation": 0.1, "test": 0.1},
-    "sizes": ["XXS", {"name": "small", "d": 8, "layers": 1, "heads": 2, "ff_mult": 1}],
-    "seeds": [7, 8],
-    "train": {"cells_seen": 320, "evaluations": 2},
-    "fit": {"resamples": 100},
-}
+TINY = yaml.safe_load("""
+census: {simulate: {cells: 600, genes: 120, transcriptome: 120, states: 8, donors: 12, profiles: 2}}
+regimes: {data-rich: {genes: 24, cells: 500}, data-limited: {genes: 40, cells: 120}}
+split: {validation: 0.1, test: 0.1}
+sizes: [XXS, {name: small, d: 8, layers: 1, heads: 2, ff_mult: 1}]
+seeds: [7, 8]
+train: {cells_seen: 320, evaluations: 2}
+fit: {resamples: 100}
+""")
 """A whole study that takes seconds."""
 
-STUDY = {
-    "census": {
-        "simulate": {"cells": 900, "genes": 150, "transcriptome": 150, "states": 8, "donors": 12, "profiles": 2}
-    },
-    "regimes": {"data-rich": {"genes": 24, "cells": 500}, "data-limited": {"genes": 24, "cells": 60}},
-    "split": {"validation": 0.1, "test": 0.1, "cells": 40},
-    "sizes": ["XXS", *({"name": f"d{d}", "d": d, "layers": 1} for d in (4, 8, 16))],
-    "seeds": [7, 8],
-    "train": {"cells_seen": 1600, "learning_rate": 0.008, "evaluations": 4},
-    "fit": {"resamples": 100},
-}
+STUDY = yaml.safe_load("""
+census: {simulate: {cells: 900, genes: 150, transcriptome: 150, states: 8, donors: 12, profiles: 2}}
+regimes: {data-rich: {genes: 24, cells: 500}, data-limited: {genes: 24, cells: 60}}
+split: {validation: 0.1, test: 0.1, cells: 40}
+sizes: [XXS, {name: d4, d: 4, layers: 1}, {name: d8, d: 8, layers: 1}, {name: d16, d: 16, layers: 1}]
+seeds: [7, 8]
+train: {cells_seen: 1600, learning_rate: 0.008, evaluations: 4}
+fit: {resamples: 100}
+""")
 """The demo at a size whose whole batch of notebooks takes a minute or two; it has the sizes that a law needs."""
 
 TOGETHER = {"test_browser": "executed", "test_commands": "executed", "test_notebooks": "executed"}
@@ -162,14 +158,9 @@ def tenx(project):
             features = zip(ids, symbols, types, strict=True)
             text = {"barcodes.tsv": barcodes, "features.tsv": ["\t".join(row) for row in features]}
             entries = sparse.coo_matrix(sparse.csr_matrix(counts))
-            sizes = f"{width} {cells} {entries.nnz}"
-            lines = [f"{g + 1} {c + 1} {n:g}" for c, g, n in zip(*entries.coords, entries.data, strict=True)]
-            text["matrix.mtx"] = [
-                "%%MatrixMarket matrix coordinate integer general",
-                "% written by a test",
-                sizes,
-                *lines,
-            ]
+            head = "%%MatrixMarket matrix coordinate integer general", f"{width} {cells} {entries.nnz}"
+            lines = (f"{g + 1} {c + 1} {n:g}" for c, g, n in zip(*entries.coords, entries.data, strict=True))
+            text["matrix.mtx"] = [*head, *lines]
             for part, content in text.items():
                 with (gzip.open if packed else open)(path / f"{part}{packed}", "wt", encoding="utf-8") as file:
                     file.write("\n".join(content) + "\n")
@@ -181,12 +172,8 @@ def tenx(project):
             group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array([width, cells], np.int32)
             group["barcodes"] = np.array(barcodes, "S")
             if layout == "v3":
-                for key, values in {
-                    "id": ids,
-                    "name": symbols,
-                    "feature_type": types,
-                    "genome": ["GRCh38"] * width,
-                }.items():
+                columns = {"id": ids, "name": symbols, "feature_type": types, "genome": ["GRCh38"] * width}
+                for key, values in columns.items():
                     group[f"features/{key}"] = np.array(values, "S")
             else:
                 group["genes"], group["gene_names"] = np.array(ids, "S"), np.array(symbols, "S")

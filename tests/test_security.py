@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import filelock
 import pytest
 from conftest import TINY
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lib import io
 from lib.data import panel
@@ -116,21 +114,6 @@ def parsed(study="mine", regime="data-rich", size="XXS"):
     return parse_study(TINY | {"regimes": {regime: TINY["regimes"]["data-rich"]}, "sizes": sizes}, study)
 
 
-words = st.text(max_size=8) | st.text("aZ0._-/ ", max_size=6) | st.sampled_from(NASTY)
-
-
-@settings(deadline=None)
-@given(words, words, words)
-def test_a_run_lies_in_the_folders_of_its_study_regime_and_size_or_is_refused(study, regime, size):
-    try:
-        folder = parsed(study, regime, size).run_folder(regime, size, 7)
-    except InputError as refusal:
-        assert "\n" not in str(refusal) and str(refusal).endswith(".")
-    else:
-        below = os.path.relpath(os.path.normpath(folder), io.ROOT / "data")
-        assert below.split(os.sep) == [study, regime, "runs", size, "seed-7"]
-
-
 @pytest.mark.parametrize("kind", ["study", "regime", "size"])
 @pytest.mark.parametrize("name", [*NASTY, 61 * "x"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(kind, name):
@@ -138,17 +121,12 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(kind, name):
         parsed(**{kind: name})
 
 
-@settings(deadline=None)
-@given(st.text("a./~ ", max_size=12) | st.text(max_size=8))
-def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path(path):
-    try:
-        table = parse_study({"runs": {"table": path}}, "mine").runs.table
-    except InputError as refusal:
-        assert "leads out of the project folder" in str(refusal)
-        assert not os.path.normpath(io.ROOT / path).startswith(f"{io.ROOT}{os.sep}")
-    else:
-        below = os.path.normpath(os.path.join("project", table))
-        assert os.path.isabs(table) or below == "project" or below.startswith("project/")
+def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path():
+    for path in ("data/mine.csv", "a/../mine.csv", "/disk/mine.csv", "..mine.csv"):
+        assert parse_study({"runs": {"table": path}}, "mine").runs.table == path
+    for path in ("../mine.csv", "..", "data/../../mine.csv"):
+        with pytest.raises(InputError, match="leads out of the project folder"):
+            parse_study({"runs": {"table": path}}, "mine")
 
 
 @pytest.mark.parametrize("name", ["../params/demo", "..", "/etc/passwd", "demo.yaml", "*"])
@@ -202,12 +180,10 @@ def test_clean_leaves_every_other_folder_alone(produced, name, capsys):
     assert tree(produced) == before
 
 
-def test_clean_leaves_a_study_that_is_being_run(produced, capsys):
-    before = tree(produced)
+def test_clean_leaves_a_study_that_is_being_run(produced):
     with filelock.FileLock(produced / "data" / "demo" / ".lock"):
         assert main(["clean", "demo"]) == 2
-    assert "already being run" in capsys.readouterr().err
-    assert [path for path in tree(produced) if not path.endswith(".lock")] == before
+    assert (produced / "data/demo/rich/file").exists() and (produced / "figures/demo/file").exists()
 
 
 def test_clean_removes_a_link_and_not_what_it_leads_to(produced, tmp_path_factory):
