@@ -185,7 +185,8 @@ class Census(Strict):
             has = " and ".join(given) or "none of them"
             raise ValueError(f"needs exactly one of simulate, version, uri, h5ad or files, and has {has}")
         if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
-            raise ValueError(f"version {self.version!r} is not a dated release such as 2025-11-08; others move")
+            dated = "is not a dated release such as 2025-11-08; moving names cannot be rerun"
+            raise ValueError(f"version {self.version!r} {dated}")
         if self.s3 and not (self.uri or "").startswith("s3://"):
             raise ValueError("s3 names the server of a uri that starts with s3://; give such a uri, or leave s3 out")
         return self

@@ -158,7 +158,7 @@ def tenx(project):
             features = zip(ids, symbols, types, strict=True)
             text = {"barcodes.tsv": barcodes, "features.tsv": ["\t".join(row) for row in features]}
             entries = sparse.coo_matrix(sparse.csr_matrix(counts))
-            head = "%%MatrixMarket matrix coordinate integer general", f"{width} {cells} {entries.nnz}"
+            head = ["%%MatrixMarket matrix coordinate integer general", "% a comment", f"{width} {cells} {entries.nnz}"]
             lines = (f"{g + 1} {c + 1} {n:g}" for c, g, n in zip(*entries.coords, entries.data, strict=True))
             text["matrix.mtx"] = [*head, *lines]
             for part, content in text.items():
