@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
 
 CODE = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
@@ -23,7 +28,7 @@ REPORTED = ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", 
 
 
 class InputError(ValueError):
-    """Bad input, said in one sentence: what is wrong, where, and what to do."""
+    """Bad input, in one sentence: what is wrong, where, and what to do."""
 
     def _render_traceback_(self):
         """In a notebook the sentence replaces the traceback, which would only bury it."""
@@ -35,7 +40,7 @@ class CensusUnavailable(InputError):
 
 
 @contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
 
     Works for a file and for a folder. An existing folder at `path` is replaced.
@@ -53,14 +58,14 @@ def atomic(path):
         remove(partial)
 
 
-def sweep(path):
+def sweep(path: str | Path):
     """Remove what killed processes have left of `path`; to be called by whoever holds the lock that guards `path`."""
     path = Path(path)
     for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
         remove(left)
 
 
-def remove(path):
+def remove(path: str | Path):
     """Remove a file or a folder, if it is there."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -69,7 +74,7 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def check_writable(folder):
+def check_writable(folder: Path):
     """Make a folder, and refuse one that cannot be written: read-only, somebody else's, or without room for a block."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,34 +87,34 @@ def check_writable(folder):
         ) from None
 
 
-def full(folder):
+def full(folder: Path) -> bool:
     """Whether the disk that holds a folder has less than a MiB left."""
     return shutil.disk_usage(folder).free < 2**20
 
 
-def shown(place):
+def shown(path: str | Path) -> str:
     """A path as a reader on any machine may see it: relative to the project folder; a uri as it is."""
-    place = str(place).removeprefix("file://")
-    return place if "://" in place or not os.path.isabs(place) else os.path.relpath(place, ROOT)
+    path = str(path).removeprefix("file://")
+    return path if "://" in path or not os.path.isabs(path) else os.path.relpath(path, ROOT)
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: Any):
     """Write `content` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
 
 
-def write_csv(path, table):
+def write_csv(path: str | Path, table: "pandas.DataFrame"):
     """Write a DataFrame without its index, atomically."""
     with atomic(path) as partial:
         table.to_csv(partial, index=False)
 
 
-def code_version():
+def code_version() -> str:
     """Commit of the code, `-modified` when code, notebooks or params differ from it; `unknown` outside git.
 
     Of a notebook only the sources of its cells count: outputs change whenever it is executed.
@@ -119,22 +124,21 @@ def code_version():
         return subprocess.run(["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True).stdout
 
     def sources(notebook):
-        return [cell["source"] for cell in json.loads(notebook)["cells"]]
+        return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD").strip()
         modified = git("status", "--porcelain", "--", "lib", "params", "Snakefile")
         names = git("diff", "-z", "--name-only", "--relative", "--diff-filter=M", "HEAD", "--", "notebooks").split("\0")
-        changed = any(
-            sources(git("show", f"HEAD:./{name}")) != sources((CODE / name).read_text()) for name in names[:-1]
-        )
-    except (OSError, subprocess.CalledProcessError):
+        now = {name: (CODE / name).read_text(encoding="utf-8") for name in names[:-1]}
+        changed = any(sources(git("show", f"HEAD:./{name}")) != sources(text) for name, text in now.items())
+    except (OSError, subprocess.CalledProcessError, ValueError):  # ValueError: a notebook that is being written
         return "unknown"
     return f"{commit}-modified" if modified or changed else commit
 
 
-def versions():
-    """Versions of the libraries that decide the numbers, for a result's provenance: {name: version}."""
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers, for a result's provenance."""
     found = {}
     for name in REPORTED:
         try:

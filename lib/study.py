@@ -384,7 +384,10 @@ class Study(Strict):
         if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
         for name in self.regimes:
-            self.training(name)  # refuses a regime whose `train` and the study's do not go together
+            try:
+                self.training(name)
+            except ValidationError as error:
+                raise ValueError(f"regimes.{name}.train: {error.errors()[0]['ctx']['error']}") from None
         return self
 
     def training(self, regime: str) -> Train:
