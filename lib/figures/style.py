@@ -1,31 +1,34 @@
-"""The look shared by every figure: theme, widths, colours, markers, labels, and how a figure is written."""
+"""The look of every figure, set once: theme, widths, colours, markers, labels; how it is shown and written."""
 
+import base64
 import io
 import itertools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import matplotlib.figure
-import seaborn
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
-from lib.figures import shown
 from lib.io import atomic
-from lib.model.sizes import PUBLISHED
 
 SINGLE, DOUBLE = 85, 175
 """Widths of one and of two journal columns, mm. Figures are drawn at their printed size, so a point is a point."""
-
 SMALL, TEXT, TITLE = 6.5, 7, 7.5
 """Font sizes, pt; nothing is set smaller than SMALL, which is why tick labels have no superscripts."""
-
 LETTER = 4.1
 """Mean width of a letter at SMALL, pt."""
 
 INK, GREY = "#222222", "#6E6E6E"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
 """Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
+CREST = LinearSegmentedColormap.from_list("crest", ["#61AA90", "#33858D", "#1E5D86", "#27477D"])
+"""From light to dark, for what has an order; after seaborn's colour map of that name."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
@@ -36,22 +39,25 @@ BASELINES = {
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
 MARKERS = "os^DvPX<>ph*d8"
-UNITS = {
-    "mse": "MSE (log1p expression²)",
-    "nll": "loss (bits per masked gene)",
-}
+PARAMETERS = "model parameters (number)"
+SPLITS = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
+UNITS = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"}
+KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
+"""Endings of all files that `save` may write for one name."""
 
-_order = {"regimes": ["data-rich", "data-limited"], "sizes": list(PUBLISHED)}
+_order = {"regimes": [], "sizes": []}
 
-seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu Sans", rc={
-    "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE, "axes.titleweight": "bold",
-    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.title_fontsize": SMALL,
+matplotlib.rcParams.update({
+    "font.sans-serif": ["DejaVu Sans"], "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE,
+    "axes.titleweight": "bold", "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL,
+    "legend.title_fontsize": SMALL, "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "patch.linewidth": 0.6,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
     "axes.labelpad": 2.5, "xtick.major.pad": 2, "ytick.major.pad": 2, "legend.frameon": False,
     "legend.handlelength": 1.8, "legend.columnspacing": 1.4, "legend.handletextpad": 0.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "lines.solid_capstyle": "round",
     # Hinted letters are as wide as fits the pixels: the layout would hold for one resolution alone.
     "text.hinting": "none",
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
@@ -60,7 +66,38 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
 })  # fmt: skip
 
 
-class Figure(shown.Shown, matplotlib.figure.Figure):
+class Shown:
+    """What a notebook cell shows and a manuscript takes: a figure, a table, or a note in their place.
+
+    Subclasses give `content`, the pair of data and metadata of a notebook output, and `write`.
+    """
+
+    caption = ""
+
+    def _ipython_display_(self):
+        from IPython.display import Markdown, display
+
+        data, metadata = self.content()
+        display(data, metadata=metadata, raw=True)
+        if self.caption:
+            display(Markdown(f"<small>{self.caption}</small>"), metadata={"caption": True})
+
+
+@dataclass
+class Note(Shown):
+    """One line in place of a figure or table that a study has no runs for; nothing is written for it."""
+
+    sentence: str
+
+    def content(self):
+        return {"text/markdown": self.sentence, "text/plain": self.sentence}, {}
+
+    def write(self, folder, name):
+        for kind in KINDS:  # of an earlier run that had it
+            (Path(folder) / f"{name}.{kind}").unlink(missing_ok=True)
+
+
+class Figure(Shown, matplotlib.figure.Figure):
     """A matplotlib figure that shows itself in a notebook as a small PNG with the same bytes on every run.
 
     It is not registered with pyplot, so a cell that ends in a figure shows it once, and nothing is left to close.
@@ -73,13 +110,12 @@ class Figure(shown.Shown, matplotlib.figure.Figure):
 
     def content(self):
         png, size = self._repr_png_()
-        return {"image/png": shown.base64(png), "text/plain": self.caption}, {"image/png": size}
+        return {"image/png": base64.b64encode(png).decode(), "text/plain": self.caption}, {"image/png": size}
 
     def _repr_png_(self):
-        drawn = io.BytesIO()
+        drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=200, pil_kwargs={"compress_level": 1})
         image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        small = io.BytesIO()
         image.save(small, format="png", optimize=True)
         # Shown at 130 % of the printed size: 7 pt read on paper at 40 cm need about 9 pt on a screen at arm's length.
         scale = 1.3 * 96 / 200
@@ -101,42 +137,64 @@ class Figure(shown.Shown, matplotlib.figure.Figure):
                 self.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
         width = round(self.get_figwidth() * 25.4)
         columns = {SINGLE: "one column", DOUBLE: "two columns"}.get(width, "width")
-        shown.write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
+        write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
 
 
-def use(regimes, sizes):
-    """Fix the colour of every regime and the marker and shade of every size of a study, in the study's order.
+def save(what, folder, name, *formats):
+    """Write a figure or a table for a manuscript, `folder/name.<kind>`; the same content gives the same bytes.
 
-    A figure that shows only some of them then shows them as every other figure does.
+    A figure may be given its formats: `save(figure, folder, name, ("svg", "png"))`.
+
+    Returns
+    -------
+    What was given, so that a notebook cell that ends in `save` shows it.
     """
-    kept = ["data-rich", "data-limited"]
-    _order["regimes"] = list(dict.fromkeys([*(kept if set(kept) & set(regimes) else []), *regimes]))
-    _order["sizes"] = list(sizes)
+    what.write(folder, name, *formats)
+    return what
+
+
+def write_caption(caption, folder, name):
+    """The caption as plain text, `folder/name.txt`."""
+    with atomic(Path(folder) / f"{name}.txt") as partial:
+        partial.write_text(caption + "\n")
+
+
+def use(study):
+    """Give every regime its colour, and every size its marker and shade, in the order of a study (`lib.study.Study`).
+
+    A figure that shows only some of them then shows them as every other figure does. Without this call the order is
+    that of the names that a figure is given.
+    """
+    _order.update(regimes=list(study.regimes), sizes=[size.name for size in study.sizes])
+
+
+def _ordered(kind, names):
+    known = _order[kind]
+    return [*known, *(name for name in names if name not in known)] if set(names) & set(known) else list(names)
 
 
 def colours(regimes):
     """{regime: colour}."""
-    names = list(dict.fromkeys([*_order["regimes"], *regimes]))
-    palette = PALETTE if len(names) <= len(PALETTE) else seaborn.color_palette("viridis", len(names)).as_hex()
+    names = _ordered("regimes", dict.fromkeys(regimes))
+    palette = PALETTE if len(names) <= len(PALETTE) else spectrum(len(names), matplotlib.colormaps["viridis"])
     return {name: palette[names.index(name)] for name in regimes}
-
-
-def _sizes(sizes):
-    known = _order["sizes"]
-    return [*known, *(name for name in sizes if name not in known)] if set(sizes) & set(known) else list(sizes)
 
 
 def markers(sizes):
     """{size: marker}; `sizes` in ascending order."""
-    names = _sizes(sizes)
+    names = _ordered("sizes", dict.fromkeys(sizes))
     return {name: MARKERS[names.index(name) % len(MARKERS)] for name in sizes}
 
 
 def shades(sizes):
     """{size: colour} from light (smallest) to dark (largest)."""
-    names = _sizes(sizes)
-    palette = seaborn.color_palette("crest", len(names) + 1).as_hex()[1:]
-    return {name: palette[names.index(name)] for name in sizes}
+    names = _ordered("sizes", dict.fromkeys(sizes))
+    return dict(zip(names, spectrum(len(names)), strict=True))
+
+
+def spectrum(number, colour_map=CREST):
+    """So many colours, evenly from a colour map."""
+    return [to_hex(colour) for colour in colour_map(np.linspace(0, 1, number))]
 
 
 def panels(rows, columns, height, width=None):
@@ -144,9 +202,16 @@ def panels(rows, columns, height, width=None):
     width = width or (SINGLE if columns == 1 else DOUBLE)
     figure = Figure(figsize=(width / 25.4, rows * height / 25.4), dpi=200, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    seaborn.despine(figure)
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def two_abreast(number, height):
+    """A figure of so many axes, two to a row; the axes as a list."""
+    columns = min(2, number)
+    figure, axes = panels(-(-number // columns), columns, height)
+    for axis in axes.flat[number:]:
+        axis.remove()
+    return figure, list(axes.flat[:number])
 
 
 def settle(figure, caption=""):
@@ -163,13 +228,13 @@ def settle(figure, caption=""):
     return figure
 
 
-def header(axis, title, lines=(), room=0):
-    """A bold title with plain lines under it, `room` pt above the axes."""
+def header(axis, title, lines=(), above=0):
+    """A bold title with plain lines under it, `above` pt above the axes."""
     lines, step = [line for line in lines if line], SMALL + 2.5
     for place, line in enumerate(reversed(lines)):
-        axis.annotate(line, (0, 1), (0, room + 3 + place * step), xycoords="axes fraction",
+        axis.annotate(line, (0, 1), (0, above + 3 + place * step), xycoords="axes fraction",
                       textcoords="offset points", fontsize=SMALL, color=GREY, va="bottom")  # fmt: skip
-    axis.set_title(title, loc="left", pad=room + 4 + len(lines) * step)
+    axis.set_title(title, loc="left", pad=above + 4 + len(lines) * step)
 
 
 def size_names(axis, places):
@@ -177,7 +242,7 @@ def size_names(axis, places):
 
     Returns
     -------
-    Room taken above the axes, pt.
+    Height taken above the axes, pt.
     """
     length = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols * 0.6
     at = axis.transScale + axis.transLimits
@@ -189,11 +254,17 @@ def size_names(axis, places):
     return 3 + (max(width for _, width in spots) if turned else SMALL) if places else 0
 
 
-def legend(figure, handles, labels):
-    """A legend under the axes: one row where it fits, otherwise as many columns as fit."""
-    room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in labels]
-    columns = len(labels) if sum(widths) < room else max(1, int(room // max(widths)))
-    figure.legend(handles, labels, loc="outside lower center", borderaxespad=0, borderpad=0.2, ncols=columns)
+def key(**style):
+    """A line for a legend, of that style."""
+    return Line2D([], [], **style)
+
+
+def legend(figure, keys):
+    """A legend under the axes, `keys` is {label: handle}: one row where it fits, otherwise as many columns as fit."""
+    room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
+    columns = len(keys) if sum(widths) < room else max(1, int(room // max(widths)))
+    figure.legend(list(keys.values()), list(keys), loc="outside lower center", borderaxespad=0, borderpad=0.2,
+                  ncols=columns)  # fmt: skip
 
 
 def end_labels(axis, labels):
@@ -213,8 +284,8 @@ def end_labels(axis, labels):
     ]  # fmt: skip
 
     def place():
-        lines = (SMALL + 1.2) / 72 * axis.figure.dpi / axis.get_window_extent().height
-        heights = [lines * (text.count("\n") + 1) for _, text, _ in wanted]
+        line = (SMALL + 1.2) / 72 * axis.figure.dpi / axis.get_window_extent().height
+        heights = [line * (text.count("\n") + 1) for _, text, _ in wanted]
         for text, middle in zip(texts, spread([y for y, *_ in wanted], heights), strict=True):
             text.set_position((1.06, middle))
 
@@ -222,21 +293,30 @@ def end_labels(axis, labels):
 
 
 def spread(wanted, heights):
-    """Move ascending middles apart until labels of these heights no longer overlap, as little as possible.
+    """Move ascending middles apart, as little as possible, until labels of these heights fit beside each other in 0..1.
 
-    Labels that would overlap form a block centred on the mean of its wanted middles; blocks merge until none overlap
-    (pool-adjacent-violators), and what remains is moved into 0 to 1.
+    Less what the labels below take up, middles have only to ascend: least squares under that constraint is to merge
+    neighbours that do not into their mean (pool adjacent violators).
     """
-    starts = [sum(heights[:i]) + heights[i] / 2 for i in range(len(heights))]
+    below = np.cumsum(heights) - np.array(heights) / 2
     blocks = []
-    for offset, y in zip(starts, wanted, strict=True):
-        blocks.append([y - offset, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            shift, count = blocks.pop()
-            before, earlier = blocks.pop()
-            blocks.append([(before * earlier + shift * count) / (earlier + count), earlier + count])
-    shifts = [min(max(shift, 0), 1 - sum(heights)) for shift, count in blocks for _ in range(count)]
-    return [shift + offset for shift, offset in zip(shifts, starts, strict=True)]
+    for y in np.array(wanted) - below:
+        blocks.append([y])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    shifts = [np.mean(block) for block in blocks for _ in block]
+    return list(np.clip(shifts, 0, max(0, 1 - sum(heights))) + below)
+
+
+def loss_label(metric):
+    """Axis label of a loss, with its unit: `validation_mse` is validation MSE (log1p expression²)."""
+    split, kind = metric.rsplit("_", 1)
+    return f"{SPLITS.get(split, split)} {UNITS[kind]}"
+
+
+def counted(number, thing):
+    """1 run, 12 runs, 1,200 runs."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def short(value, _=None):
@@ -247,29 +327,26 @@ def short(value, _=None):
     return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
-def log_axis(axis):
-    """Powers of ten written as `short` writes them, on the x or y axis of an Axes (pass `axes.xaxis`)."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(short))
-    axis.set_minor_formatter(NullFormatter())
+def log_axis(*axes):
+    """Powers of ten written as `short` writes them, on x or y axes (pass `axes.xaxis`)."""
+    for axis in axes:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(numticks=7))
+        axis.set_major_formatter(FuncFormatter(short))
+        axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(axis):
-    """Readable ticks for a logarithmic axis that spans about a decade or less; call it when the limits are final."""
-    low, high = axis.get_view_interval()
-    steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
-    near = high < 4 * low
-    axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=steps, numticks=9))
-    axis.set_major_formatter(alike() if near else FuncFormatter(short))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def alike():
-    """A formatter that gives all ticks of an axis equally many decimals, without an offset."""
-    formatter = ScalarFormatter(useOffset=False)
-    formatter.set_scientific(False)
-    return formatter
+def log_ticks(*axes):
+    """Readable ticks for logarithmic axes that span about a decade or less; call it when the limits are final."""
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
+        near = high < 4 * low
+        axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=steps, numticks=9))
+        alike = ScalarFormatter(useOffset=False)  # equally many decimals on all ticks
+        alike.set_scientific(False)
+        axis.set_major_formatter(alike if near else FuncFormatter(short))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def rounded(value, interval):
@@ -277,9 +354,9 @@ def rounded(value, interval):
     ends = [end for end in interval or () if end is not None]
     width = ends[1] - ends[0] if len(ends) == 2 else abs(value - ends[0]) if ends else 0.01
     digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
-    said, *ends = (f"{number:.{digits}f}".replace("-", "−") for number in (value, *ends))
+    text, *ends = (f"{number:.{digits}f}".replace("-", "−") for number in (value, *ends))
     if len(ends) == 2:
-        return f"{said} [{ends[0]}, {ends[1]}]"
+        return f"{text} [{ends[0]}, {ends[1]}]"
     if not ends:
-        return f"{said} (not bounded)"
-    return f"{said} ({'≤' if interval[0] is None else '≥'} {ends[0]})"
+        return f"{text} (not bounded)"
+    return f"{text} ({'≤' if interval[0] is None else '≥'} {ends[0]})"
