@@ -6,7 +6,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
 from lib.figures import style
-from lib.figures.style import key
+from lib.figures.style import Note, key
 
 SPLITS = {
     "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#882255", "test_random": "#56B4E9",
@@ -153,8 +153,10 @@ def sizes(table):
 
     Returns
     -------
-    Figure
+    Figure; a Note for an empty table
     """
+    if table.empty:
+        return Note("This study trains no models of its own.")
     table = table.drop_duplicates(["size", "genes"]).sort_values("parameters")  # regimes of equally many genes share
     figure, axes = style.panels(1, 1, height=62)
     axis, marker = axes.flat[0], style.markers(table["size"])
@@ -238,18 +240,21 @@ ROWS = (("gene 1", "1.9"), ("gene 2", "?"), ("gene 3", "0"), ("…", "…"), ("g
 PREDICTED = ("", "1.2", "", "", "")
 
 
-def architecture(size, genes):
+def architecture(study):
     """The masked transformer: tokens, encoder blocks, head; with its widths, and parameter counts in blue.
 
     Parameters
     ----------
-    size : lib.model.sizes.Size
-    genes : int
+    study : lib.study.Study
+        Its last size is drawn, on the most genes of its regimes.
 
     Returns
     -------
-    Figure
+    Figure; a Note for a study without sizes
     """
+    if not study.sizes:
+        return Note("This study trains no models of its own.")
+    size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())
     figure = style.Figure(figsize=(style.DOUBLE / 25.4, HEIGHT / 25.4), dpi=200)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, style.DOUBLE), ylim=(0, HEIGHT))

@@ -122,8 +122,8 @@ def _fixed(values, decimals):
 
 
 def losses(names):
-    """Losses as a reader says them: validation_mse is validation MSE, test_dataset_nll is test dataset bits."""
-    return [name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in names]
+    """{loss: as a reader says it}: validation_mse is validation MSE, test_dataset_nll is test dataset bits."""
+    return {name: name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in names}
 
 
 def laws(table):
@@ -136,7 +136,7 @@ def laws(table):
         "exact_floor": "exact floor", "gaussian": "conditional Gaussian", "status": "status",
     }  # fmt: skip
     columns = {name: heading for name, heading in columns.items() if name in table}
-    printed = plain(table.assign(metric=losses(table["metric"])), columns, digits=4, caption=(
+    printed = plain(table.assign(metric=table["metric"].map(losses(table["metric"]))), columns, digits=4, caption=(
         "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
         "in brackets; beside it the exact floor and the loss of the conditional Gaussian, which needs no training."
     ))  # fmt: skip
@@ -149,7 +149,9 @@ def runs(table):
     shares = {name: heading for name, heading in shares.items() if name in table}
     columns = {"regime": "regime", "metric": "loss", "size": "size", "parameters": "parameters", "seeds": "seeds",
                "loss": "mean", "test": "on test"}  # fmt: skip
-    shown = table.assign(metric=losses(table["metric"]), **{name: _fixed(100 * table[name], 1) for name in shares})
+    shown = table.assign(
+        metric=table["metric"].map(losses(table["metric"])), **{name: _fixed(100 * table[name], 1) for name in shares}
+    )
     printed = plain(shown, columns | shares, digits=4, caption=(
         f"Mean loss of every size over its seeds, {len(table):,} size means, and the share of the reducible loss that "
         "it explains: 0 is each gene's mean, 100 the exact floor where that is known."
@@ -199,6 +201,8 @@ def rollout(table):
 
 def sizes(table):
     """Shapes and costs of the sizes, those of regimes alike shown once; `table` is of `lib.model.sizes.table`."""
+    if table.empty:
+        return Note("This study trains no models of its own.")
     alike = ["size", "genes", "parameters"]
     regimes = table.groupby(alike)["regime"].transform(", ".join)
     flops = [style.short(number) for number in table["flops_per_cell"]]
