@@ -200,7 +200,7 @@ def learning_rates(table, trial):
     losses, best = axes.flat
     budgets, widths = sorted(table["cells_seen"].unique()), sorted(table["width"].unique())
     marker = dict(zip(budgets, style.MARKERS, strict=False))
-    shade = dict(zip(widths, style.spectrum(len(widths)), strict=True))
+    shade = dict(zip(widths, style.spectrum(len(widths), "viridis"), strict=True))
     for (_, budget), runs in table[np.isfinite(table["validation_mse"])].groupby(["size", "cells_seen"]):
         runs, colour = runs.sort_values("learning_rate"), shade[runs["width"].iloc[0]]
         above = 100 * (runs["validation_mse"] / runs["validation_mse"].min() - 1)

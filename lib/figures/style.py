@@ -27,8 +27,6 @@ LETTER = 4.1
 INK, GREY = "#222222", "#6E6E6E"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
 """Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
-CREST = LinearSegmentedColormap.from_list("crest", ["#61AA90", "#33858D", "#1E5D86", "#27477D"])
-"""From light to dark, for what has an order; after seaborn's colour map of that name."""
 BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
@@ -47,6 +45,9 @@ KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
 
 _order = {"regimes": [], "sizes": []}
 
+# From light to dark, for what has an order; after seaborn's map "crest".
+shade_map = LinearSegmentedColormap.from_list("shades", ["#61AA90", "#33858D", "#1E5D86", "#27477D"])
+matplotlib.colormaps.register(shade_map, force=True)
 matplotlib.rcParams.update({
     "font.sans-serif": ["DejaVu Sans"], "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE,
     "axes.titleweight": "bold", "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL,
@@ -176,7 +177,7 @@ def _ordered(kind, names):
 def colours(regimes):
     """{regime: colour}."""
     names = _ordered("regimes", dict.fromkeys(regimes))
-    palette = PALETTE if len(names) <= len(PALETTE) else spectrum(len(names), matplotlib.colormaps["viridis"])
+    palette = PALETTE if len(names) <= len(PALETTE) else spectrum(len(names), "viridis")
     return {name: palette[names.index(name)] for name in regimes}
 
 
@@ -192,9 +193,9 @@ def shades(sizes):
     return dict(zip(names, spectrum(len(names)), strict=True))
 
 
-def spectrum(number, colour_map=CREST):
-    """So many colours, evenly from a colour map."""
-    return [to_hex(colour) for colour in colour_map(np.linspace(0, 1, number))]
+def spectrum(number, colour_map="shades"):
+    """So many colours, evenly from a colour map of matplotlib."""
+    return [to_hex(colour) for colour in matplotlib.colormaps[colour_map](np.linspace(0, 1, number))]
 
 
 def panels(rows, columns, height, width=None):
