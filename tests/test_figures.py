@@ -336,22 +336,6 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and image.width > 1.5 * shown["width"]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    figure = DRAWN["sizes"]()
-    assert figures.save(figure, tmp_path, "sizes", ["pdf"]) is figure
-    before = (tmp_path / "sizes.pdf").read_bytes()
-
-    def full_disk(self, path, **_):
-        path.write_text("half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(style.Figure, "savefig", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        figures.save(figure, tmp_path, "sizes", ["pdf"])
-    assert {path.name for path in tmp_path.iterdir()} == {"sizes.pdf", "sizes.txt"}
-    assert (tmp_path / "sizes.pdf").read_bytes() == before
-
-
 NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, plan=None, genes=None, bits=None,
                calibration=None)  # fmt: skip
 VIEWS = ["budget", "matched", "held_out", "protocols", "planner", "by_gene", "calibration", "conversions"]

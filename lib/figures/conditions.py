@@ -3,10 +3,19 @@
 Each draws a view of `lib.fit.conditions`, or shows the sentence by which it says that a study has no such comparison.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lib.figures import style
-from lib.figures.style import Note, counted, key, loss_label
+from lib.figures.style import Figure, Note, counted, key, loss_label
+
+if TYPE_CHECKING:  # these import SciPy
+    import pandas as pd
+
+    from lib.fit.conditions import Budget, HeldOut, Matched, Protocols
 
 SPLITS = {
     "test_random": ("#D55E00", "o"), "validation": ("#0072B2", "s"), "test": ("#56B4E9", "D"),
@@ -17,7 +26,7 @@ OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
 
 
-def matched(view):
+def matched(view: Matched) -> Figure | Note:
     """Everything equal but the training cells: the loss of every size, and what size saves.
 
     Parameters
@@ -69,7 +78,7 @@ def matched(view):
     )
 
 
-def held_out(view):
+def held_out(view: HeldOut) -> Figure | Note:
     """The same models on every held-out split: share of its reducible error explained, and what a random split leaks.
 
     Parameters
@@ -113,7 +122,7 @@ def held_out(view):
     )
 
 
-def budget(view):
+def budget(view: Budget) -> Figure | Note:
     """More updates: the loss of every size against cells seen, and the floor of each budget's law.
 
     Parameters
@@ -179,7 +188,7 @@ def _floors_of_budgets(axis, table, joint, exact):
     return keys
 
 
-def protocols(view):
+def protocols(view: Protocols) -> Figure | Note:
     """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
 
     Parameters
@@ -229,7 +238,7 @@ def protocols(view):
     )
 
 
-def replicates(table):
+def replicates(table: pd.DataFrame) -> Figure:
     """The interval of c in every replicated study, relative to the exact floor, sorted by c.
 
     Parameters

@@ -6,7 +6,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
 from lib.figures import style
-from lib.figures.style import Note, key
+from lib.figures.style import Figure, Note, key
+from lib.study import Study
 
 SPLITS = {
     "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#882255", "test_random": "#56B4E9",
@@ -14,7 +15,7 @@ SPLITS = {
 MOST_DONORS = 100
 
 
-def panel_statistics(cells, genes, regime):
+def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> Figure:
     """What the counts of a panel look like: library sizes, zeros against the mean, variance against the mean.
 
     Parameters
@@ -61,7 +62,7 @@ def panel_statistics(cells, genes, regime):
     )
 
 
-def realism(table, panel, regime):
+def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
 
     Parameters
@@ -105,7 +106,7 @@ def realism(table, panel, regime):
     )
 
 
-def splits(cells):
+def splits(cells: pd.DataFrame) -> Figure:
     """Cells of every donor, by split.
 
     Parameters
@@ -143,7 +144,7 @@ def splits(cells):
     )
 
 
-def sizes(table):
+def sizes(table: pd.DataFrame) -> Figure | Note:
     """Parameters of every size and the operations that one cell costs.
 
     Parameters
@@ -182,7 +183,7 @@ def sizes(table):
     )
 
 
-def learning_rates(table, trial):
+def learning_rates(table: pd.DataFrame, trial: pd.DataFrame) -> Figure:
     """What the learning rate does to every size, and the rule that was put through some of them.
 
     Parameters
@@ -240,12 +241,12 @@ ROWS = (("gene 1", "1.9"), ("gene 2", "?"), ("gene 3", "0"), ("…", "…"), ("g
 PREDICTED = ("", "1.2", "", "", "")
 
 
-def architecture(study):
+def architecture(study: Study) -> Figure | Note:
     """The masked transformer: tokens, encoder blocks, head; with its widths, and parameter counts in blue.
 
     Parameters
     ----------
-    study : lib.study.Study
+    study : Study
         Its last size is drawn, on the most genes of its regimes.
 
     Returns

@@ -1,11 +1,21 @@
 """Figures of the method: a run looked at closely, the published study audited, the next run, what intervals hold."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.study import HEADLINE, METHODS, OPEN
-from lib.figures.style import Note, key, loss_label
+from lib.figures.style import Figure, Note, key, loss_label
+
+if TYPE_CHECKING:  # these import SciPy
+    import pandas as pd
+
+    from lib.fit.joint import Outlook
+    from lib.train.evaluate import Examination
 
 COLOURS = {"run": "#0072B2", "exact posterior": "#000000", "exact": "#000000", "conditional Gaussian": "#882255"}
 """Of each predictor."""
@@ -16,7 +26,7 @@ EFFECT = {False: style.PALETTE[5], True: "#882255"}
 """Colour of simulated studies without and with an effect that all seeds of a size share."""
 
 
-def by_gene(examined):
+def by_gene(examined: Examination) -> Figure | Note:
     """What each gene adds to the squared error that is left.
 
     Parameters
@@ -63,7 +73,7 @@ def by_gene(examined):
     )
 
 
-def calibration(examined):
+def calibration(examined: Examination) -> Figure | Note:
     """Histograms of probability integral transforms: flat inside the band where the predicted distributions are right.
 
     Parameters
@@ -104,7 +114,7 @@ def calibration(examined):
     )
 
 
-def conversions(examined):
+def conversions(examined: Examination) -> Figure | Note:
     """Bits per masked gene by every rule that turns predictions into them, beside the exact entropy.
 
     Parameters
@@ -149,7 +159,7 @@ def conversions(examined):
     )
 
 
-def criterion_curve(curves, laws=None, metric="validation_mse"):
+def criterion_curve(curves: pd.DataFrame, laws: dict | None = None, metric: str = "validation_mse") -> Figure:
     """What the published fitter maximises, against the floors that it tries, and how well each fits the loss itself.
 
     Parameters
@@ -207,7 +217,7 @@ def _end_of_grid(axis, curve, law, colour):
     axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def published_audit(runs, curves, refits):
+def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFrame) -> Figure:
     """What the published runs show: both fits, best against final loss, and what each choice changes.
 
     Parameters
@@ -299,7 +309,7 @@ def _refits(axis, refits):
     style.header(axis, "What a choice changes", ["arrow: an interval without an end"])
 
 
-def planner(view):
+def planner(view: Outlook) -> Figure | Note:
     """What limits a run, and what more parameters or more cells would buy.
 
     Parameters
@@ -366,7 +376,7 @@ def _gains(axis, gains, level):
     style.header(axis, "What more would buy", [f"{100 * level:.3g} % intervals"])
 
 
-def coverage(table, promised=(0.92, 0.98)):
+def coverage(table: pd.DataFrame, promised: tuple[float, float] = (0.92, 0.98)) -> Figure:
     """How often each interval held the truth, in every kind of simulated study.
 
     Parameters

@@ -6,7 +6,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lib.figures import style
-from lib.figures.style import Note, counted, key, loss_label
+from lib.figures.style import Figure, Note, counted, key, loss_label
 
 METHODS = {
     "profile_size_means": "profile, size means",
@@ -24,7 +24,9 @@ CELLS = {"cells_seen": "training cells seen", "cells_train": "different training
 NO_INTERVALS = Note("No regime of this study has a law with intervals; that takes four sizes.")
 
 
-def loss_against_parameters(runs, curves, baselines, laws, metric=None):
+def loss_against_parameters(
+    runs: pd.DataFrame, curves: pd.DataFrame, baselines: dict, laws: dict, metric: str | None = None
+) -> Figure | Note:
     """The loss of every run against its model's parameters, with the law, its floor and the baselines.
 
     Parameters
@@ -169,7 +171,7 @@ def _loss_legend(figure, level):
     })  # fmt: skip
 
 
-def learning_curves(histories):
+def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
     """Validation loss against training cells seen, a line per size.
 
     Parameters
@@ -219,7 +221,7 @@ def _curves(axis, history, metric):
     style.end_labels(axis, ends)
 
 
-def intervals(laws, metric=None, floors=None):
+def intervals(laws: dict, metric: str | None = None, floors: dict | None = None) -> Figure | Note:
     """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
 
     Parameters
@@ -315,7 +317,7 @@ def _window(estimate, intervals):
     return low - room * open_low, high + room * open_high
 
 
-def profile(laws, metric=None):
+def profile(laws: dict, metric: str | None = None) -> Figure | Note:
     """How fast the fit worsens when the floor, or the exponent, is held away from its best value.
 
     Parameters
@@ -370,7 +372,7 @@ def _profile_panel(axis, law, name, colour):
     style.end_labels(axis, [(threshold, f"{100 * law['level']:.3g} %\nlimit", style.GREY)])
 
 
-def cells_per_parameter(runs, metric="validation_mse"):
+def cells_per_parameter(runs: pd.DataFrame, metric: str = "validation_mse") -> Figure:
     """The loss of every run against the cells seen, and the different training cells, per model parameter.
 
     Losses are relative to the gene-mean baseline where every run has one, so that regimes share the axis.

@@ -4,18 +4,22 @@ import base64
 import io
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import matplotlib.figure
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from lib.io import atomic
+from lib.study import Study
 
 SINGLE, DOUBLE = 85, 175
 """Widths of one and of two journal columns, mm. Figures are drawn at their printed size, so a point is a point."""
@@ -141,7 +145,7 @@ class Figure(Shown, matplotlib.figure.Figure):
         write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
 
 
-def save(what, folder, name, *formats):
+def save(what: Shown, folder: Path, name: str, *formats: tuple[str, ...]) -> Shown:
     """Write a figure or a table for a manuscript, `folder/name.<kind>`; the same content gives the same bytes.
 
     A figure may be given its formats: `save(figure, folder, name, ("svg", "png"))`.
@@ -154,14 +158,14 @@ def save(what, folder, name, *formats):
     return what
 
 
-def write_caption(caption, folder, name):
+def write_caption(caption: str, folder: Path, name: str) -> None:
     """The caption as plain text, `folder/name.txt`."""
     with atomic(Path(folder) / f"{name}.txt") as partial:
         partial.write_text(caption + "\n")
 
 
-def use(study):
-    """Give every regime its colour, and every size its marker and shade, in the order of a study (`lib.study.Study`).
+def use(study: Study) -> None:
+    """Give every regime its colour, and every size its marker and shade, in the order of a study.
 
     A figure that shows only some of them then shows them as every other figure does. Without this call the order is
     that of the names that a figure is given.
@@ -174,31 +178,31 @@ def _ordered(kind, names):
     return [*known, *(name for name in names if name not in known)] if set(names) & set(known) else list(names)
 
 
-def colours(regimes):
+def colours(regimes: Iterable[str]) -> dict[str, str]:
     """{regime: colour}."""
     names = _ordered("regimes", dict.fromkeys(regimes))
     palette = PALETTE if len(names) <= len(PALETTE) else spectrum(len(names), "viridis")
     return {name: palette[names.index(name)] for name in regimes}
 
 
-def markers(sizes):
+def markers(sizes: Iterable[str]) -> dict[str, str]:
     """{size: marker}; `sizes` in ascending order."""
     names = _ordered("sizes", dict.fromkeys(sizes))
     return {name: MARKERS[names.index(name) % len(MARKERS)] for name in sizes}
 
 
-def shades(sizes):
+def shades(sizes: Iterable[str]) -> dict[str, str]:
     """{size: colour} from light (smallest) to dark (largest)."""
     names = _ordered("sizes", dict.fromkeys(sizes))
     return dict(zip(names, spectrum(len(names)), strict=True))
 
 
-def spectrum(number, colour_map="shades"):
+def spectrum(number: int, colour_map: str = "shades") -> list[str]:
     """So many colours, evenly from a colour map of matplotlib."""
     return [to_hex(colour) for colour in matplotlib.colormaps[colour_map](np.linspace(0, 1, number))]
 
 
-def panels(rows, columns, height, width=None):
+def panels(rows: int, columns: int, height: float, width: float | None = None) -> tuple[Figure, np.ndarray]:
     """A figure of `rows` x `columns` axes, each row `height` mm high; one column wide when it has one column."""
     width = width or (SINGLE if columns == 1 else DOUBLE)
     figure = Figure(figsize=(width / 25.4, rows * height / 25.4), dpi=200, layout="constrained")
@@ -206,7 +210,7 @@ def panels(rows, columns, height, width=None):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def two_abreast(number, height):
+def two_abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of so many axes, two to a row; the axes as a list."""
     columns = min(2, number)
     figure, axes = panels(-(-number // columns), columns, height)
@@ -215,7 +219,7 @@ def two_abreast(number, height):
     return figure, list(axes.flat[:number])
 
 
-def settle(figure, caption=""):
+def settle(figure: Figure, caption: str = "") -> Figure:
     """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout.
 
     `caption` says what is shown: what lines, bands and bars are, and how many runs stand behind them.
@@ -229,7 +233,7 @@ def settle(figure, caption=""):
     return figure
 
 
-def header(axis, title, lines=(), above=0):
+def header(axis: Axes, title: str, lines: Iterable[str] = (), above: float = 0) -> None:
     """A bold title with plain lines under it, `above` pt above the axes."""
     lines, step = [line for line in lines if line], SMALL + 2.5
     for place, line in enumerate(reversed(lines)):
@@ -238,7 +242,7 @@ def header(axis, title, lines=(), above=0):
     axis.set_title(title, loc="left", pad=above + 4 + len(lines) * step)
 
 
-def size_names(axis, places):
+def size_names(axis: Axes, places: dict[str, float]) -> float:
     """Name each size above its place on the x axis, turned where it must be; `places` is {name: x}.
 
     Returns
@@ -255,12 +259,12 @@ def size_names(axis, places):
     return 3 + (max(width for _, width in spots) if turned else SMALL) if places else 0
 
 
-def key(**style):
+def key(**style) -> Line2D:
     """A line for a legend, of that style."""
     return Line2D([], [], **style)
 
 
-def legend(figure, keys):
+def legend(figure: Figure, keys: dict[str, object]) -> None:
     """A legend under the axes, `keys` is {label: handle}: one row where it fits, otherwise as many columns as fit."""
     room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
     columns = len(keys) if sum(widths) < room else max(1, int(room // max(widths)))
@@ -268,7 +272,7 @@ def legend(figure, keys):
                   ncols=columns)  # fmt: skip
 
 
-def end_labels(axis, labels):
+def end_labels(axis: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Write labels right of the axes, each at its height or as near as the others leave room for.
 
     `labels` is a list of (y, text, colour); call it when the limits are final.
@@ -293,7 +297,7 @@ def end_labels(axis, labels):
     axis.figure.later.append(place)
 
 
-def spread(wanted, heights):
+def spread(wanted: list[float], heights: list[float]) -> list[float]:
     """Move ascending middles apart, as little as possible, until labels of these heights fit beside each other in 0..1.
 
     Less what the labels below take up, middles have only to ascend: least squares under that constraint is to merge
@@ -309,18 +313,18 @@ def spread(wanted, heights):
     return list(np.clip(shifts, 0, max(0, 1 - sum(heights))) + below)
 
 
-def loss_label(metric):
+def loss_label(metric: str) -> str:
     """Axis label of a loss, with its unit: `validation_mse` is validation MSE (log1p expression²)."""
     split, kind = metric.rsplit("_", 1)
     return f"{SPLITS.get(split, split)} {UNITS[kind]}"
 
 
-def counted(number, thing):
+def counted(number: int, thing: str) -> str:
     """1 run, 12 runs, 1,200 runs."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
-def short(value, _=None):
+def short(value: float, _=None) -> str:
     """A count in few characters: 533, 10k, 1.5M, 3.4B; ratios as 0.01. Used on axes instead of superscripts."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * scale:
@@ -328,7 +332,7 @@ def short(value, _=None):
     return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
-def log_axis(*axes):
+def log_axis(*axes: Axis) -> None:
     """Powers of ten written as `short` writes them, on x or y axes (pass `axes.xaxis`)."""
     for axis in axes:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -337,7 +341,7 @@ def log_axis(*axes):
         axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(*axes):
+def log_ticks(*axes: Axis) -> None:
     """Readable ticks for logarithmic axes that span about a decade or less; call it when the limits are final."""
     for axis in axes:
         low, high = axis.get_view_interval()
@@ -350,7 +354,7 @@ def log_ticks(*axes):
         axis.set_minor_formatter(NullFormatter())
 
 
-def rounded(value, interval):
+def rounded(value: float, interval: tuple | list | None) -> str:
     """`value` with its interval, to the digits that the interval supports; None is an end that does not exist."""
     ends = [end for end in interval or () if end is not None]
     width = ends[1] - ends[0] if len(ends) == 2 else abs(value - ends[0]) if ends else 0.01

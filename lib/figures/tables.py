@@ -3,6 +3,7 @@
 A table shows itself in a notebook, and `lib.figures.save` writes it as CSV with every digit and as LaTeX as shown.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,13 @@ class Table(Shown):
     printed: pd.DataFrame
     caption: str = ""
 
-    def content(self):
+    def content(self) -> tuple[dict, dict]:
         with pd.option_context("display.max_colwidth", None):
             shown = self.printed.to_html(index=False, border=0, justify="left")
         shown = shown.replace("<td>", '<td style="text-align: left">')
         return {"text/html": shown, "text/plain": self.printed.to_string(index=False)}, {}
 
-    def write(self, folder, name):
+    def write(self, folder: Path, name: str) -> None:
         """Write `folder/name.csv`, `.tex` (booktabs) and the caption as `.txt`."""
         write_csv(Path(folder) / f"{name}.csv", self.raw)
         caption = self.caption
@@ -50,7 +51,10 @@ class Table(Shown):
         write_caption(self.caption, folder, name)
 
 
-def plain(table, columns=None, digits=3, caption="", empty="There is nothing to show."):
+def plain(
+    table: pd.DataFrame, columns: dict | list | None = None, digits: int = 3, caption: str = "",
+    empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
+) -> Table | Note:  # fmt: skip
     """Any table of results, readable.
 
     Parameters
@@ -64,6 +68,8 @@ def plain(table, columns=None, digits=3, caption="", empty="There is nothing to 
         Significant digits of other numbers.
     empty : str
         Stands in place of a table without rows.
+    raw : DataFrame, optional
+        What is saved as CSV; `table` when left out.
 
     Returns
     -------
@@ -83,7 +89,7 @@ def plain(table, columns=None, digits=3, caption="", empty="There is nothing to 
                 break
             same &= printed[heading] == printed[heading].shift()
             repeated.loc[same, heading] = ""
-    return Table(table, repeated, caption)
+    return Table(table if raw is None else raw, repeated, caption)
 
 
 def _cells(table, name, digits):
@@ -121,12 +127,12 @@ def _fixed(values, decimals):
     return [NONE if pd.isna(value) else f"{value:.{decimals}f}".replace("-", "−") for value in values.astype(float)]
 
 
-def losses(names):
+def losses(names: Iterable[str]) -> dict[str, str]:
     """{loss: as a reader says it}: validation_mse is validation MSE, test_dataset_nll is test dataset bits."""
     return {name: name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in names}
 
 
-def laws(table):
+def laws(table: pd.DataFrame) -> Table:
     """The law of every regime with its headline intervals, beside what needs no training.
 
     `table` is what `lib.fit.summary.laws_table` gives of a study, or `lib.fit.summary.kept` of all kept ones.
@@ -136,50 +142,50 @@ def laws(table):
         "exact_floor": "exact floor", "gaussian": "conditional Gaussian", "status": "status",
     }  # fmt: skip
     columns = {name: heading for name, heading in columns.items() if name in table}
-    printed = plain(table.assign(metric=table["metric"].map(losses(table["metric"]))), columns, digits=4, caption=(
+    caption = (
         "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
         "in brackets; beside it the exact floor and the loss of the conditional Gaussian, which needs no training."
-    ))  # fmt: skip
-    return Table(table, printed.printed, printed.caption)
+    )
+    shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
+    return plain(shown, columns, 4, caption, raw=table)
 
 
-def runs(table):
+def runs(table: pd.DataFrame) -> Table:
     """Size means and the shares of the reducible loss explained; `table` is what `lib.fit.runs.summary` gives."""
     shares = {"explained": "explained (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
     shares = {name: heading for name, heading in shares.items() if name in table}
     columns = {"regime": "regime", "metric": "loss", "size": "size", "parameters": "parameters", "seeds": "seeds",
                "loss": "mean", "test": "on test"}  # fmt: skip
-    shown = table.assign(
-        metric=table["metric"].map(losses(table["metric"])), **{name: _fixed(100 * table[name], 1) for name in shares}
-    )
-    printed = plain(shown, columns | shares, digits=4, caption=(
+    caption = (
         f"Mean loss of every size over its seeds, {len(table):,} size means, and the share of the reducible loss that "
         "it explains: 0 is each gene's mean, 100 the exact floor where that is known."
-    ))  # fmt: skip
-    return Table(table, printed.printed, printed.caption)
+    )
+    shown = table.assign(
+        metric=table["metric"].map(losses(table["metric"])),
+        **{name: _fixed(100 * table[name], 1) for name in shares},
+    )
+    return plain(shown, columns | shares, 4, caption, raw=table)
 
 
-def forms(table):
+def forms(table: pd.DataFrame) -> Table | Note:
     """The forms compared; `table` is what `lib.fit.summary.comparison_table` gives."""
     if table.empty:
         return Note("No regime has enough sizes to compare forms of the law.")
     table = table.reset_index()
-    best = table.groupby("regime")["loso_rmse"].transform("min").astype(float)
-    error = [
-        "fails" if value > FAILS * least else _text(value, 3)
-        for value, least in zip(table["loso_rmse"].astype(float), best, strict=True)
-    ]
-    delta = _fixed(table["delta_aicc"], 1)
+    error = table["loso_rmse"].astype(float)
+    fails = error > FAILS * error.groupby(table["regime"]).transform("min")
+    error = ["fails" if bad else _text(value, 3) for value, bad in zip(error, fails, strict=True)]
     columns = {"regime": "regime", "form": "form", "parameters": "constants", "delta_aicc": "ΔAICc",
                "error": "leave-one-size-out error"}  # fmt: skip
-    printed = plain(table.assign(error=error, delta_aicc=delta), columns, caption=(
+    caption = (
         "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
         "predicting the mean of a size that was left out."
-    ))  # fmt: skip
-    return Table(table, printed.printed, printed.caption)
+    )
+    shown = table.assign(error=error, delta_aicc=_fixed(table["delta_aicc"], 1))
+    return plain(shown, columns, 3, caption, raw=table)
 
 
-def rollout(table):
+def rollout(table: pd.DataFrame) -> Table | Note:
     """What small sizes predict for large ones; `table` is what `lib.fit.summary.rollout_table` gives."""
     if table.empty:
         return Note("A roll-out takes five sizes at least; this study has no regime with as many.")
@@ -191,15 +197,15 @@ def rollout(table):
         "regime": "regime", "held_out": "fitted without", "size": "predicts", "predicted": "predicted",
         "observed": "observed", "missed": "missed by (%)", "inside": "inside",
     }  # fmt: skip
-    missed = _fixed(100 * raw["miss"] / raw["predicted"], 1)
-    printed = plain(raw.assign(missed=missed, inside=inside), columns, digits=4, caption=(
+    caption = (
         "Laws fitted without the largest sizes, and what they predict for them, with prediction intervals in brackets: "
         f"{inside.sum()} of {len(inside)} means lie inside."
-    ))  # fmt: skip
-    return Table(raw, printed.printed, printed.caption)
+    )
+    missed = _fixed(100 * raw["miss"] / raw["predicted"], 1)
+    return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)
 
 
-def sizes(table):
+def sizes(table: pd.DataFrame) -> Table | Note:
     """Shapes and costs of the sizes, those of regimes alike shown once; `table` is of `lib.model.sizes.table`."""
     if table.empty:
         return Note("This study trains no models of its own.")
@@ -212,10 +218,10 @@ def sizes(table):
         "ff": "feed-forward", "parameters": "parameters", "flops": "FLOPs of a cell",
     }  # fmt: skip
     caption = "Shapes of the models, their exact parameter counts, and the forward pass of one cell."
-    return Table(table, plain(shown, columns, digits=12).printed, caption)
+    return plain(shown, columns, 12, caption, raw=table)
 
 
-def listed(facts):
+def listed(facts: dict) -> Table:
     """Facts, {what: value}, one to a row."""
     table = pd.DataFrame({"": list(facts), " ": [str(value) for value in facts.values()]})
     return Table(table, table)
