@@ -481,6 +481,17 @@ def test_points_lines_and_floor_are_those_given(drawn):
     assert "2 of 22 runs left out" in " ".join(texts(drawn["loss"]))
 
 
+def test_labels_point_at_the_ends_of_their_lines(drawn):
+    for name, sizes in (("learning", PUBLISHED), ("matched", PARAMETERS), ("budget", PARAMETERS)):
+        axes = drawn[name].axes[0]
+        ends = [line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata())]
+        labels = [text for text in axes.texts if text.get_text() in sizes]
+        assert len(labels) == len(sizes)
+        for label in labels:
+            _, y = (axes.transScale + axes.transLimits).inverted().transform((1, label.xy[1]))
+            assert np.isclose(y, ends).any(), (name, label.get_text())
+
+
 @pytest.mark.parametrize("c", [None, -15.3, 0.071])
 def test_the_criterion_is_marked_where_it_is_highest(c):
     curve = make_criterion().assign(r2=lambda t: -((t["c"] - t["c"][47]) ** 2))

@@ -139,11 +139,13 @@ def budget(view: Budget) -> Figure | Note:
     if view.table is None:
         return Note(view.sentence)
     figure, axes = style.panels(1, 2, height=72)
-    _losses_of_budgets(axes.flat[0], view.runs)
-    keys = _floors_of_budgets(axes.flat[1], view.table, view.joint, view.exact)
-    for axis in axes.flat:
-        if view.exact is not None:
+    keys = {}
+    if view.exact is not None:
+        for axis in axes.flat:
             keys["exact floor"] = axis.axhline(view.exact, color="black", linewidth=0.9, zorder=1)
+    _losses_of_budgets(axes.flat[0], view.runs)
+    keys |= _floors_of_budgets(axes.flat[1], view.table, view.joint, view.exact)
+    for axis in axes.flat:
         axis.set_xlabel("cells seen in training (number)")
         style.log_axis(axis.xaxis)
         style.log_ticks(axis.xaxis)
@@ -168,7 +170,7 @@ def _losses_of_budgets(axis, runs):
 
 
 def _floors_of_budgets(axis, table, joint, exact):
-    """Floor and interval of every budget, open where its status is not ok; returns what the legend explains."""
+    """Floor and interval of every budget, open where its status is not ok. Returns what the legend explains."""
     table = table.astype(dict.fromkeys(("c", "c_low", "c_high"), float))
     ok, green = table["status"] == "ok", {"color": style.PALETTE[2]}
     within = [*table["c"][ok], *table["largest"], *([] if exact is None else [exact])]

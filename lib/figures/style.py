@@ -37,7 +37,7 @@ BASELINES = {
     "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
     "bayes": ("exact floor", "#000000", "-"),
 }
-"""Label, colour and dashes of each baseline: told apart by colour and by dashes."""
+"""Label, colour and dashes of each baseline: different in colour and in dashes."""
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
 MARKERS = "os^DvPX<>ph*d8"

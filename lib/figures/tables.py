@@ -135,7 +135,7 @@ def losses(names: Iterable[str]) -> dict[str, str]:
 def laws(table: pd.DataFrame) -> Table:
     """The law of every regime with its headline intervals, beside what needs no training.
 
-    `table` is what `lib.fit.summary.laws_table` gives of a study, or `lib.fit.summary.kept` of all kept ones.
+    `table` is what `lib.fit.summary.laws_table` gives of a study, or `lib.fit.summary.kept` of those in data/results.
     """
     columns = {
         "study": "study", "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
