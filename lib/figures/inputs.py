@@ -1,12 +1,13 @@
-"""Figures of what goes in: the panel of genes and cells, the splits, and the sizes of the model."""
+"""Figures of what goes in: panels of genes and cells, splits, the architecture, its sizes and their learning rates."""
 
 import numpy as np
 import pandas as pd
-import seaborn
-from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
-from lib.figures import look
+from lib.figures import style
+from lib.figures.style import Figure, Note, key
+from lib.study import Study
 
 SPLITS = {
     "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#882255", "test_random": "#56B4E9",
@@ -14,7 +15,7 @@ SPLITS = {
 MOST_DONORS = 100
 
 
-def panel_statistics(cells, genes, regime):
+def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> Figure:
     """What the counts of a panel look like: library sizes, zeros against the mean, variance against the mean.
 
     Parameters
@@ -30,39 +31,38 @@ def panel_statistics(cells, genes, regime):
     -------
     Figure with three panels; dashed lines are what Poisson counts of equal library size would give.
     """
-    figure, axes = look.panels(1, 3, height=58)
+    figure, axes = style.panels(1, 3, height=58)
     depth, zeros, spread = axes.flat
-    colour = look.colours([regime])[regime]
-    seaborn.histplot(x=cells["total_counts"].to_numpy(float), log_scale=True, bins=40, element="step", color=colour,
-                     alpha=0.3, linewidth=0.8, ax=depth)  # fmt: skip
+    colour = style.colours([regime])[regime]
+    library = cells["total_counts"].to_numpy(float)
+    number, edges = np.histogram(library, np.geomspace(library.min(), library.max() * (1 + 1e-9), 41))
+    depth.stairs(number, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
+    depth.stairs(number, edges, color=colour, linewidth=0.8)
     depth.set(xlabel="library size (counts per cell)", ylabel="cells (number)")
     dots = {"marker": ".", "linestyle": "", "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "color": colour}
+    poisson = {"color": style.INK, "linestyle": "--", "linewidth": 0.8}
     expressed = genes[genes["mean"] > 0]
     mean = np.geomspace(expressed["mean"].min(), expressed["mean"].max(), 200)
-    poisson = {"color": look.INK, "linestyle": "--", "linewidth": 0.8}
     zeros.plot(expressed["mean"], 100 * expressed["zeros"], **dots)
     zeros.plot(mean, 100 * np.exp(-mean), **poisson)
     zeros.set(ylabel="cells without a count (%)", ylim=(-3, 103))
     spread.plot(expressed["mean"], expressed["variance"], **dots)
     spread.plot(mean, mean, **poisson)
-    look.log_axis(spread.yaxis)
     spread.set_ylabel("variance (counts²)")
     for axis in (zeros, spread):
         axis.set_xlabel("mean count of a gene (counts per cell)")
-    for axis in axes.flat:
-        look.log_axis(axis.xaxis)
-    look.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
-    look.legend(figure, [Line2D([], [], marker=".", linestyle="", color=colour), Line2D([], [], **poisson)],
-                ["one gene", "Poisson counts, equal library sizes"])  # fmt: skip
-    return look.settle(
+    style.log_axis(depth.xaxis, zeros.xaxis, spread.xaxis, spread.yaxis)
+    style.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
+    one = key(marker=".", linestyle="", color=colour)
+    style.legend(figure, {"one gene": one, "Poisson counts, equal library sizes": key(**poisson)})
+    return style.settle(
         figure,
-        f"The counts of {len(cells):,} cells and {len(genes):,} genes ({regime}): library sizes; the share of cells "
-        "without a count, and the variance, of each gene against its mean. Dashed: Poisson counts of cells that all "
-        "have the same library size.",
+        f"The counts of {len(cells):,} cells and {len(genes):,} genes ({regime}): library sizes; zeros and variance of "
+        "each gene against its mean. Dashed: Poisson counts of equal library sizes.",
     )
 
 
-def realism(table, panel, regime):
+def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
 
     Parameters
@@ -78,42 +78,41 @@ def realism(table, panel, regime):
     -------
     Figure with four panels: three distributions, and variance against mean.
     """
-    figure, axes = look.panels(2, 2, height=48)
+    figure, axes = style.panels(2, 2, height=48)
     depth, zeros, spread, correlation = axes.flat
     real = {"color": SPLITS["train"], "linewidth": 0.9}
-    simulated = {"color": look.INK, "linewidth": 0.9, "linestyle": "--"}
-    own = {"color": look.colours([regime])[regime], "linewidth": 1.8}
-    kinds = [(rows, simulated if rows["simulated"].iloc[0] else real) for _, rows in table.groupby("source")]
-    for rows, style in [*sorted(kinds, key=lambda kind: kind[1] is simulated), (panel, own)]:
-        depth.plot(rows["library"], 100 * rows["quantile"], **style)
-        zeros.plot(100 * rows["zeros"], 100 * rows["quantile"], **style)
-        spread.plot(rows["mean"], rows["variance"], **style)
-        correlation.plot(rows["correlation"], 100 * rows["quantile"], **style)
-    for axis in (depth.xaxis, spread.xaxis, spread.yaxis):
-        look.log_axis(axis)
+    simulated = {"color": style.INK, "linewidth": 0.9, "linestyle": "--"}
+    this = {"color": style.colours([regime])[regime], "linewidth": 1.8}
+    parts = [(rows, simulated if rows["simulated"].iloc[0] else real) for _, rows in table.groupby("source")]
+    for rows, line in [*sorted(parts, key=lambda part: part[1] is simulated), (panel, this)]:
+        depth.plot(rows["library"], 100 * rows["quantile"], **line)
+        zeros.plot(100 * rows["zeros"], 100 * rows["quantile"], **line)
+        spread.plot(rows["mean"], rows["variance"], **line)
+        correlation.plot(rows["correlation"], 100 * rows["quantile"], **line)
+    style.log_axis(depth.xaxis, spread.xaxis, spread.yaxis)
     depth.set(xlabel="library size (counts per cell)", ylabel="cells below (%)")
     zeros.set(xlabel="cells without a count (%)", ylabel="genes below (%)")
     spread.set(xlabel="mean count of a gene (counts per cell)", ylabel="variance (counts²)")
     correlation.set(xlabel="correlation of two genes (Pearson's r)", ylabel="pairs of genes below (%)")
-    number = table.groupby("simulated")["source"].nunique()
-    said = [f"real data sets ({number[False]})", f"simulator, default settings ({number[True]})"]
-    lines = [Line2D([], [], **style) for style in (real, simulated, own)]
-    look.legend(figure, lines, [*said, panel["source"].iloc[0]])
-    return look.settle(
+    number, name = table.groupby("simulated")["source"].nunique(), panel["source"].iloc[0]
+    style.legend(figure, {
+        f"real data sets ({number[False]})": key(**real),
+        f"simulator, default settings ({number[True]})": key(**simulated), name: key(**this),
+    })  # fmt: skip
+    return style.settle(
         figure,
-        f"Distributions over cells, genes and pairs of genes: {panel['source'].iloc[0]} (thick) beside "
-        f"{number[False]} real data sets (thin) and {number[True]} simulated at default settings (dashed), each at its "
-        "most variable genes.",
+        f"Distributions over cells, genes and pairs of genes: {name} (thick) beside {number[False]} real data sets "
+        f"(thin) and {number[True]} simulated ones (dashed), each at its most variable genes.",
     )
 
 
-def splits(cells):
+def splits(cells: pd.DataFrame) -> Figure:
     """Cells of every donor, by split.
 
     Parameters
     ----------
     cells : DataFrame
-        donor_id and split (train and the held-out sides), one row per cell; the largest 100 donors are drawn.
+        donor_id and split, one row per cell; the largest 100 donors are drawn.
 
     Returns
     -------
@@ -123,31 +122,29 @@ def splits(cells):
     table = table[[split for split in SPLITS if split in table]]
     order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
     table = table.loc[order.sort_values(["main", "total"], ascending=[True, False], kind="stable").index]
-    largest = order["total"].nlargest(MOST_DONORS).index
-    shown = table[table.index.isin(largest)]
-    figure, axes = look.panels(1, 1, height=52)
+    shown = table[table.index.isin(order["total"].nlargest(MOST_DONORS).index)]
+    figure, axes = style.panels(1, 1, height=52)
     axis, x = axes.flat[0], np.arange(len(shown))
     bottom = np.zeros(len(shown))
     for split in table:
         axis.bar(x, shown[split], bottom=bottom, color=SPLITS[split], width=0.85, linewidth=0)
         bottom += shown[split].to_numpy()
-    few = len(shown) <= 15
-    which = "one bar each" if len(shown) == len(table) else f"the {len(shown)} largest of {len(table):,}"
+    few, whole = len(shown) <= 15, len(shown) == len(table)
+    which = "one bar each" if whole else f"the {len(shown)} largest of {len(table):,}"
     axis.set(xlabel=f"donor ({which})", ylabel="cells (number)", xlim=(-0.7, len(shown) - 0.3))
     axis.set_ylim(0, 1.05 * bottom.max())
-    axis.yaxis.set_major_formatter(FuncFormatter(look.short))
+    axis.yaxis.set_major_formatter(FuncFormatter(style.short))
     axis.set_xticks(x if few else [], list(shown.index) if few else [], rotation=35, ha="right", rotation_mode="anchor")
-    said = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in table]
-    look.legend(figure, axis.containers, said)
-    return look.settle(
+    names = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in table]
+    style.legend(figure, dict(zip(names, axis.containers, strict=True)))
+    return style.settle(
         figure,
-        f"Cells of each donor, coloured by the side of the split that they are on: {len(cells):,} cells of "
-        f"{len(table):,} donors"
-        + ("." if len(shown) == len(table) else f", of whom the {len(shown)} largest are drawn."),
+        f"Cells of each donor, coloured by split: {len(cells):,} cells of {len(table):,} donors"
+        + ("." if whole else f", of whom the {len(shown)} largest are drawn."),
     )
 
 
-def sizes(table):
+def sizes(table: pd.DataFrame) -> Figure | Note:
     """Parameters of every size and the operations that one cell costs.
 
     Parameters
@@ -157,32 +154,207 @@ def sizes(table):
 
     Returns
     -------
-    Figure
+    Figure; a Note for an empty table
     """
-    table = table.drop_duplicates(["size", "genes"])  # regimes of equally many genes share their models
-    figure, axes = look.panels(1, 1, height=62)
-    axis = axes.flat[0]
-    table = table.sort_values("parameters")
-    marker = look.markers(list(dict.fromkeys(table["size"])))
+    if table.empty:
+        return Note("This study trains no models of its own.")
+    table = table.drop_duplicates(["size", "genes"]).sort_values("parameters")  # regimes of equally many genes share
+    figure, axes = style.panels(1, 1, height=62)
+    axis, marker = axes.flat[0], style.markers(table["size"])
     panels = sorted(table["genes"].unique())
-    shade = dict(zip(panels, seaborn.color_palette("crest", len(panels) + 1).as_hex()[1:], strict=True))
+    shade = dict(zip(panels, style.spectrum(len(panels)), strict=True))
     for genes, rows in table.groupby("genes"):
         axis.plot(rows["parameters"], rows["flops_per_cell"], color=shade[genes], linewidth=0.6, zorder=1)
         for row in rows.itertuples():
-            axis.plot(row.parameters, row.flops_per_cell, marker[row.size], color=shade[genes], **look.DOT)
+            axis.plot(row.parameters, row.flops_per_cell, marker[row.size], color=shade[genes], **style.DOT)
     for number, row in enumerate(table[table["genes"] == panels[0]].itertuples()):
         above = len(panels) == 1 and number % 2
         offset, ha, va = ((-4, 3), "right", "bottom") if above else ((4, -3), "left", "top")
         axis.annotate(row.size, (row.parameters, row.flops_per_cell), offset, textcoords="offset points", ha=ha, va=va,
-                      fontsize=look.SMALL)  # fmt: skip
-    look.log_axis(axis.xaxis)
-    look.log_axis(axis.yaxis)
-    axis.set(xlabel="model parameters (number)", ylabel="forward pass of one cell (FLOPs)")
+                      fontsize=style.SMALL)  # fmt: skip
+    style.log_axis(axis.xaxis, axis.yaxis)
+    axis.set(xlabel=style.PARAMETERS, ylabel="forward pass of one cell (FLOPs)")
     axis.margins(x=0.04 + 0.02 * max(len(size) for size in marker), y=0.1)
-    keys = [Line2D([], [], color=colour) for colour in shade.values()]
-    look.legend(figure, keys, [f"{genes:,} genes" for genes in shade])
-    return look.settle(
+    style.legend(figure, {f"{genes:,} genes": key(color=colour) for genes, colour in shade.items()})
+    return style.settle(
         figure,
         f"Forward operations of one cell against model parameters, both counted exactly, for {len(marker)} sizes on "
         f"panels of {' and '.join(f'{genes:,}' for genes in shade)} genes.",
     )
+
+
+def learning_rates(table: pd.DataFrame, trial: pd.DataFrame) -> Figure:
+    """What the learning rate does to every size, and the rule that was put through some of them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        size, width, held_out, cells_seen, learning_rate, validation_mse.
+    trial : DataFrame
+        width, held_out, cells_seen, best_rate, rule_rate, one row per size and budget.
+
+    Returns
+    -------
+    Figure with two panels: loss above the best (%) against the rate; best rate against width, open where held out.
+    """
+    figure, axes = style.panels(1, 2, height=58)
+    losses, best = axes.flat
+    budgets, widths = sorted(table["cells_seen"].unique()), sorted(table["width"].unique())
+    marker = dict(zip(budgets, style.MARKERS, strict=False))
+    shade = dict(zip(widths, style.spectrum(len(widths), "viridis"), strict=True))
+    for (_, budget), runs in table[np.isfinite(table["validation_mse"])].groupby(["size", "cells_seen"]):
+        runs, colour = runs.sort_values("learning_rate"), shade[runs["width"].iloc[0]]
+        above = 100 * (runs["validation_mse"] / runs["validation_mse"].min() - 1)
+        dashes = "--" if runs["held_out"].iloc[0] else "-"
+        losses.plot(runs["learning_rate"], above, dashes, marker=marker[budget], color=colour, linewidth=0.8,
+                    markersize=3)  # fmt: skip
+    for row in trial.itertuples():
+        face = "white" if row.held_out else shade[row.width]
+        best.plot(row.width, row.best_rate, marker[row.cells_seen], color=shade[row.width], markerfacecolor=face)
+    line = trial.sort_values("width")
+    best.plot(line["width"], line["rule_rate"], color=style.INK, linewidth=0.8, zorder=0)
+    losses.set(xlabel="peak learning rate (x 0.001)", ylabel="loss above the best (%)", ylim=(-1, 30))
+    best.set(xlabel="width of the model (values per token)", ylabel="best learning rate (x 0.001)")
+    style.log_axis(losses.xaxis, best.xaxis, best.yaxis)
+    rates = sorted(table["learning_rate"].unique())
+    for axis, ticks, scale in ((best.xaxis, widths, 1), (losses.xaxis, rates, 1000), (best.yaxis, rates, 1000)):
+        axis.set_ticks(ticks, labels=[f"{scale * tick:g}" for tick in ticks])
+        axis.axes.minorticks_off()
+    grey = {"color": style.GREY}
+    keys = {f"{budget:,} cells seen": key(marker=marker[budget], linestyle="", **grey) for budget in budgets}
+    keys |= {f"width {width}": key(color=shade[width]) for width in widths}
+    keys["held out (open, dashed)"] = key(linestyle="--", marker="o", markerfacecolor="white", markersize=4, **grey)
+    style.legend(figure, keys | {"rule": key(color=style.INK, linewidth=0.8)})
+    return style.settle(
+        figure,
+        f"Left: loss above a size's best against the peak learning rate, {len(table)} runs of "
+        f"{table['size'].nunique()} sizes. Right: the best rate of each size and budget, and the rule (line) fitted to "
+        "those that are not held out.",
+    )
+
+
+# The architecture is drawn in millimetres on the page.
+LEARNED, PLAIN, HIDDEN = "#D9E8F3", "#FFFFFF", "#FBE3D4"
+"""Fill of what is learned, of what is given, and of what belongs to masked genes."""
+HEIGHT, LINE = 62, 30
+ROWS = (("gene 1", "1.9"), ("gene 2", "?"), ("gene 3", "0"), ("…", "…"), ("gene {}", "0.7"))
+PREDICTED = ("", "1.2", "", "", "")
+
+
+def architecture(study: Study) -> Figure | Note:
+    """The masked transformer: tokens, encoder blocks, head; with its widths, and parameter counts in blue.
+
+    Parameters
+    ----------
+    study : Study
+        Its last size is drawn, on the most genes of its regimes.
+
+    Returns
+    -------
+    Figure; a Note for a study without sizes
+    """
+    if not study.sizes:
+        return Note("This study trains no models of its own.")
+    size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())
+    figure = style.Figure(figsize=(style.DOUBLE / 25.4, HEIGHT / 25.4), dpi=200)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, style.DOUBLE), ylim=(0, HEIGHT))
+    axis.axis("off")
+    title = f"{size.name}: masked transformer on {genes:,} genes"
+    _write(axis, 3, HEIGHT - 3.5, title, fontsize=style.TITLE, weight="bold")
+    _write(axis, 3, HEIGHT - 8, f"{size.parameters(genes):,} parameters (blue: where they are)", color=style.GREY)
+    _genes(axis, 3, [name.format(genes) for name, _ in ROWS], [value for _, value in ROWS])
+    _tokens(axis, size.d, genes)
+    _block(axis, size)
+    _box(axis, (143, LINE - 6), (11, 12), f"head\n{size.d}→1", LEARNED)
+    _count(axis, 148.5, LINE - 8, size.d + 1)
+    _genes(axis, 161, [""] * len(ROWS), PREDICTED)
+    _arrow(axis, (70.5, LINE), (78, LINE))
+    _arrow(axis, (136.7, LINE), (143, LINE))
+    _arrow(axis, (154, LINE), (157.5, LINE), (157.5, LINE + 8), (161, LINE + 8))
+    note = {"color": style.GREY, "va": "top"}
+    _write(axis, 3, 7, "input: log1p expression of one\ncell, a share of its genes masked", **note)
+    _write(axis, 172, 7, "output; the loss is the squared\nerror over masked genes", ha="right", **note)
+    figure.caption = (
+        f"The masked transformer, with the shapes and parameter counts (blue) of size {size.name} on {genes:,} genes: "
+        f"{size.parameters(genes):,} parameters. Tinted orange is what belongs to masked genes."
+    )
+    return figure
+
+
+def _write(axis, x, y, text, **how):
+    axis.text(x, y, text, **({"fontsize": style.SMALL, "va": "center", "linespacing": 1.15} | how))
+
+
+def _box(axis, corner, extent, text, fill=PLAIN, **how):
+    """A rounded box with its text in the middle; `corner` is the lower left one."""
+    (x, y), (width, height) = corner, extent
+    axis.add_patch(FancyBboxPatch((x + 0.7, y + 0.7), width - 1.4, height - 1.4, boxstyle="round,pad=0.7",
+                                  facecolor=fill, edgecolor=style.INK, linewidth=0.6))  # fmt: skip
+    _write(axis, x + width / 2, y + height / 2, text, ha="center", **how)
+
+
+def _arrow(axis, *points):
+    """A line through the points with a head at the last one."""
+    *before, start, end = points
+    axis.plot(*zip(*before, start, strict=True), color=style.INK, linewidth=0.7, solid_joinstyle="round")
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=style.INK,
+                                   shrinkA=0, shrinkB=0))  # fmt: skip
+
+
+def _count(axis, x, y, number):
+    _write(axis, x, y, f"{number:,}", color=style.PALETTE[0], ha="center")
+
+
+def _plus(axis, x):
+    axis.plot(x, LINE, "o", markersize=7, color=PLAIN, markeredgecolor=style.INK, markeredgewidth=0.6)
+    axis.plot(x, LINE, "+", markersize=4.5, color=style.INK, markeredgewidth=0.7)
+
+
+def _genes(axis, x, names, values):
+    """A column of genes; the masked one is tinted."""
+    for row, (name, value) in enumerate(zip(names, values, strict=True)):
+        y = LINE + 15 - 7 * row
+        masked = ROWS[row][1] == "?"
+        _box(axis, (x + 11 * bool(name), y - 3), (9, 6), value, HIDDEN if masked else PLAIN)
+        _write(axis, x + 10, y, name, ha="right")
+
+
+def _tokens(axis, d, genes):
+    """Gene embedding, plus the projected expression or, where a gene is masked, the mask vector."""
+    axis.plot([23.3, 24.3, 24.3, 23.3], [LINE + 18, LINE + 18, LINE - 16, LINE - 16], color=style.INK, linewidth=0.7)
+    parts = (("gene", "gene embedding", f"{genes:,} × {d}", 15, genes * d, LEARNED),
+             ("value", "projected expression", f"1→{d}", 0, 2 * d, LEARNED),
+             ("mask", "mask vector", f"{d}", -15, d, HIDDEN))  # fmt: skip
+    for what, name, shape, up, number, fill in parts:
+        _arrow(axis, (24.3, LINE + up), (34, LINE + up))
+        _write(axis, 28.8, LINE + up + 2, what, ha="center", color=style.GREY)
+        _box(axis, (34, LINE + up - 4.5), (29, 9), f"{name}\n{shape}", fill)
+        _count(axis, 48.5, LINE + up - 6.3, number)
+    for up in (15, -15):
+        _arrow(axis, (63, LINE + up), (68.5, LINE + up), (68.5, LINE + up / 7.5))
+    _arrow(axis, (63, LINE), (66.6, LINE))
+    _plus(axis, 68.5)
+
+
+def _block(axis, size):
+    """One encoder block, pre-LayerNorm, with its two residual paths."""
+    d, wide = size.d, size.d * size.ff_mult
+    axis.add_patch(FancyBboxPatch((74, LINE - 14), 64, 36, boxstyle="round,pad=0.7", facecolor="#F7F7F7",
+                                  edgecolor=style.GREY, linewidth=0.6, linestyle=(0, (3, 2))))  # fmt: skip
+    _write(axis, 76, LINE + 19, f"encoder block × {size.layers}", weight="bold")
+    heads = f"{size.heads} head{'s' * (size.heads > 1)}"
+    shape = f"{d}→\n{wide}→\n{d}"
+    parts = (("attention", heads, 4 * d * d + 4 * d), ("feed-\nforward", shape, 2 * d * wide + wide + d))
+    for x, (name, inner, count) in zip((78, 109), parts, strict=True):
+        _box(axis, (x, LINE - 9), (5, 18), "LayerNorm", LEARNED, rotation=90)
+        _box(axis, (x + 7, LINE - 9), (15, 18), f"{name}\n{inner}", LEARNED)
+        _count(axis, x + 14.5, LINE - 11.3, count)
+        _count(axis, x + 2.5, LINE - 11.3, 2 * d)
+        _arrow(axis, (x + 5, LINE), (x + 7, LINE))
+        _arrow(axis, (x + 22, LINE), (x + 23.8, LINE))
+        _arrow(axis, (x - 1.8, LINE), (x - 1.8, LINE + 13), (x + 25.7, LINE + 13), (x + 25.7, LINE + 2))
+        _plus(axis, x + 25.7)
+    each = sum(part[2] for part in parts) + 4 * d
+    _write(axis, 136.5, LINE + 19, f"{each:,} each", color=style.PALETTE[0], ha="right")
+    _arrow(axis, (105.6, LINE), (109, LINE))

@@ -3,18 +3,20 @@
 A table shows itself in a notebook, and `lib.figures.save` writes it as CSV with every digit and as LaTeX as shown.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.figures import look
-from lib.figures.shown import Note, Shown, write_caption
+from lib.figures import style
+from lib.figures.style import Note, Shown, write_caption
 from lib.io import atomic, write_csv
 
 TEX = str.maketrans({
-    "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "Δ": r"$\Delta$", "²": "$^2$", "×": r"$\times$",
+    "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$", "α": r"$\alpha$", "Δ": r"$\Delta$", "²": "$^2$",
+    "×": r"$\times$",
 })  # fmt: skip
 """What LaTeX cannot read as it is."""
 FAILS = 100
@@ -31,238 +33,195 @@ class Table(Shown):
     printed: pd.DataFrame
     caption: str = ""
 
-    def content(self):
+    def content(self) -> tuple[dict, dict]:
         with pd.option_context("display.max_colwidth", None):
             shown = self.printed.to_html(index=False, border=0, justify="left")
         shown = shown.replace("<td>", '<td style="text-align: left">')
         return {"text/html": shown, "text/plain": self.printed.to_string(index=False)}, {}
 
-    def write(self, folder, name):
+    def write(self, folder: Path, name: str) -> None:
         """Write `folder/name.csv`, `.tex` (booktabs) and the caption as `.txt`."""
         write_csv(Path(folder) / f"{name}.csv", self.raw)
-        ends = {"index": False, "escape": True, "label": f"tab:{name}", "position": "htbp"}
+        caption = self.caption
+        for letter in "%_&#":
+            caption = caption.replace(letter, f"\\{letter}")
+        how = {"index": False, "escape": True, "label": f"tab:{name}", "position": "htbp"}
         with atomic(Path(folder) / f"{name}.tex") as partial:
-            partial.write_text(self.printed.to_latex(caption=_escaped(self.caption), **ends).translate(TEX))
+            partial.write_text(self.printed.to_latex(caption=caption, **how).translate(TEX))
         write_caption(self.caption, folder, name)
 
 
-def _escaped(text):
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("#", r"\#")
+def plain(
+    table: pd.DataFrame, columns: dict | list | None = None, digits: int = 3, caption: str = "",
+    empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
+) -> Table | Note:  # fmt: skip
+    """Any table of results, readable.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Numbers `x` with columns `x_low` and `x_high` beside them are printed with that interval, to the digits that
+        it supports; those with `x_se` with that standard error.
+    columns : dict or list, optional
+        What is shown: {column: heading}, or columns that are their own headings; all when left out.
+    digits : int
+        Significant digits of other numbers.
+    empty : str
+        Stands in place of a table without rows.
+    raw : DataFrame, optional
+        What is saved as CSV; `table` when left out.
+
+    Returns
+    -------
+    Table, without the columns that have no number at all, and blank where leading columns of text repeat the row above
+    """
+    if not len(table):
+        return Note(empty)
+    beside = {f"{name}_{end}" for name in table for end in ("low", "high", "se")}
+    columns = columns or [name for name in table if name not in beside]
+    headings = columns if isinstance(columns, dict) else {name: str(name).replace("_", " ") for name in columns}
+    printed = pd.DataFrame({heading: _cells(table, name, digits) for name, heading in headings.items()})
+    printed = printed.loc[:, (printed != NONE).any()]
+    same, repeated = pd.Series(True, printed.index), printed.copy()
+    for name, heading in headings.items():
+        if heading in printed:
+            if pd.api.types.is_numeric_dtype(table[name]):
+                break
+            same &= printed[heading] == printed[heading].shift()
+            repeated.loc[same, heading] = ""
+    return Table(table if raw is None else raw, repeated, caption)
 
 
-def laws(table):
-    """The laws with their headline intervals; `table` is what `lib.fit.laws_table` gives."""
-    printed = pd.DataFrame({
-        "regime": table["regime"], "loss": _losses(table["metric"]),
-        "runs (sizes)": [f"{runs:,} ({sizes})" for runs, sizes in zip(table["runs"], table["sizes"], strict=True)],
-        "exponent α": _with_ends(table, "alpha"), "floor c": _with_ends(table, "c"), "bits": _numbers(table["bits"], 3),
-        "R²": _numbers(table["r2"], 3), "status": table["status"],
-    })  # fmt: skip
-    return Table(table, _said_once(printed, "regime"), (
-        "Law L(P) = a P^(-alpha) + c of every regime and loss, least squares over size means, with profile-likelihood "
-        "intervals in brackets; bits are those of the floor."
-    ))  # fmt: skip
+def _cells(table, name, digits):
+    """A column as text."""
+    values = table[name]
+    if f"{name}_low" in table:
+        ends = table[[f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
+        ends = [[None if np.isnan(end) or np.isinf(end) else end for end in pair] for pair in ends]
+        fitted = table["status"].notna() if "status" in table else np.full(len(table), True)  # else without intervals
+        return [NONE if pd.isna(value) else style.rounded(value, pair) if asked else _text(value, digits)
+                for value, pair, asked in zip(values.astype(float), ends, fitted, strict=True)]  # fmt: skip
+    if f"{name}_se" in table:
+        errors = table[f"{name}_se"].astype(float)
+        return [NONE if pd.isna(value) else f"{value:.4f} ± {error:.4f}"
+                for value, error in zip(values.astype(float), errors, strict=True)]  # fmt: skip
+    return [_text(value, digits) for value in values]
 
 
-def runs(table):
+def _text(value, digits):
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (str, list, tuple)):
+        return str(value)
+    if pd.isna(value):
+        return NONE
+    if not isinstance(value, (int, float, np.number)):
+        return str(value)
+    whole = abs(value) >= 10**digits or float(value).is_integer()
+    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+    return text if "e-" in text else text.replace("-", "−")
+
+
+def _fixed(values, decimals):
+    """Numbers as text, with equally many decimals."""
+    return [NONE if pd.isna(value) else f"{value:.{decimals}f}".replace("-", "−") for value in values.astype(float)]
+
+
+def losses(names: Iterable[str]) -> dict[str, str]:
+    """{loss: as a reader says it}: validation_mse is validation MSE, test_dataset_nll is test dataset bits."""
+    return {name: name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in names}
+
+
+def laws(table: pd.DataFrame) -> Table:
+    """The law of every regime with its headline intervals, beside what needs no training.
+
+    `table` is what `lib.fit.summary.laws_table` gives of a study, or `lib.fit.summary.kept` of those in data/results.
+    """
+    columns = {
+        "study": "study", "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
+        "exact_floor": "exact floor", "gaussian": "conditional Gaussian", "status": "status",
+    }  # fmt: skip
+    columns = {name: heading for name, heading in columns.items() if name in table}
+    caption = (
+        "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
+        "in brackets; beside it the exact floor and the loss of the conditional Gaussian, which needs no training."
+    )
+    shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
+    return plain(shown, columns, 4, caption, raw=table)
+
+
+def runs(table: pd.DataFrame) -> Table:
     """Size means and the shares of the reducible loss explained; `table` is what `lib.fit.runs.summary` gives."""
     shares = {"explained": "explained (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
-    printed = pd.DataFrame({
-        "regime": table["regime"], "size": table["size"], "parameters": _counts(table["parameters"]),
-        "seeds": _counts(table["seeds"]), "loss": _losses(table["metric"]), "mean": _numbers(table["loss"], 4),
-        "on test": _numbers(table["test"], 4),
-        **{said: _numbers(100 * table[name], 1) for name, said in shares.items() if name in table},
-    })  # fmt: skip
-    return Table(table, _said_once(_known(printed), "regime", "loss"), (
+    shares = {name: heading for name, heading in shares.items() if name in table}
+    columns = {"regime": "regime", "metric": "loss", "size": "size", "parameters": "parameters", "seeds": "seeds",
+               "loss": "mean", "test": "on test"}  # fmt: skip
+    caption = (
         f"Mean loss of every size over its seeds, {len(table):,} size means, and the share of the reducible loss that "
         "it explains: 0 is each gene's mean, 100 the exact floor where that is known."
-    ))  # fmt: skip
+    )
+    shown = table.assign(
+        metric=table["metric"].map(losses(table["metric"])),
+        **{name: _fixed(100 * table[name], 1) for name in shares},
+    )
+    return plain(shown, columns | shares, 4, caption, raw=table)
 
 
-def forms(table):
-    """The forms compared; `table` is what `lib.fit.comparison_table` gives."""
+def forms(table: pd.DataFrame) -> Table | Note:
+    """The forms compared; `table` is what `lib.fit.summary.comparison_table` gives."""
+    if table.empty:
+        return Note("No regime has enough sizes to compare forms of the law.")
     table = table.reset_index()
-    smallest = table.groupby("regime")["loso_rmse"].transform("min") if len(table) else []
-    printed = pd.DataFrame({
-        "regime": table.get("regime", pd.Series(dtype=str)), "form": table.get("form", pd.Series(dtype=str)),
-        "constants": _counts(table["parameters"]), "ΔAICc": _numbers(table["delta_aicc"], 1),
-        "leave-one-size-out error": [
-            "fails" if value > FAILS * best else said
-            for value, best, said in zip(table["loso_rmse"], smallest, _numbers(table["loso_rmse"], 4), strict=True)
-        ],
-    })  # fmt: skip
-    return Table(table, _said_once(printed, "regime"), (
+    error = table["loso_rmse"].astype(float)
+    fails = error > FAILS * error.groupby(table["regime"]).transform("min")
+    error = ["fails" if bad else _text(value, 3) for value, bad in zip(error, fails, strict=True)]
+    columns = {"regime": "regime", "form": "form", "parameters": "constants", "delta_aicc": "ΔAICc",
+               "error": "leave-one-size-out error"}  # fmt: skip
+    caption = (
         "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
         "predicting the mean of a size that was left out."
-    ))  # fmt: skip
+    )
+    shown = table.assign(error=error, delta_aicc=_fixed(table["delta_aicc"], 1))
+    return plain(shown, columns, 3, caption, raw=table)
 
 
-def rollout(table):
-    """What small sizes say of large ones; `table` is what `lib.fit.rollout_table` gives."""
+def rollout(table: pd.DataFrame) -> Table | Note:
+    """What small sizes predict for large ones; `table` is what `lib.fit.summary.rollout_table` gives."""
     if table.empty:
         return Note("A roll-out takes five sizes at least; this study has no regime with as many.")
-    table = table.assign(
-        low=[ends[0] for ends in table["interval"]], high=[ends[1] for ends in table["interval"]],
-        held_out=[" ".join(sizes) for sizes in table["held_out"]],
-    ).drop(columns="interval")  # fmt: skip
-    ends = zip(table["low"], table["high"], strict=True)
-    inside = [low <= seen <= high for (low, high), seen in zip(ends, table["observed"], strict=True)]
-    printed = pd.DataFrame({
-        "regime": table["regime"], "fitted without": table["held_out"], "predicts": table["size"],
-        "predicted": _with_ends(table, "predicted", "low", "high"), "observed": _numbers(table["observed"], 4),
-        "missed by (%)": _numbers(100 * table["miss"] / table["predicted"], 1),
-        "inside": np.where(inside, "yes", "no"),
-    })  # fmt: skip
-    return Table(table, _said_once(printed, "regime", "fitted without"), (
+    low, high = np.array(table["interval"].tolist(), float).T
+    raw = table.drop(columns="interval").assign(predicted_low=low, predicted_high=high)
+    raw["held_out"] = [" ".join(sizes) for sizes in table["held_out"]]
+    inside = raw["observed"].between(raw["predicted_low"], raw["predicted_high"])
+    columns = {
+        "regime": "regime", "held_out": "fitted without", "size": "predicts", "predicted": "predicted",
+        "observed": "observed", "missed": "missed by (%)", "inside": "inside",
+    }  # fmt: skip
+    caption = (
         "Laws fitted without the largest sizes, and what they predict for them, with prediction intervals in brackets: "
-        f"{sum(inside)} of {len(inside)} means lie inside."
-    ))  # fmt: skip
+        f"{inside.sum()} of {len(inside)} means lie inside."
+    )
+    missed = _fixed(100 * raw["miss"] / raw["predicted"], 1)
+    return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)
 
 
-def sizes(table):
+def sizes(table: pd.DataFrame) -> Table | Note:
     """Shapes and costs of the sizes, those of regimes alike shown once; `table` is of `lib.model.sizes.table`."""
+    if table.empty:
+        return Note("This study trains no models of its own.")
     alike = ["size", "genes", "parameters"]
-    kept = table.drop_duplicates(alike)
-    regimes = table.groupby(alike)["regime"].agg(", ".join)
-    printed = pd.DataFrame({
-        "regimes": [regimes[tuple(row)] for row in kept[alike].itertuples(index=False)], "size": kept["size"],
-        "genes": _counts(kept["genes"]), "width": _counts(kept["d"]),
-        "blocks": _counts(kept["layers"]), "heads": _counts(kept["heads"]),
-        "feed-forward": _counts(kept["d"] * kept["ff_mult"]),
-        "parameters": _counts(kept["parameters"]), "FLOPs of a cell": [look.short(n) for n in kept["flops_per_cell"]],
-    })  # fmt: skip
-    said = "Shapes of the models, their exact parameter counts, and the forward pass of one cell."
-    return Table(table, _said_once(printed, "regimes"), said)
+    regimes = table.groupby(alike)["regime"].transform(", ".join)
+    flops = [style.short(number) for number in table["flops_per_cell"]]
+    shown = table.assign(regime=regimes, ff=table["d"] * table["ff_mult"], flops=flops).drop_duplicates(alike)
+    columns = {
+        "regime": "regimes", "size": "size", "genes": "genes", "d": "width", "layers": "blocks", "heads": "heads",
+        "ff": "feed-forward", "parameters": "parameters", "flops": "FLOPs of a cell",
+    }  # fmt: skip
+    caption = "Shapes of the models, their exact parameter counts, and the forward pass of one cell."
+    return plain(shown, columns, 12, caption, raw=table)
 
 
-def predictors(table):
-    """What needs no training, side by side; `table` is what `lib.train.baselines.table` gives."""
-    printed = pd.DataFrame({
-        "held-out side": table["split"], "predictor": table["predictor"],
-        "MSE (± s.e.)": [f"{mse:.4f} ± {se:.4f}" for mse, se in zip(table["mse"], table["se"], strict=True)],
-        "explained (%)": _numbers(100 * table["explained"], 1), "bits": _numbers(table["bits"].astype(float), 3),
-    })  # fmt: skip
-    return Table(table, _said_once(printed, "held-out side"))
-
-
-def losses(runs):
-    """Every final loss of the seeds of one size, with its standard error over cells; a column for each seed.
-
-    `runs` has a row per seed, with the columns of runs.csv.
-    """
-    names = [name for name in runs if f"{name}_se" in runs]
-    printed = pd.DataFrame({"loss": _losses(names)})
-    for run in runs.to_dict("records"):
-        printed[f"seed {run['seed']}"] = [f"{run[name]:.4f} ± {run[f'{name}_se']:.4f}" for name in names]
-    return Table(runs, printed)
-
-
-def halves(runs):
-    """The loss of half the updates beside the final one, for the seeds of one size; `runs` as for `losses`."""
-    unit = "nll" if "validation_nll_half" in runs else "mse"
-    half, whole = runs[f"validation_{unit}_half"], runs[f"validation_{unit}"]
-    printed = pd.DataFrame({
-        "seed": _counts(runs["seed"]), "loss of half the updates": _numbers(half, 4), "final loss": _numbers(whole, 4),
-        "still gained (%)": _numbers(100 * (1 - whole / half), 1), "": runs["convergence"],
-    })  # fmt: skip
-    return Table(runs, printed)
-
-
-def bits(table):
-    """Fitted floors as Gaussian bits beside the exact entropy; `table` is what `lib.train.entropy.compare` gives."""
-    fitted = _with_ends(table, "gaussian_bits_of_fitted_floor", "low", "high")
-    printed = pd.DataFrame({
-        "regime": table["regime"], "Gaussian bits of the fitted floor": fitted,
-        "of the exact floor": _numbers(table["gaussian_bits_of_exact_floor"].astype(float), 3),
-        "exact entropy of a count": _numbers(table["exact_bits_of_the_count"].astype(float), 3),
-    })  # fmt: skip
-    return Table(table, _known(printed))
-
-
-def sides(table):
-    """The law on every held-out side; `table` is what `lib.fit.heldout.laws_by_side` gives."""
-    printed = pd.DataFrame({
-        "regime": table["regime"], "judged on": table["cells"], "exponent α": _with_ends(table, "alpha"),
-        "floor c": _with_ends(table, "c"), "status": table["status"],
-    })  # fmt: skip
-    return Table(table, _said_once(printed, "regime"))
-
-
-def choices(table):
-    """One regime fitted by several choices; `table` is what `lib.fit.published.refits` gives."""
-    printed = pd.DataFrame({
-        "fit": table["fit"], "runs": _counts(table["runs"]), "exponent α": _with_ends(table, "alpha"),
-        "floor c": _with_ends(table, "c"), "status": table["status"].fillna("gives no interval"),
-    })  # fmt: skip
-    without = table["status"].isna().to_numpy()
-    for name, column in {"alpha": "exponent α", "c": "floor c"}.items():
-        printed.loc[without, column] = _numbers(table.loc[without, name], 3)
-    return Table(table, printed)
-
-
-def listed(facts):
+def listed(facts: dict) -> Table:
     """Facts, {what: value}, one to a row."""
     table = pd.DataFrame({"": list(facts), " ": [str(value) for value in facts.values()]})
     return Table(table, table)
-
-
-def plain(table, digits=3, empty="There is nothing to show."):
-    """Any table, its numbers to so many significant digits; `empty` stands in place of one without rows."""
-    if not len(table):
-        return Note(empty)
-    printed = table.copy()
-    for column in table:
-        if pd.api.types.is_bool_dtype(table[column]):
-            printed[column] = np.where(table[column], "yes", "no")
-        elif pd.api.types.is_numeric_dtype(table[column]):
-            printed[column] = [_significant(value, digits) for value in table[column]]
-    printed.columns = [str(column).replace("_", " ") for column in table.columns]
-    return Table(table, _said_once(printed, *({"regime"} & set(printed))))
-
-
-def _significant(value, digits):
-    if pd.isna(value):
-        return NONE
-    said = f"{value:,.0f}" if abs(value) >= 10**digits or float(value).is_integer() else f"{value:.{digits}g}"
-    return said.replace("-", "−") if "e-" not in said else said
-
-
-def _with_ends(table, name, low=None, high=None):
-    """A column of values with their intervals in brackets."""
-    found = []
-    for value, lo, hi in (
-        table[[name, low or f"{name}_low", high or f"{name}_high"]].astype(float).itertuples(index=False)
-    ):
-        ends = [None if not np.isfinite(end) else end for end in (lo, hi)]
-        known = ends if any(end is not None for end in ends) else None
-        found.append(NONE if np.isnan(value) else look.rounded(value, known))
-    return found
-
-
-def _numbers(values, digits):
-    said = (NONE if pd.isna(value) else f"{value:,.{digits}f}" for value in values)
-    return [text.replace("-", "−") for text in said]
-
-
-def _counts(values):
-    return [f"{int(value):,}" for value in values]
-
-
-def _losses(metrics):
-    """validation_mse -> validation MSE, test_dataset_nll -> test dataset bits."""
-    return [name.replace("_mse", " MSE").replace("_nll", " bits").replace("_", " ") for name in metrics]
-
-
-def _known(printed):
-    """Without the columns that have no number at all."""
-    return printed.loc[:, (printed != NONE).any()]
-
-
-def _said_once(printed, *columns):
-    """Blank where a column repeats the row above it (each column within those before it)."""
-    printed = printed.copy().reset_index(drop=True)
-    same = pd.Series(True, printed.index)
-    for column in columns:
-        same &= printed[column] == printed[column].shift()
-        printed.loc[same, column] = ""
-    return printed
