@@ -15,9 +15,8 @@ import warnings
 import numpy as np
 from scipy.optimize import curve_fit
 
-from lib.fit import ladder
 from lib.fit.intervals import bootstrap
-from lib.fit.projection import fit_many
+from lib.fit.law import fit_many, ladder
 from lib.fit.runs import given as given_runs
 from lib.study import load_study
 

@@ -1,8 +1,9 @@
-"""The calibration: how often each interval, as implemented, holds the truth.
+"""Calibration: how often each interval of a law, as implemented, holds the truth.
 
-`make coverage` simulates studies from stated laws, writes data/coverage.csv and draws it. Sizes are spread evenly in
-log P over the published range. Every study has seed noise; half of the cells add a size effect, a deviation that all
-seeds of one size share, as real ladders have. Noise and size effect are those of the published 512-gene runs.
+`python benchmarks/coverage.py` simulates studies from stated laws, writes data/coverage.csv and draws it in
+figures/gallery (a few minutes). Sizes are spread evenly in log P over the published range. Every study has seed noise;
+half of the kinds of study add a size effect, a deviation that all seeds of one size share, as real ladders have. Noise
+and size effect are those of the published 512-gene runs.
 """
 
 import itertools
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from lib import io
-from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, profile, resample
-from lib.fit.ladder import Ladder, size_weights
+from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, resample
+from lib.fit.law import profile, size_weights
+from lib.fit.runs import Ladder
 
 SHAPES = ((7, 3), (7, 7), (12, 3))
 """(sizes, seeds)"""
@@ -47,7 +49,7 @@ def simulate(truth, sizes, seeds, size_effect, studies, rng):
 
 
 def coverage(studies=300, resamples=400, seed=0, level=0.95):
-    """Measure every interval in every cell.
+    """Measure every interval in every kind of study.
 
     Returns
     -------
@@ -116,12 +118,14 @@ def _score(ends, truth):
 
 
 def main():
-    """Measure the coverage, write data/coverage.csv, print it, and return the table."""
+    """Measure the coverage, write data/coverage.csv and draw it."""
+    from lib import figures
+
     table = coverage()
-    target = io.ROOT / "data" / "coverage.csv"
-    io.write_csv(target, table.round(4))
-    shown = table.pivot_table(index="method", columns=["truth", "sizes", "seeds", "size_effect"], values=["alpha", "c"])
-    print(shown.round(2).T.to_string())
-    shares = table[table["method"] == HEADLINE][["alpha", "c"]].to_numpy()
-    print(f"The headline interval covers {shares.min():.1%} to {shares.max():.1%}; {target.name} written.")
-    return table
+    io.write_csv(io.ROOT / "data" / "coverage.csv", table.round(4))
+    figures.save(figures.coverage(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    print(table.groupby("method", sort=False)[["alpha", "c"]].agg(["min", "max"]).round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
