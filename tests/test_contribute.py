@@ -35,7 +35,8 @@ def opened(h5, name):
 USE = """
 import h5py, numpy as np
 from lib import own, params, runs
-from lib.fit import fit_laws, power_law
+from lib.fit import fit_laws
+from lib.fit.law import power_law
 with h5py.File("mine.h5", "w") as h5:
     h5.attrs["layout"], h5["counts"] = "mine", np.arange(600).reshape(20, 30) % 7
 pool = own.survey(params.Census(files=["mine.h5"]))

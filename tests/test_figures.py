@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from io import BytesIO, StringIO
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image
 from lib import figures, fit, io
 from lib.data import realism
 from lib.figures import look
-from lib.fit import heldout, matched, runs
+from lib.fit import conditions, runs, summary
 from lib.model.sizes import PUBLISHED
 from lib.study import load_study
 from lib.train import examine, rates
@@ -146,7 +147,7 @@ def make_coverage():
 
 
 def make_plan():
-    plan = {"parameters": 1e6, "cells": 2e4, "limited_by": "data", "level": 0.95, "reach": 10.0}
+    plan = SimpleNamespace(parameters=1e6, cells=2e4, limited_by="data", level=0.95, reach=10.0)
     gains = pd.DataFrame({"of": ["parameters", "parameters", "cells", "cells"], "factor": [2, 10, 2, 10]})
     gains = gains.assign(
         gain=[0.001, 0.003, 0.006, np.nan], low=[0.0, 0.001, 0.005, np.nan], high=[0.002, 0.004, 0.007, np.nan]
@@ -183,9 +184,9 @@ def make_bits():
 
 
 def make_sides():
-    rows, known = compared.sides(leak=0.1)
-    shares = heldout.explained(rows, known)
-    return shares, heldout.leak(shares), rows["regime"].iloc[0]
+    rows, known = compared.splits(leak=0.1)
+    shares = conditions.explained(rows, known)
+    return shares, conditions.leak(shares), rows["regime"].iloc[0]
 
 
 def make_switches():
@@ -210,10 +211,10 @@ def make_budgets():
 
 DRAWN = {
     "budget": lambda: figures.budget(*make_budgets()),
-    "matched": lambda: figures.matched(**matched.view(compared.table(compared.apart))),
+    "matched": lambda: figures.matched(**vars(fit.matched(compared.table(compared.apart)))),
     "held_out": lambda: figures.held_out(*make_sides()),
     "protocols": lambda: figures.protocols(*make_switches()),
-    "replicates": lambda: figures.replicates(compared.REPLICATES),
+    "replicates": lambda: figures.replicates(summary.read_replicates()),
     "genes": lambda: figures.by_gene(make_genes(), "d64, seed 7, of counts"),
     "calibration": lambda: figures.calibration(make_calibration()),
     "bits": lambda: figures.conversions(make_bits()),
@@ -537,7 +538,7 @@ def test_without_runs_to_draw_one_line_says_why(name):
 
 
 TABLES = {
-    "laws": lambda: figures.tables.laws(fit.laws_table(real_laws())),
+    "laws": lambda: figures.tables.laws(fit.laws_table(real_laws(), {})),
     "forms": lambda: figures.tables.forms(fit.comparison_table(real_laws())),
     "rollout": lambda: figures.tables.rollout(fit.rollout_table(real_laws())),
     "runs": lambda: figures.tables.runs(runs.summary(pd.read_csv(KEPT / "runs.csv"))),
@@ -574,10 +575,9 @@ def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(tabl
 
 
 def test_a_printed_law_has_the_digits_that_its_interval_supports():
-    table = fit.laws_table(real_laws())
-    row = table.index[(table["regime"] == "data-rich") & (table["metric"] == "test_random_mse")][0]
-    printed = figures.tables.laws(table).printed.loc[row]
-    assert printed["exponent α"] == look.rounded(table["alpha"][row], list(table.loc[row, ["alpha_low", "alpha_high"]]))
+    table = fit.laws_table({"r": {"test_random_mse": real_laws()["data-rich"]["test_random_mse"]}}, {})
+    printed = figures.tables.laws(table).printed.loc[0]
+    assert printed["exponent α"] == look.rounded(table["alpha"][0], list(table.loc[0, ["alpha_low", "alpha_high"]]))
     assert printed["exponent α"].count("0.") == 3 and "[" in printed["floor c"]
 
 

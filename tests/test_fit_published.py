@@ -6,20 +6,19 @@ import pytest
 
 from lib import fit
 from lib.fit import published
-from lib.fit.runs import given as given_runs
-from lib.io import InputError
+from lib.fit.runs import given
 from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def table():
-    return given_runs(load_study("published-runs"))
+    return given(load_study("published-runs"))
 
 
-def test_the_published_fit_is_reproduced_to_four_digits(table):
+def test_the_published_fit_is_reproduced(table):
     rich, limited = (row for _, row in published.fits(table).iterrows())
-    assert round(rich["alpha"], 4) == 0.2664 and round(rich["a"], 4) == 2.1528
-    assert round(rich["c"], 4) == 1.4438 and round(rich["r2"], 4) == 0.8580
+    assert rich["alpha"] == pytest.approx(0.26643, abs=1e-5) and rich["a"] == pytest.approx(2.15276, abs=1e-5)
+    assert rich["c"] == pytest.approx(1.443758, abs=1e-6) and rich["r2"] == pytest.approx(0.85798, abs=1e-5)
     assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
     assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
     assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
@@ -44,7 +43,6 @@ def test_choices_change_the_law_as_stated(table):
     assert round(refits.loc["c at the smallest loss", "alpha"], 3) == 0.493
     left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
     assert (round(left_out.min(), 2), round(left_out.max(), 2)) == (0.42, 0.55)
-    assert refits.loc["least squares", "rss"] == pytest.approx(0.0036, abs=5e-5)
     assert refits.loc["final loss", "c"] > refits.loc["least squares", "c_high"]
 
 
@@ -64,7 +62,6 @@ def test_both_fits_are_drawn_over_the_sizes(table):
     at_smallest = drawn.groupby("fit").first()
     assert at_smallest.loc["ours", "loss"] == pytest.approx(2.10, abs=0.005)
     assert at_smallest.loc["published", "loss"] < 1.9, "the published law misses its smallest size by 0.25"
-    assert (drawn.query("fit == 'ours'")["lo"] < drawn.query("fit == 'ours'")["hi"]).all()
 
 
 def test_the_audit_takes_any_table_of_runs():
@@ -81,19 +78,3 @@ def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
     assert published.audit(two.assign(status="diverged")).empty
-
-
-def test_the_bayesian_cross_check_agrees_or_says_what_is_missing(table):
-    data = fit.ladder(table[table["regime"] == "data-rich"])
-    try:
-        import numpyro  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="pip install"):
-            fit.bayes_law(data)
-        return
-    found = fit.bayes_law(data, draws=300)
-    assert found["r_hat"] < 1.1
-    assert found["alpha"]["mean"] == pytest.approx(0.529, abs=0.05) and found["c"]["mean"] == pytest.approx(
-        1.470, abs=0.015
-    )
-    assert found["alpha"]["interval"][0] < 0.529 < found["alpha"]["interval"][1]

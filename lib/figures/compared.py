@@ -24,11 +24,11 @@ def matched(all_donors=None, few_donors=None, gains=None, turning=None, metric="
     Parameters
     ----------
     all_donors, few_donors : DataFrame
-        Runs, from lib.fit.matched.matched: size, parameters, cells_train, loss and the baselines of their cells.
+        Runs, from lib.fit.conditions.data_axis: size, parameters, cells_train, loss and the baselines of their cells.
     gains : DataFrame
-        From lib.fit.matched.gains: cells_train, gain, se.
+        From lib.fit.conditions.gains: cells_train, gain, se.
     turning : DataFrame, optional
-        From lib.fit.matched.turning: cells, cells_per_parameter (NaN beyond the fitted sizes), for the caption.
+        From lib.fit.joint.frontier: cells, cells_per_parameter (NaN beyond the fitted sizes), for the caption.
     sentence : str
         What stands in place of the panels where there is no matched axis.
 
@@ -93,14 +93,14 @@ def _balance(turning):
 
 
 def held_out(shares=None, leak=None, regime="", sentence="", **_):
-    """The same models on every held-out side: share of its reducible error explained, and what a random split leaks.
+    """The same models on every held-out split: share of its reducible error explained, and what a random split leaks.
 
     Parameters
     ----------
     shares : DataFrame
-        From lib.fit.heldout.explained: regime, side, parameters, explained, se, gaussian.
+        From lib.fit.conditions.explained: regime, split, parameters, explained, se, gaussian.
     leak : DataFrame
-        From lib.fit.heldout.leak: regime, parameters, leak, se, gaussian.
+        From lib.fit.conditions.leak: regime, parameters, leak, se, gaussian.
     regime : str
         The regime shown.
     sentence : str
@@ -116,7 +116,7 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
     share, gap = axes.flat
     of_regime = shares[shares["regime"] == regime]
     for side, (_, colour, marker) in SIDES.items():
-        of = of_regime[of_regime["side"] == side].groupby("parameters")[["explained", "se"]].mean()
+        of = of_regime[of_regime["split"] == side].groupby("parameters")[["explained", "se"]].mean()
         if len(of):
             style = {"fmt": marker + "-", "color": colour, "markersize": 3, "capsize": 1.5, "linewidth": 0.9}
             share.errorbar(of.index, 100 * of["explained"], 196 * of["se"], **style)
@@ -133,13 +133,13 @@ def held_out(shares=None, leak=None, regime="", sentence="", **_):
     gap.set(xlabel=PARAMETERS, ylabel="training donors minus other donors (%)")
     look.header(gap, "What a random split leaks", ["bars: 95 % over the cells of both sides"])
     keys = {SIDES[side][0]: Line2D([], [], color=SIDES[side][1], marker=SIDES[side][2]) for side in SIDES
-            if (of_regime["side"] == side).any()}  # fmt: skip
+            if (of_regime["split"] == side).any()}  # fmt: skip
     keys["conditional Gaussian"] = Line2D([], [], color=look.BASELINES["gaussian"][1], linestyle="--")
     look.legend(figure, list(keys.values()), list(keys))
     return look.settle(
         figure,
         f"Left: share of the reducible error that {of_regime.drop_duplicates(['size', 'seed']).shape[0]} runs of "
-        f"{regime} explain on {of_regime['side'].nunique()} held-out sides, each relative to its own gene mean and "
+        f"{regime} explain on {of_regime['split'].nunique()} held-out sides, each relative to its own gene mean and "
         f"floor. Right: what cells of training donors make look better. Bars are 95 % over cells. {sentence}",
     )
 
@@ -150,11 +150,11 @@ def budget(runs=None, table=None, joint=None, exact=None, sentence=""):
     Parameters
     ----------
     runs : DataFrame
-        From lib.fit.budget.budgets: size, parameters, cells_seen, loss.
+        From lib.fit.conditions.budgets: size, parameters, cells_seen, loss.
     table : DataFrame
-        From lib.fit.budget.floors: cells_seen, c, c_low, c_high, status.
+        From lib.fit.conditions.floors: cells_seen, c, c_low, c_high, status.
     joint : dict
-        From lib.fit.budget.limit: value, low, high of the floor when size and budget are large.
+        From lib.fit.conditions.limit: value, low, high of the floor when size and budget are large.
     exact : float, optional
         The exact floor.
     sentence : str
@@ -228,7 +228,7 @@ def protocols(table=None, runs=None, sentence=""):
     Parameters
     ----------
     table : DataFrame
-        From lib.fit.protocols.switches.
+        From lib.fit.conditions.switches.
     runs : DataFrame
         Table of runs.csv, for the losses relative to the gene mean.
     sentence : str

@@ -18,10 +18,10 @@ def planner(plan=None, gains=None, frontier=None, grid=None, metric="validation_
 
     Parameters
     ----------
-    plan : dict
-        From lib.fit: parameters, cells, limited_by, level, reach of the run in question.
+    plan : lib.fit.joint.Plan
+        The run in question.
     gains : DataFrame
-        of (parameters or cells), factor, gain, low, high, refused: loss saved, or why that is not said.
+        of (parameters or cells), factor, gain, low, high: loss saved, NaN too far beyond the grid.
     frontier : DataFrame
         cells, parameters, low, high: where parameters and cells limit equally.
     grid : DataFrame
@@ -37,10 +37,10 @@ def planner(plan=None, gains=None, frontier=None, grid=None, metric="validation_
         return Note(sentence)
     figure, _ = look.panels(1, 2, height=66)
     _frontier(figure.axes[0], plan, frontier, grid)
-    _gains(figure.axes[1], gains, plan["level"], metric)
+    _gains(figure.axes[1], gains, plan.level, metric)
     return look.settle(
         figure,
-        f"Left: where parameters and training cells limit equally, with its {100 * plan['level']:.3g} % band; dots are "
+        f"Left: where parameters and training cells limit equally, with its {100 * plan.level:.3g} % band; dots are "
         f"the {len(grid)} cells of the grid that the joint law was fitted to, the star the largest run. Right: the "
         f"loss that more of either would save there. {sentence}",
     )
@@ -53,21 +53,21 @@ def _frontier(axis, plan, frontier, grid):
     axis.plot(known["cells"], known["parameters"], color=colour)
     look.log_axis(axis.xaxis)
     look.log_axis(axis.yaxis)
-    low, high = grid["parameters"].min() / plan["reach"], grid["parameters"].max() * plan["reach"]
+    low, high = grid["parameters"].min() / plan.reach, grid["parameters"].max() * plan.reach
     ends = (known[end].astype(float).fillna(edge).clip(low, high) for end, edge in (("low", low), ("high", high)))
     axis.fill_between(known["cells"], *ends, color=colour, alpha=0.18, linewidth=0)
     star = look.DOT | {"markersize": 9, "color": look.PALETTE[1]}
-    axis.plot(plan["cells"], plan["parameters"], "*", zorder=4, clip_on=False, **star)
+    axis.plot(plan.cells, plan.parameters, "*", zorder=4, clip_on=False, **star)
     axis.set(xlabel="training cells (number)", ylabel="model parameters (number)", ylim=(low, high))
-    axis.set_xlim(grid["cells_train"].min() / plan["reach"], grid["cells_train"].max() * plan["reach"])
+    axis.set_xlim(grid["cells_train"].min() / plan.reach, grid["cells_train"].max() * plan.reach)
     corner = {"transform": axis.transAxes, "fontsize": look.SMALL, "color": look.GREY}
     axis.text(0.03, 0.97, "limited by data", va="top", **corner)
     axis.text(0.97, 0.03, "limited by capacity", ha="right", **corner)
-    said = {"not resolved": "not resolved by these runs"}.get(plan["limited_by"], f"limited by {plan['limited_by']}")
+    said = {"not resolved": "not resolved by these runs"}.get(plan.limited_by, f"limited by {plan.limited_by}")
     look.header(axis, "What limits a run", [f"the run in question: {said}"])
     keys = {
         "fitted grid": Line2D([], [], marker=".", linestyle="", color=look.GREY),
-        f"equal, {100 * plan['level']:.3g} % band": Line2D([], [], color=colour),
+        f"equal, {100 * plan.level:.3g} % band": Line2D([], [], color=colour),
         "run in question": Line2D([], [], marker="*", linestyle="", color=look.PALETTE[1], markersize=8),
     }
     look.legend(axis.figure, list(keys.values()), list(keys))

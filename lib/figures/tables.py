@@ -53,14 +53,13 @@ def _escaped(text):
 def laws(table):
     """The laws with their headline intervals; `table` is what `lib.fit.laws_table` gives."""
     printed = pd.DataFrame({
-        "regime": table["regime"], "loss": _losses(table["metric"]),
-        "runs (sizes)": [f"{runs:,} ({sizes})" for runs, sizes in zip(table["runs"], table["sizes"], strict=True)],
-        "exponent α": _with_ends(table, "alpha"), "floor c": _with_ends(table, "c"), "bits": _numbers(table["bits"], 3),
-        "R²": _numbers(table["r2"], 3), "status": table["status"],
+        "regime": table["regime"], "loss": _losses(table["metric"]), "exponent α": _with_ends(table, "alpha"),
+        "floor c": _with_ends(table, "c"), "exact floor": _numbers(table["exact_floor"], 3),
+        "conditional Gaussian": _numbers(table["gaussian"], 3), "status": table["status"],
     })  # fmt: skip
     return Table(table, _said_once(printed, "regime"), (
-        "Law L(P) = a P^(-alpha) + c of every regime and loss, least squares over size means, with profile-likelihood "
-        "intervals in brackets; bits are those of the floor."
+        "Law L(P) = a P^(-alpha) + c of every regime's headline loss, least squares over size means, with "
+        "profile-likelihood intervals in brackets."
     ))  # fmt: skip
 
 
@@ -169,7 +168,7 @@ def halves(runs):
 
 
 def bits(table):
-    """Fitted floors as Gaussian bits beside the exact entropy; `table` is what `lib.train.entropy.compare` gives."""
+    """Fitted floors as Gaussian bits beside the exact entropy; `table` is what `lib.fit.bits_table` gives."""
     fitted = _with_ends(table, "gaussian_bits_of_fitted_floor", "low", "high")
     printed = pd.DataFrame({
         "regime": table["regime"], "Gaussian bits of the fitted floor": fitted,
@@ -180,7 +179,7 @@ def bits(table):
 
 
 def sides(table):
-    """The law on every held-out side; `table` is what `lib.fit.heldout.laws_by_side` gives."""
+    """The law on every held-out side; `table` is what `lib.fit.conditions.laws_by_split` gives."""
     printed = pd.DataFrame({
         "regime": table["regime"], "judged on": table["cells"], "exponent α": _with_ends(table, "alpha"),
         "floor c": _with_ends(table, "c"), "status": table["status"],

@@ -1,19 +1,11 @@
-"""Scaling laws fitted to runs: the law, its intervals, the forms compared, the joint law and its planner."""
+"""Scaling laws fitted to runs; here are the names that the notebooks use."""
 
-from lib.fit import budget, heldout, matched, protocols, published
-from lib.fit.bayes import bayes_law
-from lib.fit.compare import compare_forms, lack_of_fit, rollout
-from lib.fit.joint import Joint, compare_joint, joint_law
-from lib.fit.ladder import Ladder, ladder
-from lib.fit.law import Law, huber_law, power_law
-from lib.fit.laws import fit_laws, profile_curve
-from lib.fit.outlook import outlook
-from lib.fit.planner import frontier, gains_table, plan
-from lib.fit.report import answer, band, comparison_table, curves, laws_table, of_metric, restore, rollout_table
+from lib.fit import published
+from lib.fit.conditions import budget, confounds, held_out, matched, protocols
+from lib.fit.joint import outlook
+from lib.fit.summary import bits_table, comparison_table, curves, fit_laws, kept, laws_table, of_metric, rollout_table
 
 __all__ = [
-    "Joint", "Ladder", "Law", "answer", "band", "bayes_law", "budget", "compare_forms", "compare_joint",
-    "comparison_table", "curves", "fit_laws", "frontier", "gains_table", "heldout", "huber_law", "joint_law",
-    "lack_of_fit", "ladder", "laws_table", "matched", "of_metric", "outlook", "plan", "power_law",
-    "profile_curve", "protocols", "published", "restore", "rollout", "rollout_table",
+    "bits_table", "budget", "comparison_table", "confounds", "curves", "fit_laws", "held_out", "kept", "laws_table",
+    "matched", "of_metric", "outlook", "protocols", "published", "rollout_table",
 ]  # fmt: skip
