@@ -44,11 +44,11 @@ def test_the_closed_form_rim_is_where_a_direct_profile_crosses_the_threshold(dat
 
 
 def test_a_prediction_interval_is_wider_than_the_band_and_both_hold_the_fit(data):
-    law = power_law(data.parameters, data.means, data.weights)
-    grid = np.geomspace(500, 1e9, 30)
-    (low, high), (new_low, new_high) = band(law, grid), band(law, grid, new=True)
-    assert (new_low < low).all() and (low < law.predict(grid)).all()
-    assert (law.predict(grid) < high).all() and (high < new_high).all()
+    law, d = power_law(data.parameters, data.means, data.weights), data.d[-1]
+    low, high = band(law, data.parameters[-1:])
+    region = profile(data.d, data.means, data.weights, 3)
+    new_low, new_high = region.interval(lambda alpha: np.exp(-alpha * d), noise=1 / data.weights[-1])
+    assert new_low < low < law.predict(data.parameters[-1]) < high < new_high
 
 
 def test_ends_that_do_not_exist_are_open():

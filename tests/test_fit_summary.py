@@ -210,7 +210,6 @@ def test_bits_of_a_floor_and_its_interval_are_converted_end_by_end():
     assert floor_bits("test_mse", -0.1, [-0.5, 0.2])["interval"][0] is None
     bits = floor_bits("validation_nll", 2.1, [2.0, 2.2])
     assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
-    assert floor_bits("validation_mae", 2.1, [2.0, 2.2])["value"] is None
     law = {"floor_bits": {"value": 1.0, "interval": [0.9, None]}}
     known = {"r": {"validation": {"bayes_mse": 0.1, "bayes_bits": 2.5}}}
     row = summary.bits_table({"r": {"validation_mse": law}}, known).iloc[0]

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lib import io
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, alpha_grid, fit_many, power_law, profile, project
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, alpha_grid, fit_many, power_law, profile, project
 from lib.fit.runs import Ladder
 from lib.io import InputError
 
@@ -162,31 +162,22 @@ def restore(law: Law | dict) -> Law:
     return power_law(law["sizes"]["parameters"], law["sizes"]["mean"], law["sizes"]["weight"])
 
 
-def band(law: Law | dict, grid: np.ndarray, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def band(law: Law | dict, grid: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Pointwise band of the law at parameter counts `grid`: (low, high), NaN below four sizes.
 
-    It is the range, over all laws in the profile-likelihood region behind the headline interval, of the expected loss;
-    with `new`, of the mean loss of a further size with as many seeds as those seen.
+    It is the range of the expected loss over all laws in the profile-likelihood region behind the headline interval.
 
     Parameters
     ----------
     law : Law or dict
         A fit to size means, smallest first, or an entry of laws.json.
     """
-    law = restore(law)
-    grid = np.asarray(grid, float)
+    law, grid = restore(law), np.asarray(grid, float)
     sizes = law.parameters
     if len(sizes) < FEWEST_SIZES:
         return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
     region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level)
-    d = np.log(grid / sizes[0])
-    return region.interval(lambda alpha: np.exp(-alpha * d), noise=1 / law.weights.mean() if new else None)
-
-
-def predicted(region: Profile, d: float, noise: float | None = None) -> tuple[float, float]:
-    """(low, high) of the expected loss at one d = log(P / smallest P), or of a new observation there with `noise`."""
-    low, high = region.interval(lambda alpha: np.exp(-alpha * d), noise)
-    return float(low[0]), float(high[0])
+    return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
 
 
 def profile_curve(data: Ladder, level: float = 0.95, points: int = 121) -> dict[str, np.ndarray | float]:

@@ -284,10 +284,8 @@ def plan(law: Joint, parameters: float, cells: float, reach: float = 10.0, level
     for name, value in (("parameters", parameters), ("cells", cells)):
         low, high = _range(law, name, reach)
         if not low <= value <= high:
-            raise InputError(
-                f"{name} = {value:.3g} is more than {reach:g} times outside the fitted range "
-                f"({low * reach:.3g} to {high / reach:.3g}): ask nearer to it, or raise reach knowingly"
-            )
+            fitted = f"{low * reach:.3g} to {high / reach:.3g}"
+            raise InputError(f"{name} = {value:.3g} is more than {reach:g} times outside the fitted range, {fitted}")
     share = float((_elasticity(law.draws, parameters, cells) > 0).mean())
     tail = (1 - level) / 2
     return Plan(
@@ -386,8 +384,6 @@ class Outlook:
 
     Attributes
     ----------
-    comparison : DataFrame
-        See `compare_joint`.
     gains, frontier : DataFrame
         See `Plan` and `frontier`.
     grid : DataFrame
@@ -395,8 +391,6 @@ class Outlook:
     """
 
     sentence: str
-    law: Joint | None = None
-    comparison: pd.DataFrame | None = None
     plan: Plan | None = None
     gains: pd.DataFrame | None = None
     frontier: pd.DataFrame | None = None
@@ -438,4 +432,4 @@ def outlook(
         f"The largest run has {made.parameters:,.0f} parameters and {made.cells:,.0f} training cells; in "
         f"{made.capacity_share:.0%} of the draws capacity limits it (status of the joint law: {law.status})."
     )
-    return Outlook(sentence, law, compare_joint(rows), made, made.gains, across, law.cells)
+    return Outlook(sentence, made, made.gains, across, law.cells)

@@ -10,7 +10,6 @@ from lib.data.split import SPLITS
 from lib.io import InputError
 from lib.study import Study
 
-BASELINES = ("gene_mean_mse", "pca_mse", "gaussian_mse", "bayes_mse", "gene_nll", "gaussian_nll", "bayes_bits")
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
 UNITS = {
@@ -18,7 +17,7 @@ UNITS = {
     "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
 }
 """Columns of the baselines by the unit of a loss."""
-
+BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "donors", "cells_seen", "updates",
     "learning_rate", "protocol", "objective", *LOSSES, *(f"{loss}_se" for loss in LOSSES), "validation_bits",
@@ -79,14 +78,10 @@ def given(study: Study) -> pd.DataFrame:
     table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
     missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
     if missing:
-        raise InputError(
-            f"{source.table} has no column {', '.join(missing)}; "
-            f"name it under runs.columns in params/{study.name}.yaml."
-        )
+        here = f"under runs.columns in params/{study.name}.yaml"
+        raise InputError(f"{source.table} has no column {', '.join(missing)}; name it {here}.")
     if table["regime"].isna().any():
-        raise InputError(
-            f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml."
-        )
+        raise InputError(f"{source.table} has rows of no regime in runs.regimes of params/{study.name}.yaml.")
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
@@ -102,9 +97,7 @@ def histories(study: Study, regime: str) -> pd.DataFrame:
             if path.is_file():
                 found.append(pd.read_csv(path).assign(size=size.name, seed=seed))
     if not found:
-        raise InputError(
-            f"study {study.name} has no learning curves in {regime}/runs yet; run notebook 03_train first."
-        )
+        raise InputError(f"study {study.name} has no learning curves in {regime}/runs; run notebook 03_train first.")
     return pd.concat(found, ignore_index=True)
 
 
@@ -141,11 +134,11 @@ def known_floors(known: dict, metrics: dict[str, str]) -> dict[str, float | None
     metrics : dict
         {regime: column of runs.csv}, such as `headline` gives.
     """
-    found = {}
+    floors = {}
     for regime, metric in metrics.items():
         split, unit = metric.rsplit("_", 1)
-        found[regime] = known.get(regime, {}).get(split, {}).get(UNITS[unit]["floor"])
-    return found
+        floors[regime] = known.get(regime, {}).get(split, {}).get(UNITS[unit]["floor"])
+    return floors
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib import io
 from lib.data.split import SPLITS
-from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, predicted, profile_curve, restore
+from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, profile_curve, restore
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law, profile
 from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, usable
 from lib.io import InputError
@@ -25,7 +25,6 @@ MARGIN = 2.0
 
 GAUSSIAN = "Gaussian differential entropy, depends on the scale of the input"
 LIKELIHOOD = "negative log-likelihood: an upper bound on H(count | visible genes)"
-UNCONVERTED = "no conversion to bits for this metric"
 
 
 def fit_laws(
@@ -142,8 +141,6 @@ def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -
         bits = np.nan if x is None else x if "nll" in metric else gaussian_bits(x)
         return float(bits) if np.isfinite(bits) else None
 
-    if "nll" not in metric and "mse" not in metric:
-        return {"value": None, "interval": [None, None], "kind": UNCONVERTED}
     kind = LIKELIHOOD if "nll" in metric else GAUSSIAN
     return {"value": convert(floor), "interval": [convert(end) for end in interval], "kind": kind}
 
@@ -218,12 +215,12 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
         smaller = data.only(np.arange(m) < fewer)
         law, region = means_law(smaller), profile(smaller.d, smaller.means, smaller.weights, fewer - 3, level=level)
         for size in range(fewer, m):
-            low, high = predicted(region, data.d[size], noise=1 / data.weights[size])
-            value = float(law.predict(data.parameters[size]))
+            ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
+            predicted, observed = float(law.predict(data.parameters[size])), float(data.means[size])
             found.append({
                 "held_out": list(data.labels[fewer:]), "size": data.labels[size],
-                "parameters": float(data.parameters[size]), "predicted": value, "interval": [low, high],
-                "observed": float(data.means[size]), "miss": float(data.means[size]) - value,
+                "parameters": float(data.parameters[size]), "predicted": predicted,
+                "interval": np.ravel(ends).tolist(), "observed": observed, "miss": observed - predicted,
             })  # fmt: skip
     return found
 
