@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import fit
-from lib.fit import conditions, runs
+from lib.fit import conditions, fit_laws, runs
 from lib.io import InputError
 
 SIZES = {"XXS": 85, "d4": 517, "d8": 1417, "d16": 4369, "d32": 14881, "d64": 54337}
@@ -59,29 +58,29 @@ def test_a_size_too_large_for_its_cells_is_seen():
     def overfitting(N, D):
         return apart(N, D) + (0.05 if D <= 500 and N > 50_000 else 0)
 
-    gains = fit.matched(table(overfitting)).gains.set_index("cells_train")
+    gains = conditions.matched(table(overfitting)).gains.set_index("cells_train")
     assert gains.loc[200, "best"] == "d32" and gains.loc[500, "largest_behind"] > 0.04
     assert (gains.loc[1200:, "largest_behind"].abs() < 1e-3).all()
 
 
 def test_few_donors_are_compared_with_all_at_equal_cells():
-    view = fit.matched(pd.concat([table(apart), table(lambda N, D: apart(N, D) + 0.01, (500, 8000), donors=2)]))
+    view = conditions.matched(pd.concat([table(apart), table(lambda N, D: apart(N, D) + 0.01, (500, 8000), donors=2)]))
     assert set(view.all_donors["cells_train"]) == set(CELLS) and set(view.few_donors["donors"]) == {2}
     assert view.donors["difference"].to_numpy() == pytest.approx(0.01, abs=2e-4) and (view.donors["low"] > 0).all()
 
 
 def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():
     unlike = pd.concat([table(apart, (200, 500)), table(apart, (3000,), genes=128)])
-    assert "not matched: genes" in fit.matched(unlike).sentence and fit.matched(unlike).gains is None
+    assert "not matched: genes" in conditions.matched(unlike).sentence and conditions.matched(unlike).gains is None
     with pytest.raises(InputError, match="three numbers of training cells"):
         conditions.data_axis(table(apart, (200, 500)))
     named = unlike.assign(regime=unlike["genes"].map("of {}".format))
-    differs = fit.confounds(named).set_index("setting")["differs"]
+    differs = conditions.confounds(named).set_index("setting")["differs"]
     assert differs["genes of the panel"] and differs["passes over the cells"] and not differs["updates"]
 
 
 def test_the_crossover_follows_the_cells():
-    inside = fit.matched(table(apart)).turning.dropna(subset="parameters")
+    inside = conditions.matched(table(apart)).crossovers.dropna(subset="parameters")
     assert len(inside) >= 2 and inside["parameters"].is_monotonic_increasing
 
 
@@ -111,12 +110,12 @@ def test_splits_of_unlike_cells_are_compared_by_what_they_could_explain():
 
 def test_a_leak_between_cells_of_a_donor_is_found_and_sized():
     rows, known = splits(leak=0.1)
-    view = fit.held_out(rows, fit.fit_laws(rows, 100, 0), known)
+    view = conditions.held_out(rows, fit_laws(rows, 100, 0), known)
     assert view.leak["leak"].iloc[-1] == pytest.approx(0.1) and view.leak["leak"].iloc[0] == pytest.approx(0)
     assert view.leak["se"].iloc[-1] == pytest.approx(np.hypot(0.0005 / 0.12, 0.0005 / 0.10), rel=1e-6)
     assert set(view.laws["split"]) == {"validation", "test", "test_random"} and view.regime == rows["regime"].iloc[0]
     alone = rows.drop(columns=[name for name in rows if name.startswith("test")])
-    assert fit.held_out(alone, {}, known).shares is None
+    assert conditions.held_out(alone, {}, known).shares is None
 
 
 def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
@@ -124,19 +123,19 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     strong = table(apart, (20000,), protocol="published").assign(regime="updates")
     both = pd.concat([weak, strong], ignore_index=True)
     known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in ("published", "updates")}
-    laws = fit.fit_laws(both, 100, 0)
-    steps = fit.protocols(both, laws, known).table
+    laws = fit_laws(both, 100, 0)
+    steps = conditions.protocols(both, laws, known).table
     assert list(steps["regime"]) == ["published", "updates"]
     assert steps["largest"].iloc[1] == pytest.approx(apart(54337, 20000) / 0.21, rel=1e-2)
     assert steps["relative_c"].iloc[1] == pytest.approx(laws["updates"]["validation_mse"]["c"] / 0.21)
-    assert fit.protocols(strong.assign(protocol="tuned"), laws, known).table is None
+    assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).table is None
 
 
 def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_none():
     counted = table(apart, (20000,), objective="negative_binomial")
     counted = counted.assign(regime="counts", validation_nll=3 * counted["validation_mse"])
     rows = pd.concat([table(apart, (20000,)).assign(regime="squares"), counted])
-    laws = fit.fit_laws(rows, 100, 0)
+    laws = fit_laws(rows, 100, 0)
     assert list(laws["counts"]) == ["validation_nll", "validation_mse"] and list(laws["squares"]) == ["validation_mse"]
     assert runs.headline(rows) == {"squares": "validation_mse", "counts": "validation_nll"}
     bits = laws["counts"]["validation_nll"]
@@ -156,7 +155,7 @@ def test_the_floor_is_followed_from_budget_to_budget_to_where_both_are_large():
     ]  # fmt: skip
     rows = pd.concat(rows, ignore_index=True)
     rows["validation_mse_half"] = law(rows["parameters"], rows["cells_seen"] / 2)
-    view = fit.budget(rows)
+    view = conditions.budget(rows)
     assert list(view.table["cells_seen"]) == [12_000, 24_000, 48_000, 96_000, 192_000, 384_000]
     true = [0.13 + 8 * cells**-0.5 for cells in view.table["cells_seen"]]
     assert view.table["c"].astype(float).to_numpy() == pytest.approx(true, abs=2e-3)
@@ -177,4 +176,4 @@ def test_budgets_are_not_compared_where_there_is_one_or_something_else_changes_t
     for column, values in changed.items():
         rows[column] = np.repeat(values, len(rows) // 2)
         rows["cells_seen"] = np.repeat([24_000, 48_000], len(rows) // 2)
-    assert reason in fit.budget(rows).sentence
+    assert reason in conditions.budget(rows).sentence

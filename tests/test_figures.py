@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from lib import figures, fit, io
+from lib import figures, io
 from lib.data import realism
 from lib.figures import look
 from lib.fit import conditions, runs, summary
@@ -211,10 +211,10 @@ def make_budgets():
 
 DRAWN = {
     "budget": lambda: figures.budget(*make_budgets()),
-    "matched": lambda: figures.matched(**vars(fit.matched(compared.table(compared.apart)))),
+    "matched": lambda: figures.matched(**vars(conditions.matched(compared.table(compared.apart)))),
     "held_out": lambda: figures.held_out(*make_sides()),
     "protocols": lambda: figures.protocols(*make_switches()),
-    "replicates": lambda: figures.replicates(summary.read_replicates()),
+    "replicates": lambda: figures.replicates(pd.read_csv(io.CODE / "data" / "replicates.csv")),
     "genes": lambda: figures.by_gene(make_genes(), "d64, seed 7, of counts"),
     "calibration": lambda: figures.calibration(make_calibration()),
     "bits": lambda: figures.conversions(make_bits()),
@@ -538,9 +538,9 @@ def test_without_runs_to_draw_one_line_says_why(name):
 
 
 TABLES = {
-    "laws": lambda: figures.tables.laws(fit.laws_table(real_laws(), {})),
-    "forms": lambda: figures.tables.forms(fit.comparison_table(real_laws())),
-    "rollout": lambda: figures.tables.rollout(fit.rollout_table(real_laws())),
+    "laws": lambda: figures.tables.laws(summary.laws_table(real_laws(), {})),
+    "forms": lambda: figures.tables.forms(summary.comparison_table(real_laws())),
+    "rollout": lambda: figures.tables.rollout(summary.rollout_table(real_laws())),
     "runs": lambda: figures.tables.runs(runs.summary(pd.read_csv(KEPT / "runs.csv"))),
     "sizes": lambda: figures.tables.sizes(make_sizes().assign(regime="data-rich", d=1, layers=1, heads=1, ff_mult=4)),
 }
@@ -575,7 +575,7 @@ def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(tabl
 
 
 def test_a_printed_law_has_the_digits_that_its_interval_supports():
-    table = fit.laws_table({"r": {"test_random_mse": real_laws()["data-rich"]["test_random_mse"]}}, {})
+    table = summary.laws_table({"r": {"test_random_mse": real_laws()["data-rich"]["test_random_mse"]}}, {})
     printed = figures.tables.laws(table).printed.loc[0]
     assert printed["exponent α"] == look.rounded(table["alpha"][0], list(table.loc[0, ["alpha_low", "alpha_high"]]))
     assert printed["exponent α"].count("0.") == 3 and "[" in printed["floor c"]

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from lib import fit
-from lib.fit.joint import compare_joint, frontier, joint_law, plan
+from lib.fit.joint import compare_joint, frontier, joint_law, outlook, plan
 from lib.io import InputError
 
 N, D = np.geomspace(1e4, 1e8, 6), np.geomspace(2e3, 2e5, 5)
@@ -120,14 +119,14 @@ def as_runs(table):
 
 
 def test_the_outlook_plans_from_the_largest_run():
-    view = fit.outlook(as_runs(grid()), resamples=100)
+    view = outlook(as_runs(grid()), resamples=100)
     assert (view.plan.parameters, view.plan.cells) == pytest.approx((N[-1], D[-1]))
     assert view.gains["gain"].notna().all(), "ten times the largest run is within reach"
 
 
 def test_too_few_numbers_of_cells_on_equally_many_genes_give_no_plan():
     two = as_runs(grid().query(f"cells_train < {D[2]}"))
-    view = fit.outlook(two)
+    view = outlook(two)
     assert view.plan is None and "at least three numbers of training cells" in view.sentence
     mixed = as_runs(grid()).assign(genes=lambda table: np.where(table["cells_train"] > 1e5, 1024, 512))
-    assert fit.outlook(mixed, resamples=50).grid["cells_train"].max() < 1e5
+    assert outlook(mixed, resamples=50).grid["cells_train"].max() < 1e5

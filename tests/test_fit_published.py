@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit
-from lib.fit import published
+from lib.fit import published, summary
 from lib.fit.runs import given
 from lib.study import load_study
 
@@ -73,8 +72,8 @@ def test_the_audit_takes_any_table_of_runs():
 
 def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     two = table[table["size"].isin(["XXS", "M"])]
-    laws = fit.fit_laws(two, 200, 0)
-    assert fit.comparison_table(laws).empty and fit.curves(laws).empty and fit.rollout_table(laws).empty
+    laws = summary.fit_laws(two, 200, 0)
+    assert summary.comparison_table(laws).empty and summary.curves(laws).empty and summary.rollout_table(laws).empty
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
     assert published.audit(two.assign(status="diverged")).empty

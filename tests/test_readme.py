@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import io, plain
-from lib.fit import budget, conditions, fit_laws, matched, published, summary
+from lib.fit import conditions, fit_laws, published, summary
 from lib.fit.runs import given
 from lib.model.sizes import Size
 from lib.study import load_study
@@ -79,7 +79,7 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     assert f"A parabola in log P fits them slightly better (by {ahead:.0f} in AICc)" in README
     sizes = ladder["sizes"]["parameters"]
     assert len(sizes) == 12 and sizes[-1] > 1e5 * sizes[0]
-    longer = budget(pd.read_csv(kept["budget"] / "runs.csv"))
+    longer = conditions.budget(pd.read_csv(kept["budget"] / "runs.csv"))
     first, last = longer.table.iloc[0], longer.table.iloc[-1]
     assert first["cells_seen"] == 24_000 and first["status"] != "ok", "README: nine sizes name no law"
     said = {name: f"{last[name]:{digits}} ({last[f'{name}_low']:{digits}} to {last[f'{name}_high']:{digits}})"
@@ -91,14 +91,14 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
     gains = conditions.gains(conditions.data_axis(table)[0]).set_index("cells_train")
     assert (gains["gain"] > 3 * gains["se"]).all(), "README: scaling does not vanish because cells are few"
     assert gains.index[gains["largest_behind"] > 2 * gains["se"]].max() < 1000, "README: below a few hundred cells"
-    ratio = matched(table).turning["cells_per_parameter"].dropna()
+    ratio = conditions.matched(table).crossovers["cells_per_parameter"].dropna()
     assert ratio.max() > 10 * ratio.min(), "README: cells per parameter are no constant"
     for place in kept.values():
         assert {"date", "commit", "machine"} <= set(io.read_json(place / "origin.json"))
 
 
 def test_what_is_said_of_the_replicates_is_what_they_show():
-    table = summary.replicates_table(summary.read_replicates())
+    table = summary.replicates()
     assert (table["replicates"] >= 50).all(), "README: 50 whole small studies"
     assert (table["bias"] > 3 * table["bias_se"]).all(), "README: c comes out too high"
     assert (table["exact_high"] < 0.95).all(), "README: its interval misses the floor too often"

@@ -37,8 +37,8 @@ class Matched:
         Column of the loss.
     forms : DataFrame
         Joint laws compared, see `joint.compare_joint`, with `additive_p`.
-    turning : DataFrame
-        The crossover of size and cells at each number of cells, see `joint.frontier`.
+    crossovers : DataFrame
+        Where size and cells limit equally at each number of cells, see `joint.frontier`.
     """
 
     sentence: str
@@ -47,7 +47,7 @@ class Matched:
     gains: pd.DataFrame | None = None
     metric: str = METRIC
     forms: pd.DataFrame | None = None
-    turning: pd.DataFrame | None = None
+    crossovers: pd.DataFrame | None = None
     donors: pd.DataFrame | None = None
 
 
@@ -64,10 +64,13 @@ def matched(table: pd.DataFrame) -> Matched:
     crossovers = frontier(best, np.sort(all_donors["cells_train"].unique()))
     saved, slope = gains(all_donors), trend(all_donors)
     many, few = saved.iloc[-1], saved.iloc[0]
+    ratios = crossovers.dropna(subset="cells_per_parameter")
+    ratios = ", ".join(f"{row.cells_per_parameter:.3g} at {row.cells:,.0f} cells" for row in ratios.itertuples())
     sentence = (
         f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
         f"loss, with {few['cells_train']:,.0f} {few['gain']:.4f} ({few['relative']:.0%}); per tenfold cells the gain "
-        f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f})."
+        f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
+        f"size and cells limit equally: {ratios or 'out of reach'}."
     )
     cost = donor_cost(all_donors, few_donors)
     return Matched(sentence, all_donors, few_donors, saved, metric, forms, crossovers, cost)

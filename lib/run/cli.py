@@ -319,9 +319,9 @@ def tell(batch, job, console):
 
 def report(study, seconds):
     """The answer, and where everything is."""
-    from lib.fit import laws_table, runs
+    from lib.fit import runs, summary
 
-    laws = laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
     print(laws.to_string(index=False), *runs.unconverged(runs.collect(study)), sep="\n")
     figures, notebooks = (os.path.relpath(path, io.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
