@@ -214,7 +214,7 @@ DRAWN = {
     "matched": lambda: figures.matched(**vars(conditions.matched(compared.table(compared.apart)))),
     "held_out": lambda: figures.held_out(*make_sides()),
     "protocols": lambda: figures.protocols(*make_switches()),
-    "replicates": lambda: figures.replicates(pd.read_csv(io.CODE / "data" / "replicates.csv")),
+    "replicates": lambda: figures.replicates(summary.read_replicates()),
     "genes": lambda: figures.by_gene(make_genes(), "d64, seed 7, of counts"),
     "calibration": lambda: figures.calibration(make_calibration()),
     "bits": lambda: figures.conversions(make_bits()),

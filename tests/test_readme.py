@@ -98,7 +98,7 @@ def test_what_is_said_of_the_kept_studies_is_what_their_tables_say():
 
 
 def test_what_is_said_of_the_replicates_is_what_they_show():
-    table = summary.replicates()
+    table = summary.replicates_table(summary.read_replicates())
     assert (table["replicates"] >= 50).all(), "README: 50 whole small studies"
     assert (table["bias"] > 3 * table["bias_se"]).all(), "README: c comes out too high"
     assert (table["exact_high"] < 0.95).all(), "README: its interval misses the floor too often"

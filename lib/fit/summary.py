@@ -380,13 +380,13 @@ def bits_table(laws: dict, known: dict, metric: str = "validation_mse") -> pd.Da
     return pd.DataFrame(rows)
 
 
-def replicates(table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """How often the 95 % interval of c held the floor in replicated studies, and by how much c was off.
+def read_replicates() -> pd.DataFrame:
+    """data/replicates.csv, a row for each replicated small study and objective; see `benchmarks/replicates.py`."""
+    return pd.read_csv(io.CODE / "data" / "replicates.csv")
 
-    Parameters
-    ----------
-    table : DataFrame, optional
-        A row for each replicate and objective; data/replicates.csv, of `benchmarks/replicates.py`, when left out.
+
+def replicates_table(replicates: pd.DataFrame) -> pd.DataFrame:
+    """How often the 95 % interval of c held the floor in replicated studies, and by how much c was off.
 
     Returns
     -------
@@ -399,9 +399,8 @@ def replicates(table: pd.DataFrame | None = None) -> pd.DataFrame:
     """
     from statsmodels.stats.proportion import proportion_confint  # costs 0.1 s that other fits need not spend
 
-    table = pd.read_csv(io.CODE / "data" / "replicates.csv") if table is None else table
     rows = []
-    for objective, of in table.groupby("objective", sort=False):
+    for objective, of in replicates.groupby("objective", sort=False):
         bias, ok = of["c"] / of["exact"] - 1, of["status"] == Status.OK
         row = {"objective": objective, "replicates": len(of), "ok": ok.mean()}
         row["open"] = of[["low", "high"]].isna().any(axis=1).mean()
