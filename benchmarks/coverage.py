@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, resample
@@ -124,7 +125,12 @@ def main():
     table = coverage()
     io.write_csv(io.ROOT / "data" / "coverage.csv", table.round(4))
     figures.save(figures.coverage(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
-    print(table.groupby("method", sort=False)[["alpha", "c"]].agg(["min", "max"]).round(2).to_string())
+    for method, of in table.groupby("method", sort=False):
+        for name in ("alpha", "c"):
+            held, studies = round((of[name] * of["studies"]).sum()), of["studies"].sum()
+            low, high = proportion_confint(held, studies, method="wilson")
+            worst = f"{of[name].min():.1%} where it does worst"
+            print(f"{method}: {name} held in {held / studies:.1%} ({low:.1%} to {high:.1%}) of the studies, {worst}")
 
 
 if __name__ == "__main__":

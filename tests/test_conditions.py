@@ -166,16 +166,6 @@ def test_every_held_out_split_is_the_same_cells_in_every_regime_and_each_has_mas
     assert len({masks.tobytes() for masks in rich.masks.values()}) == 4
 
 
-def test_further_splits_leave_the_masks_of_validation_and_test_alone(four, study_file):
-    more = built(four, "rich").uns["masks"]
-    regimes = {"rich": {"genes": 24, "cells": 200}}
-    plain = study_file("plain", census=MANY, split={"validation": 0.1, "test": 0.1, "cells": 20}, regimes=regimes)
-    plain = built(plain, "rich").uns["masks"]
-    assert set(plain) == {"validation", "test"}
-    for name in plain:
-        assert np.array_equal(plain[name], more[name])
-
-
 def test_without_further_splits_cells_are_drawn_as_they_always_were(tiny):
     """Golden values: who is held out, and the first cells of each split, of the study of the tests."""
     obs = built(tiny, "data-rich").obs
@@ -187,17 +177,6 @@ def test_without_further_splits_cells_are_drawn_as_they_always_were(tiny):
 
 
 GOLDEN = {"train": [0, 2, 3, 4], "validation": [400, 401, 402, 403], "test": [550, 551, 552, 553]}
-
-
-def test_single_cells_alone_need_no_further_data_sets(study_file):
-    adata = built(study_file(split={"validation": 0.1, "test": 0.1, "random": 0.1}), "data-rich")
-    assert adata.obs["split"].value_counts().to_dict() == {
-        "train": 350,
-        "validation": 50,
-        "test": 50,
-        "test_random": 50,
-    }
-    assert donors(adata, "test_random") <= donors(adata)
 
 
 def test_training_and_baselines_measure_every_held_out_split(four, tmp_path):

@@ -150,14 +150,6 @@ def test_huber_reaches_the_optimum_of_its_loss_and_ignores_a_failed_run(runs):
     assert huber_law(P, L - 3) is None, "negative losses have no logarithm"
 
 
-def test_ten_thousand_runs_of_as_many_sizes_fit():
-    rng = np.random.default_rng(0)
-    P = rng.uniform(1e3, 1e8, 10_000)
-    assert power_law(P, power_floor(P / 1e3, 0.6, 0.4, 1.4) + 0.01 * rng.standard_normal(10_000)).c == pytest.approx(
-        1.4, abs=0.005
-    )
-
-
 def test_memory_stays_bounded_because_fits_run_in_chunks(monkeypatch):
     d = np.linspace(0, 12, 7)
     y = 1.4 + 0.6 * np.exp(-0.5 * d) + 0.01 * np.random.default_rng(0).standard_normal((500, 7))

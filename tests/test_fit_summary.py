@@ -10,10 +10,10 @@ import pytest
 from lib import io
 from lib.fit import summary
 from lib.fit.intervals import band, restore
-from lib.fit.law import ladder, power_law
+from lib.fit.law import ladder
 from lib.fit.runs import gaussian_bits
 from lib.fit.runs import given as given_runs
-from lib.fit.summary import condition_number, fit_laws, floor_bits, laws_table, runs_law, scaling_p
+from lib.fit.summary import fit_laws, floor_bits, laws_table, scaling_p
 from lib.io import InputError
 from lib.study import load_study
 
@@ -169,12 +169,6 @@ def test_a_law_is_restored_from_its_entry(laws):
     assert (law.alpha, law.c) == pytest.approx((entry["alpha"], entry["c"]))
     low, high = band(entry, law.parameters)
     assert (low < law.predict(law.parameters)).all() and (high > law.predict(law.parameters)).all()
-
-
-def test_condition_number_is_free_of_units(table):
-    law = runs_law(ladder(table[table["regime"] == "data-rich"]))
-    other = power_law(law.parameters * 1e3, law.losses * 50)
-    assert condition_number(other) == pytest.approx(condition_number(law), rel=1e-6)
 
 
 def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_loss(laws):

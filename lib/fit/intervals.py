@@ -7,10 +7,8 @@ often each interval holds the truth, in data/coverage.csv.
 """
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from lib import io
 from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, alpha_grid, fit_many, power_law, profile, project
 from lib.fit.runs import Ladder
 from lib.io import InputError
@@ -207,21 +205,3 @@ def profile_curve(data: Ladder, level: float = 0.95, points: int = 121) -> dict[
         "c": floors, "relative_rss": rss.min(0) / best, "alpha": alphas[rss.argmin(0)], "threshold": threshold,
         "alpha_grid": alphas[near], "alpha_relative_rss": along.rss[near] / best,
     }  # fmt: skip
-
-
-def read_coverage() -> pd.DataFrame:
-    """data/coverage.csv: shares of intervals that held the truth, with their 95 % (Wilson) intervals.
-
-    Returns
-    -------
-    DataFrame
-        truth, sizes, seeds, size_effect, method; shares `alpha` and `c` with `alpha_low`, `alpha_high`, `c_low`,
-        `c_high`; open ends, median widths, studies, resamples, level.
-    """
-    from statsmodels.stats.proportion import proportion_confint  # costs 0.1 s that other fits need not spend
-
-    table = pd.read_csv(io.CODE / "data" / "coverage.csv")
-    for name in ("alpha", "c"):
-        held = (table[name] * table["studies"]).round()
-        table[f"{name}_low"], table[f"{name}_high"] = proportion_confint(held, table["studies"], method="wilson")
-    return table
