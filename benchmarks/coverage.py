@@ -63,8 +63,8 @@ def coverage(studies=300, resamples=400, seed=0, level=0.95):
     for number, (truth, (sizes, seeds), size_effect) in enumerate(cells):
         rng = np.random.default_rng([seed, number])
         parameters, losses = simulate(TRUTHS[truth], sizes, seeds, size_effect, studies, rng)
-        found = _intervals(parameters, losses, resamples, rng, level)
-        rows = [{"method": method, **_score(ends, TRUTHS[truth])} for method, ends in found.items()]
+        intervals = _intervals(parameters, losses, resamples, rng, level)
+        rows = [{"method": method, **_score(ends, TRUTHS[truth])} for method, ends in intervals.items()]
         head = {"truth": truth, "sizes": sizes, "seeds": seeds, "size_effect": size_effect}
         tables.append(pd.DataFrame(rows).assign(**head)[[*head, *rows[0]]])
     return pd.concat(tables, ignore_index=True).assign(studies=studies, resamples=resamples, level=level)
@@ -79,7 +79,7 @@ def _intervals(parameters, losses, resamples, rng, level):
     weights = size_weights(d, means, squares, count)
     over_means = profile(d, means, weights, sizes - 3, level=level)
     over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1), level)
-    found = {
+    intervals = {
         HEADLINE: np.array([over_means.alpha, over_means.interval()]),
         "profile_runs": np.array([over_runs.alpha, over_runs.interval()]),
     }
@@ -95,14 +95,14 @@ def _intervals(parameters, losses, resamples, rng, level):
 
     for method, unit in BOOTSTRAPS.items():
         draws = fit_each(resample(data, unit, resamples, rng) for data in ladders)
-        found[method] = np.swapaxes(percentile(draws, level), 0, 1)
+        intervals[method] = np.swapaxes(percentile(draws, level), 0, 1)
         if unit == "runs":
             left_out = fit_each(leave_one_out(data, 0, sizes * seeds) for data in ladders)
             point = fit_draws(d, means, np.broadcast_to(count, means.shape))
             each = zip(draws, left_out, point, strict=True)
             ends = [[bca(*study, level) for study in zip(*quantity, strict=True)] for quantity in each]
-            found[method + "_bca"] = np.swapaxes(ends, 1, 2)
-    return found
+            intervals[method + "_bca"] = np.swapaxes(ends, 1, 2)
+    return intervals
 
 
 def _score(ends, truth):

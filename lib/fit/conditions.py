@@ -110,18 +110,18 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(["cells_train", "parameters"])["loss"]
     free = len(rows) - groups.ngroups
     between_seeds = float(((rows["loss"] - groups.transform("mean")) ** 2).sum() / free) if free else 0.0
-    found = []
+    table = []
     for cells, of in rows.groupby("cells_train"):
         sizes = of.groupby("parameters").agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size"))
         parameters = sizes["loss"].idxmin()
         best, smallest, largest = sizes.loc[parameters], sizes.iloc[0], sizes.iloc[-1]
         gain = smallest["loss"] - best["loss"]
-        found.append({
+        table.append({
             "cells_train": cells, "best": best["size"], "parameters": parameters, "gain": gain,
             "se": np.sqrt(between_seeds * (1 / smallest["n"] + 1 / best["n"])),
             "relative": gain / smallest["loss"], "largest_behind": largest["loss"] - best["loss"],
         })  # fmt: skip
-    return pd.DataFrame(found)
+    return pd.DataFrame(table)
 
 
 def trend(rows: pd.DataFrame, level: float = 0.95) -> dict[str, float]:
@@ -273,12 +273,12 @@ def budgets(table: pd.DataFrame) -> pd.DataFrame:
 
 def floors(rows: pd.DataFrame) -> pd.DataFrame:
     """The law of every budget: cells_seen, status, largest (loss of the largest size), alpha and c with their ends."""
-    found = []
+    table = []
     for seen, of in rows.groupby("cells_seen"):
         law = fit_laws(of.assign(regime="", **{METRIC: of["loss"]}), 100, 0, metrics=(METRIC,))[""][METRIC]
         largest = of[of["parameters"] == of["parameters"].max()]["loss"].mean()
-        found.append({"cells_seen": seen, "status": law["status"], "largest": largest, **columns_of(law)})
-    return pd.DataFrame(found)
+        table.append({"cells_seen": seen, "status": law["status"], "largest": largest, **columns_of(law)})
+    return pd.DataFrame(table)
 
 
 def limit(rows: pd.DataFrame, resamples: int = 400, seed: int = 0, level: float = 0.95) -> dict:
@@ -311,7 +311,7 @@ class HeldOut:
     """Does the law hold on other donors and other data sets, and what does a random split leak?
 
     The same models are measured on every held-out split. Splits differ in how hard their cells are, so what is compared
-    is the share explained of each split's own reducible error: from its gene mean to its exact floor, or to zero.
+    is the share explained of each split's reducible error: from its gene mean to its exact floor, or to zero.
 
     Attributes
     ----------
@@ -441,7 +441,7 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> Protocols:
 
 
 def switches(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
-    """One row per regime, in the order of the study: its law, its losses relative to its own gene mean.
+    """One row per regime, in the order of the study: its law, its losses relative to its gene mean.
 
     Losses of regimes that normalise differently have different units; relative to their gene mean they can be compared.
 

@@ -63,8 +63,8 @@ def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
         fits = fit_many(d, y, w)
     alpha = np.select([fits.edge < 0, fits.edge > 0], [-np.inf, np.inf], fits.alpha)
     runaway = np.where(fits.amplitude > 0, -np.inf, np.inf)
-    found = np.stack([alpha, np.where(fits.edge < 0, runaway, fits.c)])
-    return np.where((w > 0).sum(1) >= FEWEST_SIZES, found, np.nan)
+    draws = np.stack([alpha, np.where(fits.edge < 0, runaway, fits.c)])
+    return np.where((w > 0).sum(1) >= FEWEST_SIZES, draws, np.nan)
 
 
 def _in_chunks(ladder, total, draw):
@@ -118,22 +118,22 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, leve
     dict
         method -> {"alpha": (low, high), "c": (low, high)}, -inf or inf for an end that does not exist.
     """
-    found = {}
+    intervals = {}
     over = {
         HEADLINE: profile(ladder.d, ladder.means, ladder.weights, len(ladder.d) - 3, level=level),
         "profile_runs": profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level),
     }
     for method, region in over.items():
-        found[method] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
+        intervals[method] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
     for method, unit in BOOTSTRAPS.items():
         draws = bootstrap(ladder, unit, resamples, rng)
-        found[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
+        intervals[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
         if unit == "runs":
             left_out = _in_chunks(ladder, len(ladder.losses), lambda *runs: leave_one_out(ladder, *runs))
             point = fit_draws(ladder.d, ladder.means[None], ladder.seeds[None])[:, 0]
             corrected = [bca(*one, level) for one in zip(draws, left_out, point, strict=True)]
-            found[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
-    return found
+            intervals[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
+    return intervals
 
 
 def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:

@@ -12,7 +12,7 @@ Levenberg-Marquardt on the projected residual, batched over bootstrap draws.
 
 At the crossover a little more N and a little more D save the same: below it (in N) capacity limits, above it data. For
 an additive law that is a A N^-a = b B D^-b, which is also the optimal split of a FLOP budget proportional to N D
-(Hoffmann et al. 2022); here it is found numerically, so that every joint law can be asked.
+(Hoffmann et al. 2022); here it is computed numerically, for every joint law.
 """
 
 from dataclasses import dataclass, replace
@@ -416,7 +416,7 @@ def outlook(
     cells = rows.groupby("genes")["cells_train"].nunique()
     if cells.empty or cells.max() < 3:
         return Outlook(
-            "Capacity and data cannot be told apart by these runs: that takes at least three numbers of training cells "
+            "Capacity and data cannot be separated by these runs: that takes at least three numbers of training cells "
             f"on panels of equally many genes, all else being equal, and they have {0 if cells.empty else cells.max()}."
         )
     rows = rows[rows["genes"] == cells.idxmax()]

@@ -29,7 +29,7 @@ FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
 
 ENOUGH_SEEDS = 5
-"""Seeds of a size from which its own variance is estimated, see `size_weights`."""
+"""Seeds from which a size has a variance of its own, see `size_weights`."""
 
 PATH_POINTS = 201
 """Points at which a profile is walked along alpha."""
@@ -240,8 +240,8 @@ def roots(function: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """
     datasets = np.arange(len(low))
     if len(low) > 1:
-        found = elementwise.find_root(function, (low, high), args=(datasets,))
-        return np.where(found.success, found.x, np.nan)
+        result = elementwise.find_root(function, (low, high), args=(datasets,))
+        return np.where(result.success, result.x, np.nan)
 
     def value(x):
         return function(np.array([x]), datasets)[0]
@@ -293,7 +293,7 @@ class Profile(NamedTuple):
             variance = variance + noise
         reach = np.sqrt(np.maximum(self.limit - self.along.rss, 0) * variance)
         low, high = value - reach, value + reach
-        # As alpha tends to 0 the floor runs away to infinity: an extreme found at that end is an open end.
+        # As alpha tends to 0 the floor runs away to infinity: an extreme at that end is an open end.
         runaway = np.isneginf(self.alpha[0]) & np.isscalar(basis)
         return (
             np.where(runaway & (low.argmin(0) == 0), -np.inf, low.min(0)),
@@ -414,8 +414,8 @@ def power_law(
     good = np.isfinite([P, L, w]).all(0) & (P > 0) & (w > 0)
     if not good.all():
         row = np.flatnonzero(~good)[0]
-        found = f"{P[row]:g} parameters, loss {L[row]:g} and weight {w[row]:g}"
-        raise InputError(f"row {row} has {found}: all are finite, counts and weights positive; leave the row out")
+        values = f"{P[row]:g} parameters, loss {L[row]:g} and weight {w[row]:g}"
+        raise InputError(f"row {row} has {values}: all are finite, counts and weights positive; leave the row out")
     sizes, index = np.unique(P, return_inverse=True)
     if len(sizes) < PARAMETERS[form]:
         needed = f"{form!r} has {PARAMETERS[form]} parameters and there are only {len(sizes)} model sizes"

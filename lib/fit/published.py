@@ -115,29 +115,26 @@ def audit(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for regime, runs in table.groupby("regime", sort=False):
         runs = usable(runs, "validation_mse")
-        if runs.empty:
-            continue
-        found = {**_against_gene_mean(runs), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
-        rows += [{"regime": regime, "question": question, "found": answer} for question, answer in found.items()]
+        if len(runs):
+            answers = _sizes(runs, regime) | _best_of_many(runs) | _pooled(runs)
+            rows += [(regime, question, answer) for question, answer in answers.items()]
     return pd.DataFrame(rows, columns=["regime", "question", "found"])
 
 
-def _against_gene_mean(runs):
-    baseline = runs["gene_mean_mse"].mean()
-    if np.isnan(baseline):
-        return {}
-    losses = runs.groupby("size", sort=False)["validation_mse"].mean()
-    worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
-    return {f"sizes no better than the gene mean ({baseline:.3f})": ", ".join(worse) or "none"}
-
-
-def _smallest(runs, regime):
-    size = runs.loc[runs["parameters"].idxmin(), "size"]
-    rest = runs[runs["size"] != size]
-    if rest["parameters"].nunique() < 3:
-        return {}
-    law = _refit("", rest, regime, 100)
-    return {f"alpha and c without {size}": f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"}
+def _sizes(runs, regime):
+    """Sizes that the gene mean beats, and the law without the smallest one."""
+    answers, baseline = {}, runs["gene_mean_mse"].mean()
+    if not np.isnan(baseline):
+        losses = runs.groupby("size", sort=False)["validation_mse"].mean()
+        worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
+        answers[f"sizes no better than the gene mean ({baseline:.3f})"] = ", ".join(worse) or "none"
+    smallest = runs.loc[runs["parameters"].idxmin(), "size"]
+    rest = runs[runs["size"] != smallest]
+    if rest["parameters"].nunique() >= 3:
+        law = _refit("", rest, regime, 100)
+        numbers = f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"
+        answers[f"alpha and c without {smallest}"] = numbers
+    return answers
 
 
 def _best_of_many(runs):
@@ -151,14 +148,14 @@ def _best_of_many(runs):
 
 
 def _pooled(runs):
-    found = {}
+    answers = {}
     if {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
         largest = runs.loc[runs["micro_steps"].idxmax()]
         seen = int(largest["micro_steps"] * largest["micro_batch"])
         counted = f"{seen:,}; micro-steps x accumulated batch would count {largest['accumulation']:.0f} times as many"
-        found["most cells seen by a run"] = counted
+        answers["most cells seen by a run"] = counted
     for setting in SETTINGS:
         if setting in runs and runs[setting].nunique() > 1:
             values = runs[setting]
-            found[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
-    return found
+            answers[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
+    return answers

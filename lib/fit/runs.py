@@ -90,15 +90,15 @@ def given(study: Study) -> pd.DataFrame:
 
 def histories(study: Study, regime: str) -> pd.DataFrame:
     """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
-    found = []
+    curves = []
     for size in study.sizes:
         for seed in study.seeds_for(size.name):
             path = study.run_folder(regime, size.name, seed) / "history.csv"
             if path.is_file():
-                found.append(pd.read_csv(path).assign(size=size.name, seed=seed))
-    if not found:
+                curves.append(pd.read_csv(path).assign(size=size.name, seed=seed))
+    if not curves:
         raise InputError(f"study {study.name} has no learning curves in {regime}/runs; run notebook 03_train first.")
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(curves, ignore_index=True)
 
 
 def _row(study, regime, size, seed):
@@ -169,21 +169,21 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def unconverged(table: pd.DataFrame) -> list[str]:
     """One sentence for each regime in which some sizes would still move with more updates; none where all have settled.
 
-    A run has converged when half its updates would have given a loss within the study's tolerance of its own.
+    A run has converged when half its updates would have given a loss within the study's tolerance.
     """
-    said = []
+    sentences = []
     for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
         moving = runs[runs["convergence"] == "not converged"]
         if len(moving):
             loss = headline(moving)[regime]
             gain = (moving[f"{loss}_half"] / moving[loss] - 1).astype(float)
             sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
-            said.append(
+            sentences.append(
                 f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "
                 f"updates changed the loss by {gain.abs().min():.1%} to {gain.abs().max():.1%}. Their law is that of "
                 "this budget, not of the sizes' capacity."
             )
-    return said
+    return sentences
 
 
 def with_provenance(laws: dict, study: Study) -> dict:

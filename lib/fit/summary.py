@@ -1,6 +1,6 @@
 """The laws of a study as one JSON-ready dictionary, and the tables that are read from it.
 
-Besides the law itself: is there scaling and a floor (forms compared, F tests), does the law miss its own sizes (lack of
+Besides the law itself: is there scaling and a floor (forms compared, F tests), does the law miss its sizes (lack of
 fit), do small sizes predict large ones (roll-out), what is the floor in bits, and what do all studies say together.
 """
 
@@ -109,7 +109,7 @@ def _nothing(metric, sizes):
 
 
 def plain(value: object) -> object:
-    """The same content in JSON's own types; NaN and infinity become None."""
+    """The same content in the types of JSON; NaN and infinity become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -210,19 +210,19 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
         held_out (labels), size, parameters, predicted, interval, observed (mean over seeds), miss (observed minus
         predicted). Empty below five sizes.
     """
-    m, found = len(data.d), []
+    m, rows = len(data.d), []
     for fewer in range(m - 1, FEWEST_SIZES - 1, -1):
         smaller = data.only(np.arange(m) < fewer)
         law, region = means_law(smaller), profile(smaller.d, smaller.means, smaller.weights, fewer - 3, level=level)
         for size in range(fewer, m):
             ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
             predicted, observed = float(law.predict(data.parameters[size])), float(data.means[size])
-            found.append({
+            rows.append({
                 "held_out": list(data.labels[fewer:]), "size": data.labels[size],
                 "parameters": float(data.parameters[size]), "predicted": predicted,
                 "interval": np.ravel(ends).tolist(), "observed": observed, "miss": observed - predicted,
             })  # fmt: skip
-    return found
+    return rows
 
 
 def condition_number(law: Law) -> float:
@@ -313,7 +313,7 @@ def rollout_table(laws: dict, metric: str | None = None) -> pd.DataFrame:
 
 
 def laws_table(laws: dict, known: dict) -> pd.DataFrame:
-    """What a study found: the headline law of every regime.
+    """The answer of a study: the headline law of every regime.
 
     Parameters
     ----------
@@ -350,8 +350,8 @@ def kept(root: Path | None = None) -> pd.DataFrame:
         means = runs.groupby("regime")[[name for name in BASELINES if name in runs]].mean()
         known = {regime: {"validation": row.dropna().to_dict()} for regime, row in means.iterrows()}
         table = laws_table(io.read_json(path), known)
-        for place, column in enumerate(("study", "date", "commit")):
-            table.insert(place, column, origin[column])
+        for position, column in enumerate(("study", "date", "commit")):
+            table.insert(position, column, origin[column])
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

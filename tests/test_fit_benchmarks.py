@@ -1,5 +1,6 @@
-"""The benchmark of replicates, in small."""
+"""The benchmarks of the fit in small: its speed, and replicates of whole studies (coverage: test_fit_intervals)."""
 
+import fit
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,3 +34,10 @@ def test_a_replicate_is_the_same_again_and_leaves_the_project_alone(tmp_path):
     assert [[row[key] for key in keys] for row in first] == [[row[key] for key in keys] for row in again]
     for row in first:
         assert 0.7 * row["exact"] < row["realised"] < 1.4 * row["exact"] and row["family"] >= row["exact"] - 1e-6
+
+
+def test_the_speed_of_the_fit_is_compared_with_scipy(monkeypatch, capsys):
+    for name, value in {"ROUNDS": 1, "FITS": 200, "SCIPY_FITS": 3, "MANY": (100,)}.items():
+        monkeypatch.setattr(fit, name, value)
+    fit.main()
+    assert capsys.readouterr().out.count("as many resamples per second as curve_fit") == len(fit.STARTS)
