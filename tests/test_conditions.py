@@ -1,5 +1,7 @@
 """What may differ between the regimes of a study, on panels: genes from one regime, donors, further held-out splits."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from lib.data import panel, simulate, split
 from lib.io import InputError
-from lib.study import Regime, Split
+from lib.run import workflow
+from lib.study import Regime, Split, parse_study
 from lib.train import baselines, loop
 
 SAME = {
@@ -233,10 +236,63 @@ def test_a_cell_in_two_splits_of_one_donor_is_no_panel(study_file, monkeypatch):
         panel.build(study, "data-rich")
 
 
-def test_a_panel_is_kept_until_the_regime_that_chose_its_genes_changes(study_file):
-    def made(regime, **changed):
-        regimes = SAME["regimes"] | {regime: SAME["regimes"][regime] | changed}
-        return panel.build(study_file(**SAME | {"regimes": regimes}), "limited").stat().st_ino
+# ---------------------------------------------------------------- what runs again
 
-    first = made("rich")
-    assert made("limited", train={"cells_seen": 640}) == first != made("rich", cells=310)
+
+def rules(**changed):
+    """What each rule of each regime depends on, {(rule, regime): settings}."""
+    study = parse_study(TINY | SAME | changed, "tiny")
+    found = {
+        (rule, regime): workflow.settings(study, rule, regime, "XXS")
+        for rule in ("data", "train")
+        for regime in study.regimes
+    }
+    return found | {("model", None): workflow.settings(study, "model"), ("fit", None): workflow.settings(study, "fit")}
+
+
+def regimes(**own):
+    return {"regimes": {name: content | own.get(name, {}) for name, content in SAME["regimes"].items()}}
+
+
+RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, set()),
+        (regimes(limited={"cells": 50}), LIMITED),
+        (regimes(limited={"donors": 5}), LIMITED),
+        (regimes(rich={"cells": 310}), RICH | LIMITED),
+        (regimes(rich={"donors": 5}), RICH | LIMITED),
+        ({"genes_from": "limited"}, RICH | LIMITED),
+        ({"genes_from": None}, RICH | LIMITED),
+        (regimes(limited={"train": {"cells_seen": 640}}), {("train", "limited")}),
+        (regimes(limited={"train": {"library_size": "panel"}}), LIMITED | {("train", "limited")}),
+        (regimes(limited={"train": {"statistics_from": "all"}}), {("train", "limited")}),
+        (regimes(rich={"train": {"statistics_from": "all"}}), RICH | LIMITED | {("train", "rich")}),
+        (regimes(limited={"train": {"objective": "poisson"}}), {("train", "limited"), ("model", None)}),
+        ({"split": SAME["split"] | {"random": 0.1}}, RICH | LIMITED),
+        ({"split": SAME["split"] | {"dataset": 0.1}}, RICH | LIMITED),
+    ],
+)  # fmt: skip
+def test_a_condition_of_one_regime_reruns_what_depends_on_it_and_only_that(changed, expected):
+    before, after = rules(), rules(**changed)
+    assert {rule for rule in before if before[rule] != after[rule]} == expected
+
+
+def test_a_panel_is_kept_until_the_regime_that_chose_its_genes_changes(study_file):
+    made = panel.build(study_file(**SAME), "limited").stat().st_ino
+    assert (
+        panel.build(study_file(**SAME | regimes(limited={"train": {"cells_seen": 640}})), "limited").stat().st_ino
+        == made
+    )
+    assert panel.build(study_file(**SAME | regimes(rich={"cells": 310})), "limited").stat().st_ino != made
+
+
+def test_time_and_cost_are_those_of_the_regimes_own_training(project):
+    study = parse_study(TINY | SAME | regimes(limited={"train": {"cells_seen": 640}}), "tiny")
+    assert workflow.flops(study, "limited", "XXS") == 2 * workflow.flops(study, "rich", "XXS")
+    longer, shorter = (workflow.seconds(study, "train", regime, "XXS")[1] for regime in ("limited", "rich"))
+    assert longer == pytest.approx(2 * shorter)
+    assert json.loads(workflow.settings(study, "train", "limited", "XXS"))[0]["train"]["cells_seen"] == 640
