@@ -15,13 +15,12 @@ import warnings
 import numpy as np
 from scipy.optimize import curve_fit
 
-from lib.fit import ladder
 from lib.fit.intervals import bootstrap
-from lib.fit.projection import fit_many
-from lib.fit.runs import given as given_runs
+from lib.fit.law import fit_many, ladder
+from lib.fit.runs import given
 from lib.study import load_study
 
-ROUNDS, FITS, SCIPY_FITS = 5, 10_000, 300
+ROUNDS, FITS, SCIPY_FITS, MANY = 5, 10_000, 300, (10_000, 40_000, 160_000)
 STARTS = {"one start, P as a count": (1.0, (2.0, 0.3, 1.4)), "one start near the answer": (533.0, (0.6, 0.5, 1.45))}
 
 
@@ -29,11 +28,11 @@ def law(P, a, alpha, c):
     return a * P**-alpha + c
 
 
-def median_seconds(work, rounds=ROUNDS):
+def median_seconds(work):
     """Median CPU seconds of `work()`, after one warm-up: on one core that is the time it takes on an idle machine."""
     work()
     taken = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         started = time.process_time()
         work()
         taken.append(time.process_time() - started)
@@ -53,7 +52,7 @@ def scipy_fits(parameters, losses, unit, start, draws):
 
 def main():
     warnings.simplefilter("ignore")
-    table = given_runs(load_study("published-runs"))
+    table = given(load_study("published-runs"))
     data = ladder(table[table["regime"] == "data-rich"])
     parameters, rng = data.parameters[data.index], np.random.default_rng(0)
     ours = median_seconds(lambda: bootstrap(data, "runs", FITS, np.random.default_rng(0))) / FITS
@@ -64,9 +63,9 @@ def main():
         failed = scipy_fits(parameters, data.losses, unit, start, draws)
         ratio = f"{theirs / ours:.1f}x as many resamples per second as curve_fit, {name}"
         print(f"{ratio} ({1e6 * theirs:.1f} us, {failed} of {SCIPY_FITS} failed)")
-    for many in (10_000, 40_000, 160_000):
+    for many in MANY:
         y = data.means + 0.01 * rng.standard_normal((many, len(data.d)))
-        seconds = median_seconds(lambda y=y: fit_many(data.d, y, data.weights), 3)
+        seconds = median_seconds(lambda y=y: fit_many(data.d, y, data.weights))
         tracemalloc.start()
         fit_many(data.d, y, data.weights)
         peak = tracemalloc.get_traced_memory()[1] / 2**20

@@ -22,7 +22,7 @@ from test_workflow import NOTEBOOKS, working
 
 from lib import fit, io
 from lib.data import panel, simulate
-from lib.fit import runs
+from lib.fit import runs, summary
 from lib.io import InputError
 from lib.model import sizes
 from lib.run import cluster, workflow
@@ -282,7 +282,7 @@ def test_a_study_through_slurm_has_the_runs_and_laws_that_the_same_study_has_her
     study = load_study("tiny")
     table, laws = pd.read_csv(study.data / "runs.csv"), io.read_json(study.data / "laws.json")
     assert not node.jobs()
-    answer = fit.answer(laws, runs.known_floors(runs.baselines(study), runs.headline(runs.collect(study))))
+    answer = summary.laws_table(laws, runs.baselines(study)).to_string(index=False).splitlines()
     jobs = {line.split("] ")[1].split(":")[0] for line in said.splitlines() if line.startswith("[")}
     assert set(answer) <= set(said.splitlines()) and "Figures: figures/tiny/" in said.splitlines()[-2]
     assert len(jobs) == 3 + len(study.sizes) + 1, said

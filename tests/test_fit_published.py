@@ -4,22 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import fit
-from lib.fit import published
-from lib.fit.runs import given as given_runs
-from lib.io import InputError
+from lib.fit import published, summary
+from lib.fit.runs import given
 from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
 def table():
-    return given_runs(load_study("published-runs"))
+    return given(load_study("published-runs"))
 
 
-def test_the_published_fit_is_reproduced_to_four_digits(table):
+def test_the_published_fit_is_reproduced(table):
     rich, limited = (row for _, row in published.fits(table).iterrows())
-    assert round(rich["alpha"], 4) == 0.2664 and round(rich["a"], 4) == 2.1528
-    assert round(rich["c"], 4) == 1.4438 and round(rich["r2"], 4) == 0.8580
+    assert rich["alpha"] == pytest.approx(0.26643, abs=1e-5) and rich["a"] == pytest.approx(2.15276, abs=1e-5)
+    assert rich["c"] == pytest.approx(1.443758, abs=1e-6) and rich["r2"] == pytest.approx(0.85798, abs=1e-5)
     assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
     assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
     assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
@@ -31,20 +29,12 @@ def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares
     assert curve["rss"].min() > 50 * published.refits(table).set_index("fit").loc["least squares", "rss"]
 
 
-def test_runs_table_has_the_columns_of_a_study(table):
-    assert table["regime"].value_counts().to_dict() == {"data-limited": 20, "data-rich": 18}
-    rich = table[table["regime"] == "data-rich"]
-    assert (rich["gene_mean_mse"] == 1.8752).all() and (rich["micro_steps"] * rich["micro_batch"] == 240_000).all()
-    assert {"parameters", "size", "seed", "validation_mse", "cells_train", "gene_mean_mse", "status"} <= set(table)
-
-
 def test_choices_change_the_law_as_stated(table):
     refits = published.refits(table).set_index("fit")
     assert round(refits.loc["without XXS", "alpha"], 2) == 0.42 and round(refits.loc["without XXS", "c"], 3) == 1.465
     assert round(refits.loc["c at the smallest loss", "alpha"], 3) == 0.493
     left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
     assert (round(left_out.min(), 2), round(left_out.max(), 2)) == (0.42, 0.55)
-    assert refits.loc["least squares", "rss"] == pytest.approx(0.0036, abs=5e-5)
     assert refits.loc["final loss", "c"] > refits.loc["least squares", "c_high"]
 
 
@@ -64,7 +54,6 @@ def test_both_fits_are_drawn_over_the_sizes(table):
     at_smallest = drawn.groupby("fit").first()
     assert at_smallest.loc["ours", "loss"] == pytest.approx(2.10, abs=0.005)
     assert at_smallest.loc["published", "loss"] < 1.9, "the published law misses its smallest size by 0.25"
-    assert (drawn.query("fit == 'ours'")["lo"] < drawn.query("fit == 'ours'")["hi"]).all()
 
 
 def test_the_audit_takes_any_table_of_runs():
@@ -76,24 +65,8 @@ def test_the_audit_takes_any_table_of_runs():
 
 def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     two = table[table["size"].isin(["XXS", "M"])]
-    laws = fit.fit_laws(two, 200, 0)
-    assert fit.comparison_table(laws).empty and fit.curves(laws).empty and fit.rollout_table(laws).empty
+    laws = summary.fit_laws(two, 200, 0)
+    assert summary.comparison_table(laws).empty and summary.curves(laws).empty and summary.rollout_table(laws).empty
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
     assert published.audit(two.assign(status="diverged")).empty
-
-
-def test_the_bayesian_cross_check_agrees_or_says_what_is_missing(table):
-    data = fit.ladder(table[table["regime"] == "data-rich"])
-    try:
-        import numpyro  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="pip install"):
-            fit.bayes_law(data)
-        return
-    found = fit.bayes_law(data, draws=300)
-    assert found["r_hat"] < 1.1
-    assert found["alpha"]["mean"] == pytest.approx(0.529, abs=0.05) and found["c"]["mean"] == pytest.approx(
-        1.470, abs=0.015
-    )
-    assert found["alpha"]["interval"][0] < 0.529 < found["alpha"]["interval"][1]

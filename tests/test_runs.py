@@ -24,7 +24,3 @@ def test_converged_and_given_runs_are_not_called_unconverged():
     assert runs.unconverged(table(convergence=["converged"] * 3)) == []
     assert runs.unconverged(table(convergence=[None] * 3)) == []
     assert runs.unconverged(table(status=["diverged"] * 3)) == []
-
-
-def test_every_trained_run_tells_of_its_convergence_and_its_trouble():
-    assert {"validation_mse_half", "convergence", "status", "reason"} <= set(runs.COLUMNS)

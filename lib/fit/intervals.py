@@ -2,15 +2,16 @@
 
 What a resampling can see is what it resamples. Seeds of one size share what that size has in common (one learning rate
 suits some sizes better), so an interval that resamples or counts runs is too narrow as soon as sizes differ by more
-than seeds do. The profile over size means allows for it: it is the headline. `lib.fit.coverage` measures them all.
+than seeds do. The profile over size means allows for it: it is the headline. `benchmarks/coverage.py` measures how
+often each interval holds the truth, in data/coverage.csv.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from lib.fit.projection import CHUNK_NUMBERS, Fits, Projection, alpha_grid, fit_many, project, roots
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, alpha_grid, fit_many, power_law, profile, project
+from lib.fit.runs import Ladder
+from lib.io import InputError
 
 BOOTSTRAPS = {
     "bootstrap_runs": "runs",
@@ -21,76 +22,9 @@ BOOTSTRAPS = {
 """method -> what is drawn again, see `resample`"""
 
 HEADLINE = "profile_size_means"
-PATH_POINTS = 201
-FEWEST_SIZES = 4
-"""Three sizes determine three parameters exactly: an interval needs one more."""
 
 
-class Profile(NamedTuple):
-    """The region of laws that the F test does not reject, walked along alpha; first axis points, last datasets."""
-
-    fits: Fits
-    limit: np.ndarray  # (datasets,) residual sum of squares at the rim of the region
-    alpha: tuple  # (low, high), each (datasets,); -inf or inf where open
-    path: np.ndarray  # (points, datasets) alphas across the region
-    along: Projection  # at the path
-
-    def interval(self, basis=0.0, noise=None):
-        """Ends of the loss where exp(-alpha d) is `basis(alpha)`: by default of the floor.
-
-        At each alpha the residual sum of squares is a parabola in that value, so the rim of the region is known in
-        closed form and only alpha has to be walked. `noise`, 1 / weight of a new observation, turns the interval into
-        one for that observation.
-        """
-        value, variance = self.along.value(basis(self.path) if callable(basis) else basis)
-        if noise is not None:
-            variance = variance + noise
-        reach = np.sqrt(np.maximum(self.limit - self.along.rss, 0) * variance)
-        low, high = value - reach, value + reach
-        # As alpha tends to 0 the floor runs away to infinity: an extreme found at that end is an open end.
-        runaway = np.isneginf(self.alpha[0]) & np.isscalar(basis)
-        return (
-            np.where(runaway & (low.argmin(0) == 0), -np.inf, low.min(0)),
-            np.where(runaway & (high.argmax(0) == 0), np.inf, high.max(0)),
-        )
-
-
-def profile(d, y, w, df, within=0.0, level=0.95):
-    """Profile-likelihood region of the law, batched.
-
-    A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `level`
-    quantile of F(1, df) (Bates & Watts 1988, section 6.1).
-
-    Parameters
-    ----------
-    d : (sizes,)
-    y, w : (datasets, sizes)
-        One value per size and its weight.
-    df : int
-        Residual degrees of freedom: sizes - 3 over size means, runs - 3 over runs.
-    within : float or (datasets,)
-        Weighted sum of squares inside the sizes (zero over size means).
-    """
-    y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
-    fits = fit_many(d, y, w)
-    limit = (fits.rss + within) * (1 + stats.f.ppf(level, 1, df) / df) - within
-    y, w, grid = y.T, w.T, alpha_grid(d)
-    inside = project(d, y[:, None], w[:, None], grid[:, None]).rss <= limit
-
-    def excess(alpha, i):
-        return project(d, y[:, i], w[:, i], alpha).rss - limit[i]
-
-    low = np.minimum(np.where(inside, grid[:, None], np.inf).min(0), fits.alpha)
-    high = np.maximum(np.where(inside, grid[:, None], -np.inf).max(0), fits.alpha)
-    low = roots(excess, low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
-    high = roots(excess, high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
-    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), PATH_POINTS)
-    along = project(d, y[:, None], w[:, None], path)
-    ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
-    return Profile(fits, limit, ends, path, along)
-
-
-def resample(ladder, unit, size, rng):
+def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` resampled ladders: their size means and weights, each (size, sizes).
 
     Parameters
@@ -112,7 +46,7 @@ def resample(ladder, unit, size, rng):
     return ladder.by_size(counts * ladder.losses) / np.maximum(ladder.by_size(counts), 1), weights
 
 
-def leave_one_out(ladder, start, stop):
+def leave_one_out(ladder: Ladder, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """The ladder without each of the runs start..stop in turn: unweighted means and weights, (runs, sizes)."""
     taken = ladder.index[start:stop, None] == np.arange(len(ladder.d))
     counts = ladder.seeds - taken
@@ -120,7 +54,7 @@ def leave_one_out(ladder, start, stop):
     return sums / np.maximum(counts, 1), counts
 
 
-def fit_draws(d, y, w):
+def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
     """(alpha, c) of resampled ladders, (2, draws); +-inf where alpha ran to an end of its grid.
 
     NaN where fewer than four distinct sizes were drawn: they do not determine a law with an error.
@@ -129,8 +63,8 @@ def fit_draws(d, y, w):
         fits = fit_many(d, y, w)
     alpha = np.select([fits.edge < 0, fits.edge > 0], [-np.inf, np.inf], fits.alpha)
     runaway = np.where(fits.amplitude > 0, -np.inf, np.inf)
-    found = np.stack([alpha, np.where(fits.edge < 0, runaway, fits.c)])
-    return np.where((w > 0).sum(1) >= FEWEST_SIZES, found, np.nan)
+    draws = np.stack([alpha, np.where(fits.edge < 0, runaway, fits.c)])
+    return np.where((w > 0).sum(1) >= FEWEST_SIZES, draws, np.nan)
 
 
 def _in_chunks(ladder, total, draw):
@@ -140,12 +74,12 @@ def _in_chunks(ladder, total, draw):
     return np.concatenate([fit_draws(ladder.d, *draw(*chunk)) for chunk in chunks], axis=1)
 
 
-def bootstrap(ladder, unit, resamples, rng):
+def bootstrap(ladder: Ladder, unit: str, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """(alpha, c) of `resamples` resampled ladders, (2, resamples); see `resample` and `fit_draws`."""
     return _in_chunks(ladder, resamples, lambda start, stop: resample(ladder, unit, stop - start, rng))
 
 
-def percentile(draws, level=0.95):
+def percentile(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Percentile interval over the last axis of draws: (2 ends, ...). Open where fewer than half of them have a law."""
     few = np.isnan(draws).mean(-1) > 0.5
     known = np.where(few[..., None], 0, draws)
@@ -153,7 +87,7 @@ def percentile(draws, level=0.95):
     return np.stack([np.where(few, -np.inf, ends[0]), np.where(few, np.inf, ends[1])])
 
 
-def bca(draws, left_out, point, level=0.95):
+def bca(draws: np.ndarray, left_out: np.ndarray, point: float, level: float = 0.95) -> np.ndarray:
     """Bias-corrected and accelerated interval (Efron 1987) of one quantity.
 
     Parameters
@@ -176,7 +110,7 @@ def bca(draws, left_out, point, level=0.95):
     return np.quantile(draws, at, method="closest_observation")
 
 
-def all_intervals(ladder, resamples, rng, level=0.95):
+def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, level: float = 0.95) -> dict:
     """Every interval of a ladder with at least four sizes.
 
     Returns
@@ -184,19 +118,90 @@ def all_intervals(ladder, resamples, rng, level=0.95):
     dict
         method -> {"alpha": (low, high), "c": (low, high)}, -inf or inf for an end that does not exist.
     """
-    found = {}
+    intervals = {}
     over = {
         HEADLINE: profile(ladder.d, ladder.means, ladder.weights, len(ladder.d) - 3, level=level),
         "profile_runs": profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level),
     }
     for method, region in over.items():
-        found[method] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
+        intervals[method] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
     for method, unit in BOOTSTRAPS.items():
         draws = bootstrap(ladder, unit, resamples, rng)
-        found[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
+        intervals[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
         if unit == "runs":
             left_out = _in_chunks(ladder, len(ladder.losses), lambda *runs: leave_one_out(ladder, *runs))
             point = fit_draws(ladder.d, ladder.means[None], ladder.seeds[None])[:, 0]
             corrected = [bca(*one, level) for one in zip(draws, left_out, point, strict=True)]
-            found[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
-    return found
+            intervals[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
+    return intervals
+
+
+def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:
+    """Headline interval of `alpha` or `c` in an entry of laws.json; None for an end that does not exist."""
+    low, high = law["intervals"].get(HEADLINE, {}).get(quantity, (None, None))
+    return low, high
+
+
+def columns_of(law: dict) -> dict:
+    """alpha and c of an entry of laws.json with their headline intervals, as the columns of a table of laws."""
+    columns = {}
+    for name in ("alpha", "c"):
+        columns[name] = law[name]
+        columns[f"{name}_low"], columns[f"{name}_high"] = headline_ends(law, name)
+    return columns
+
+
+def restore(law: Law | dict) -> Law:
+    """The `Law` behind an entry of laws.json, fitted again to the size means in it (or the Law itself)."""
+    if isinstance(law, Law):
+        return law
+    if not law["sizes"]:
+        raise InputError(f"this law was not fitted (status: {law['status']}): there is nothing to draw")
+    return power_law(law["sizes"]["parameters"], law["sizes"]["mean"], law["sizes"]["weight"])
+
+
+def band(law: Law | dict, grid: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise band of the law at parameter counts `grid`: (low, high), NaN below four sizes.
+
+    It is the range of the expected loss over all laws in the profile-likelihood region behind the headline interval.
+
+    Parameters
+    ----------
+    law : Law or dict
+        A fit to size means, smallest first, or an entry of laws.json.
+    """
+    law, grid = restore(law), np.asarray(grid, float)
+    sizes = law.parameters
+    if len(sizes) < FEWEST_SIZES:
+        return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
+    region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level)
+    return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
+
+
+def profile_curve(data: Ladder, level: float = 0.95, points: int = 121) -> dict[str, np.ndarray | float]:
+    """Residual sum of squares relative to its minimum: over the floor (alpha refitted at each) and over alpha.
+
+    Returns
+    -------
+    dict
+        c, relative_rss and alpha (its best value there), each (points,); alpha_grid and alpha_relative_rss for the
+        other curve; threshold, the height at which the curves cross the ends of the headline interval.
+    """
+    df = len(data.d) - 3
+    region = profile(data.d, data.means, data.weights, df, level=level)
+    best = max(region.fits.rss[0], np.finfo(float).tiny)
+    threshold = max(float(region.limit[0] / best), 1.0)
+    low, high = (float(end[0]) for end in region.interval())
+    c, spread = float(region.fits.c[0]), np.ptp(data.means)
+    low, high = low if np.isfinite(low) else c - spread, high if np.isfinite(high) else c + spread
+    floors = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low), points)
+    edges = alpha_grid(data.d)[[0, -1]]
+    alphas = np.sort(np.append(np.geomspace(*edges, 1500), region.fits.alpha[0]))
+    along = project(data.d, data.means[:, None], data.weights[:, None], alphas)
+    value, variance = along.value(0.0)
+    rss = along.rss[:, None] + (floors - value[:, None]) ** 2 / variance[:, None]
+    near = (alphas > alphas[0]) & (along.rss < best * (1 + 2 * (threshold - 1)))
+    return {
+        "c": floors, "relative_rss": rss.min(0) / best, "alpha": alphas[rss.argmin(0)], "threshold": threshold,
+        "alpha_grid": alphas[near], "alpha_relative_rss": along.rss[near] / best,
+    }  # fmt: skip

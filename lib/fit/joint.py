@@ -1,4 +1,4 @@
-"""Laws of loss in parameters N and training cells D together.
+"""Laws of loss in parameters N and training cells D together, and what they say about the next run.
 
 With N and D in units of their smallest values:
 
@@ -9,6 +9,10 @@ With N and D in units of their smallest values:
 
 For fixed exponents each is linear, so the fit is again variable projection: a grid over the exponents, then
 Levenberg-Marquardt on the projected residual, batched over bootstrap draws.
+
+At the crossover a little more N and a little more D save the same: below it (in N) capacity limits, above it data. For
+an additive law that is a A N^-a = b B D^-b, which is also the optimal split of a FLOP budget proportional to N D
+(Hoffmann et al. 2022); here it is computed numerically, for every joint law.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +20,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from lib.fit.law import Status, aicc
+from lib.fit.runs import usable
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
 REUSE = np.geomspace(0.3, 300, 10)  # R: passes after which a repeated cell is worth 1 / e of a new one
 FORMS = {"additive": 2, "repeated data": 3, "interaction": 2}
 """form -> number of parameters it is not linear in."""
+FACTORS = (2, 10)
+"""Times the parameters or the cells of a run for which a plan says what they save."""
+STEP = 0.01  # half-width, in log N or log D, of the numerical derivatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,31 +47,22 @@ class Joint:
     rss : float
     draws : Joint or None
         The same law fitted to `resamples` redrawn tables; theta and linear gain a leading axis.
-    status : str
-        "ok", or what stands against reading its parameters.
     """
 
     form: str
     theta: np.ndarray
     linear: np.ndarray
     cells: pd.DataFrame
-    unit: tuple
+    unit: tuple[float, float, float]
     rss: float
     draws: "Joint | None" = None
-    status: str = "ok"
+    status: Status = Status.OK
 
-    def predict(self, parameters, cells, cells_seen=None):
+    def predict(self, parameters: np.ndarray, cells: np.ndarray, cells_seen: np.ndarray | None = None) -> np.ndarray:
         """Expected loss; arguments broadcast with each other (and with the draws, if these are draws)."""
         seen = self.unit[2] if cells_seen is None else cells_seen
         N, D, seen = np.broadcast_arrays(*(np.asarray(x, float) for x in (parameters, cells, seen)))
         return (_columns(self.form, self.theta, N, D, seen, *self.unit[:2]) * self.linear).sum(-1)
-
-    def __str__(self):
-        names = {"additive": "E A B", "repeated data": "E A B", "interaction": "E A B G"}[self.form].split()
-        values = [*zip(names, self.linear, strict=True), *zip(("a", "b", "R"), self.theta, strict=False)]
-        numbers = ", ".join(f"{name} = {value:.4g}" for name, value in values)
-        size = f"{len(self.cells)} cells of the grid, status: {self.status}"
-        return f"{self.form}: {numbers} (N, D in units of the smallest)\n{size}"
 
 
 def _columns(form, theta, N, D, seen, N0, D0):
@@ -76,7 +76,7 @@ def _columns(form, theta, N, D, seen, N0, D0):
     return np.stack(columns, -1)
 
 
-def joint_law(table, form="additive", resamples=400, seed=0):
+def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400, seed: int = 0) -> Joint:
     """Fit a joint law to a grid of sizes x training cells.
 
     Parameters
@@ -120,15 +120,15 @@ def _redraw(law, resamples, rng):
         if len(count) > 3:
             shared.append((index, len(count), (np.bincount(index, residual) ** 2 / count).sum()))
     df = max(n - len(law.theta) - len(law.linear) - sum(levels - 3 for _, levels, _ in shared), 1)
-    own = max(law.rss - sum(part for *_, part in shared), 0) / rng.chisquare(df, (resamples, 1))
-    drawn = fitted + np.sqrt(own) * rng.standard_normal((resamples, n))
+    alone = max(law.rss - sum(part for *_, part in shared), 0) / rng.chisquare(df, (resamples, 1))
+    drawn = fitted + np.sqrt(alone) * rng.standard_normal((resamples, n))
     for index, levels, part in shared:
-        excess = np.maximum(part / rng.chisquare(levels - 3, (resamples, 1)) - own, 0) * levels / n
+        excess = np.maximum(part / rng.chisquare(levels - 3, (resamples, 1)) - alone, 0) * levels / n
         drawn += (np.sqrt(excess) * rng.standard_normal((resamples, levels)))[:, index]
     return drawn
 
 
-def grid_means(table, form="additive"):
+def grid_means(table: pd.DataFrame, form: str = "additive") -> pd.DataFrame:
     """Mean loss of each (parameters, cells_train), checked: the cells of the grid."""
     if form not in FORMS:
         raise InputError(f"there is no joint law {form!r}: choose one of {', '.join(FORMS)}")
@@ -151,12 +151,12 @@ def _status(law):
     spans = np.log(law.cells[["parameters", "cells_train"]].max() / law.cells[["parameters", "cells_train"]].min())
     scaled = law.theta[:2] * spans.to_numpy()
     if (scaled <= EXPONENTS[0] * 1.001).any() or (scaled >= EXPONENTS[-1] * 0.999).any():
-        return "exponent at grid edge"
+        return Status.EXPONENT_AT_EDGE
     if (law.linear[1:3] <= 0).any():
-        return "increasing in N or D"
+        return Status.INCREASING_JOINTLY
     if law.form == "repeated data" and not REUSE[0] * 1.001 < law.theta[2] < REUSE[-1] * 0.999:
-        return "reuse at grid edge"
-    return "ok"
+        return Status.REUSE_AT_EDGE
+    return Status.OK
 
 
 def _fit(form, cells, losses):
@@ -199,7 +199,7 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
     return x
 
 
-def compare_joint(table, forms=tuple(FORMS)):
+def compare_joint(table: pd.DataFrame) -> pd.DataFrame:
     """Each form fitted without the largest N, and without the largest D, then made to predict them.
 
     Returns
@@ -209,11 +209,10 @@ def compare_joint(table, forms=tuple(FORMS)):
         be fitted to what is left.
     """
     rows = []
-    for form in forms:
+    for form in FORMS:
         law = joint_law(table, form, resamples=0)
-        n, k = len(law.cells), len(law.theta) + len(law.linear) + 1
-        aicc = n * np.log(law.rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
-        row = {"form": form, "parameters": k - 1, "aicc": aicc, "status": law.status}
+        k = len(law.theta) + len(law.linear)
+        row = {"form": form, "parameters": k, "aicc": aicc(law.rss, len(law.cells), k), "status": law.status}
         for name, column in (("N", "parameters"), ("D", "cells_train")):
             row[f"rmse_largest_{name}"] = _held_out(law.cells, form, column)
         rows.append(row)
@@ -229,3 +228,208 @@ def _held_out(cells, form, column):
     rest = cells[held]
     missed = law.predict(rest["parameters"], rest["cells_train"], rest["cells_seen"]) - rest["loss"]
     return float(np.sqrt(np.mean(missed**2)))
+
+
+# ---------------------------------------------------------------- the next run: more parameters, or more cells?
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number with its interval; an end is infinite where draws have no answer in reach."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What limits a run of N parameters and D training cells, what more of either saves, and where the two balance.
+
+    Attributes
+    ----------
+    limited_by, capacity_share : str, float
+        "capacity", "data" or "not resolved", and the share of draws in which capacity limits.
+    gains : DataFrame
+        of (parameters or cells), factor, and the loss saved: gain, low, high; NaN beyond `reach`.
+    crossover : Quantity or None
+        Parameters at which size and cells limit equally at this D; None beyond `reach`.
+    best : Quantity or None
+        Parameters that are best for the FLOPs of this run, that is under the same N D; None beyond `reach`.
+    reach : float
+        Furthest extrapolation, as a factor beyond the fitted range of N and of D.
+    """
+
+    parameters: float
+    cells: float
+    limited_by: str
+    capacity_share: float
+    gains: pd.DataFrame
+    crossover: Quantity | None
+    best: Quantity | None
+    reach: float
+    level: float
+
+
+def plan(law: Joint, parameters: float, cells: float, reach: float = 10.0, level: float = 0.95) -> Plan:
+    """Ask a joint law, fitted with draws, about a run of so many parameters and training cells.
+
+    Raises
+    ------
+    InputError
+        When the law has no draws, or N or D is out of reach.
+    """
+    if law.draws is None:
+        raise InputError("this joint law has no draws, so a plan could have no interval: fit it with resamples > 0")
+    for name, value in (("parameters", parameters), ("cells", cells)):
+        low, high = _range(law, name, reach)
+        if not low <= value <= high:
+            fitted = f"{low * reach:.3g} to {high / reach:.3g}"
+            raise InputError(f"{name} = {value:.3g} is more than {reach:g} times outside the fitted range, {fitted}")
+    share = float((_elasticity(law.draws, parameters, cells) > 0).mean())
+    tail = (1 - level) / 2
+    return Plan(
+        parameters, cells,
+        limited_by="capacity" if share > 1 - tail else "data" if share < tail else "not resolved",
+        capacity_share=share,
+        gains=_gains(law, parameters, cells, reach, level),
+        crossover=_crossover(law, cells, reach, level),
+        best=_best(law, parameters * cells, reach, level),
+        reach=reach, level=level,
+    )  # fmt: skip
+
+
+def frontier(law: Joint, cells: np.ndarray, reach: float = 10.0, level: float = 0.95) -> pd.DataFrame:
+    """The crossover at each number of training cells.
+
+    Returns
+    -------
+    DataFrame
+        cells, parameters, low, high, cells_per_parameter; NaN where out of reach.
+    """
+    rows = []
+    for D in np.ravel(cells):
+        point = _crossover(law, D, reach, level) or Quantity(np.nan, np.nan, np.nan)
+        row = {"cells": D, "parameters": point.value, "low": point.low, "high": point.high}
+        rows.append(row | {"cells_per_parameter": D / point.value})
+    return pd.DataFrame(rows).replace([-np.inf, np.inf], np.nan)
+
+
+def _range(law, name, reach):
+    column = law.cells["parameters" if name == "parameters" else "cells_train"]
+    return column.min() / reach, column.max() * reach
+
+
+def _over_draws(law, level, quantity):
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(quantity(law.draws), tails, method="closest_observation")
+    return Quantity(float(quantity(law)), float(low), float(high))
+
+
+def _elasticity(law, N, D):
+    """Loss saved per unit of log N less loss saved per unit of log D: positive where capacity limits."""
+    up, down = np.exp(STEP), np.exp(-STEP)
+    by_N = law.predict(N * down, D) - law.predict(N * up, D)
+    return (by_N - (law.predict(N, D * down) - law.predict(N, D * up))) / (2 * STEP)
+
+
+def _gains(law, N, D, reach, level):
+    rows = []
+    for of, value in (("parameters", N), ("cells", D)):
+        for factor in FACTORS:
+            row = {"of": of, "factor": factor, "gain": np.nan, "low": np.nan, "high": np.nan}
+            if factor * value <= _range(law, of, reach)[1]:
+                more = (factor * N, D) if of == "parameters" else (N, factor * D)
+                saved = _over_draws(law, level, lambda x, more=more: x.predict(N, D) - x.predict(*more))
+                row |= {"gain": saved.value, "low": saved.low, "high": saved.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _balance(law, cells_of, low, high, rounds=50):
+    """N at which the elasticities balance along D = cells_of(N), by bisection in log N: per draw, +-inf out of range.
+
+    Capacity limits small N and data limits large N, so the difference falls through zero once.
+    """
+    at_low, at_high = (_elasticity(law, N, cells_of(N)) for N in (low, high))
+    bottom, top = np.full_like(at_low, np.log(low)), np.full_like(at_low, np.log(high))
+    for _ in range(rounds):
+        middle = (bottom + top) / 2
+        N = np.exp(middle)
+        capacity = _elasticity(law, N, cells_of(N)) > 0
+        bottom, top = np.where(capacity, middle, bottom), np.where(capacity, top, middle)
+    return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
+
+
+def _crossover(law, D, reach, level):
+    """Parameters at which size and cells limit equally at D cells; None out of reach."""
+    low, high = _range(law, "parameters", reach)
+    point = _over_draws(law, level, lambda x: _balance(x, lambda N: D + 0 * N, low, high))
+    return point if np.isfinite(point.value) else None
+
+
+def _best(law, product, reach, level):
+    """Best N under N D = product, within reach of the fitted ranges; None where that is nowhere."""
+    (low, high), (few, many) = _range(law, "parameters", reach), _range(law, "cells", reach)
+    low, high = max(low, product / many), min(high, product / few)
+    if low >= high:
+        return None
+    point = _over_draws(law, level, lambda x: _balance(x, lambda N: product / N, low, high))
+    return point if np.isfinite(point.value) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """The plan from a study's largest run, or in `sentence` why there is none.
+
+    Attributes
+    ----------
+    gains, frontier : DataFrame
+        See `Plan` and `frontier`.
+    grid : DataFrame
+        The means that the joint law was fitted to: parameters, cells_train, cells_seen, loss.
+    """
+
+    sentence: str
+    plan: Plan | None = None
+    gains: pd.DataFrame | None = None
+    frontier: pd.DataFrame | None = None
+    grid: pd.DataFrame | None = None
+
+
+def outlook(
+    table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400, reach: float = 10.0
+) -> Outlook:
+    """Fit the additive joint law to the runs that share one number of genes, and plan from the largest of them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns of runs.csv. The joint law needs three sizes and three numbers of training cells on panels of equally
+        many genes, everything else being the same; runs for bits or on cells of few donors are left out.
+    """
+    rows = usable(table, "validation_mse").rename(columns={"validation_mse": "loss"})
+    if "objective" in rows:
+        rows = rows[rows["objective"].isna() | (rows["objective"] == "mse")]
+    if "donors" in rows:
+        rows = rows[rows["donors"].isna()]
+    cells = rows.groupby("genes")["cells_train"].nunique()
+    if cells.empty or cells.max() < 3:
+        return Outlook(
+            "Capacity and data cannot be separated by these runs: that takes at least three numbers of training cells "
+            f"on panels of equally many genes, all else being equal, and they have {0 if cells.empty else cells.max()}."
+        )
+    rows = rows[rows["genes"] == cells.idxmax()]
+    try:
+        law = joint_law(rows, resamples=resamples, seed=seed)
+    except InputError as refusal:
+        return Outlook(f"No joint law: {refusal}.")
+    largest = law.cells.loc[law.cells["parameters"].mul(law.cells["cells_train"]).idxmax()]
+    made = plan(law, float(largest["parameters"]), float(largest["cells_train"]), reach, level)
+    grid = np.geomspace(law.cells["cells_train"].min(), law.cells["cells_train"].max(), 25)
+    across = frontier(law, grid, reach, level)
+    sentence = (
+        f"The largest run has {made.parameters:,.0f} parameters and {made.cells:,.0f} training cells; in "
+        f"{made.capacity_share:.0%} of the draws capacity limits it (status of the joint law: {law.status})."
+    )
+    return Outlook(sentence, made, made.gains, across, law.cells)

@@ -1,12 +1,38 @@
-"""One law of loss against model size: several forms, fitted by weighted least squares to the loss itself."""
+"""One law of loss against model size: the data of a law, its fit, and the region of laws that the data do not reject.
 
+For a fixed exponent the law `L = c + A exp(-alpha d)`, d = log(P / smallest P), is linear in (A, c), so each fit is a
+search over alpha alone: a grid, then the root of the derivative of the residual sum of squares (variable projection,
+Golub & Pereyra 1973). Nothing is started from a guess and nothing is bounded by the data. Thousands of fits are done at
+once; arrays put the sizes on the first axis, because sums over it are then fast.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.optimize import brentq, elementwise
 
-from lib.fit.intervals import FEWEST_SIZES, profile
-from lib.fit.projection import fit_many
+from lib.fit.runs import Ladder, usable
 from lib.io import InputError
+
+GRID = np.geomspace(0.01, 100, 100)
+"""alpha times the span of log P. Below it the law is straight in log P; above it only the smallest size differs."""
+
+CHUNK_NUMBERS = 2**23
+"""Most float64 numbers (64 MiB) that one array of a batched fit may hold."""
+
+FEWEST_SIZES = 4
+"""Three sizes determine three parameters exactly: an interval needs one more."""
+
+ENOUGH_SEEDS = 5
+"""Seeds from which a size has a variance of its own, see `size_weights`."""
+
+PATH_POINTS = 201
+"""Points at which a profile is walked along alpha."""
 
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
@@ -19,6 +45,300 @@ FORMS = {
 
 PARAMETERS = {form: len(columns(np.ones(1), 1.0)) + form.startswith("power") for form, columns in FORMS.items()}
 """form -> number of its coefficients, with the exponent of a power."""
+
+
+class Status(StrEnum):
+    """Whether the parameters of a law can be read, or what stands against it."""
+
+    OK = "ok"
+    TOO_FEW_SIZES = "too few sizes"  # no error can be given
+    INCREASING = "increasing"
+    ALPHA_AT_EDGE = "alpha at grid edge"
+    NO_FLOOR = "floor not identified"  # the 95 % region of the law reaches an infinite floor
+    # of joint laws in parameters and training cells:
+    EXPONENT_AT_EDGE = "exponent at grid edge"
+    INCREASING_JOINTLY = "increasing in N or D"
+    REUSE_AT_EDGE = "reuse at grid edge"
+
+
+# ---------------------------------------------------------------- the data of one law
+
+
+def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
+    """Collect the usable runs of one regime.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Columns `parameters` and `metric`; `size` labels sizes and `status` selects runs where they are present.
+
+    Raises
+    ------
+    InputError
+        When a column is missing, a parameter count is not positive, or no run is usable.
+    """
+    for column in ("parameters", metric):
+        if column not in runs:
+            raise InputError(f"the table of runs has no column {column!r}: give a table like runs.csv")
+    rows = usable(runs, metric)
+    if rows.empty:
+        raise InputError(f"no run has a finite {metric!r} and status ok: train some, or choose another metric")
+    if not (rows["parameters"] > 0).all():
+        raise InputError("column 'parameters' holds a count that is not positive: correct the table of runs")
+    rows = rows.sort_values(["parameters", metric], kind="stable")
+    parameters, first, index = np.unique(rows["parameters"].to_numpy(float), return_index=True, return_inverse=True)
+    losses, seeds = rows[metric].to_numpy(float), np.bincount(index)
+    means = np.bincount(index, losses) / seeds
+    labels = rows["size"].iloc[first] if "size" in rows else [f"{p:.3g}" for p in parameters]
+    squares = np.bincount(index, (losses - means[index]) ** 2)
+    weights = size_weights(np.log(parameters / parameters[0]), means, squares, seeds)[0]
+    return Ladder(tuple(map(str, labels)), parameters, means, weights, seeds, index, losses)
+
+
+def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Weights of size means: the inverse of (variance between sizes + seed variance / seeds), scaled to mean 1.
+
+    The variance between sizes is what an unweighted law leaves over beyond seed noise. The seed variance is the pooled
+    one; sizes with five seeds or more use their own, shrunk half-way to the pool: two or three seeds say next to
+    nothing about a variance. Equal numbers of few seeds therefore give equal weights.
+
+    Parameters
+    ----------
+    d : (sizes,)
+    means, squares : (datasets, sizes)
+        Mean and sum of squares about it; squares of zero everywhere give equal weights.
+    seeds : (sizes,)
+    """
+    means, squares = np.atleast_2d(means), np.atleast_2d(squares)
+    extra = seeds.sum() - len(seeds)
+    if extra == 0 or len(seeds) < FEWEST_SIZES or not squares.any():
+        return np.ones_like(means)
+    pooled = squares.sum(1, keepdims=True) / extra
+    shrunk = (pooled + squares / np.maximum(seeds - 1, 1)) / 2
+    left = fit_many(d, means, np.ones_like(means)).rss[:, None] / (len(seeds) - 3)
+    between = np.maximum(left - (pooled / seeds).mean(1, keepdims=True), 0)
+    weights = 1 / (between + np.where(seeds >= ENOUGH_SEEDS, shrunk, pooled) / seeds)
+    return weights / weights.mean(1, keepdims=True)
+
+
+# ---------------------------------------------------------------- variable projection, many fits at once
+
+
+class Projection(NamedTuple):
+    """Least squares at given alpha; every field has the shape of alpha."""
+
+    weight: np.ndarray  # sum of weights
+    centre: np.ndarray  # weighted mean of exp(-alpha d)
+    spread: np.ndarray  # weighted sum of squares of exp(-alpha d) about it
+    amplitude: np.ndarray
+    c: np.ndarray
+    rss: np.ndarray
+
+    def value(self, basis):
+        """Fitted loss where exp(-alpha d) is `basis` (0: the floor), and its variance in units of sigma squared."""
+        return self.c + self.amplitude * basis, 1 / self.weight + (basis - self.centre) ** 2 / self.spread
+
+
+class Fits(NamedTuple):
+    """One law per dataset; every field has shape (datasets,)."""
+
+    alpha: np.ndarray
+    amplitude: np.ndarray
+    c: np.ndarray
+    rss: np.ndarray
+    edge: np.ndarray  # -1 or 1 where alpha is at the low or the high end of its grid, else 0
+
+
+def project(d: np.ndarray, y: np.ndarray, w: np.ndarray, alpha: np.ndarray, floor: bool = True) -> Projection:
+    """Solve the linear half of the law at `alpha`.
+
+    Parameters
+    ----------
+    d : (sizes,)
+    y, w : (sizes, ...)
+        Losses and weights (inverse variances), broadcasting against alpha behind the first axis.
+    alpha : (...)
+    floor : bool
+        False fits `A exp(-alpha d)`, without c.
+    """
+    d = d.reshape(-1, *[1] * np.ndim(alpha))
+    e = np.exp(-alpha * d)
+    we = w * e
+    weight = w.sum(0) + np.zeros_like(alpha)
+    centre = we.sum(0) / weight * floor
+    middle = (w * y).sum(0) / weight * floor
+    spread = ((e - centre) * we).sum(0)
+    amplitude = (we * (y - middle)).sum(0) / spread
+    residual = y - middle - amplitude * (e - centre)
+    rss = (w * residual * residual).sum(0)
+    return Projection(weight, centre, spread, amplitude, middle - amplitude * centre, rss)
+
+
+def alpha_grid(d: np.ndarray, floor: bool = True) -> np.ndarray:
+    """The alphas searched: positive with a floor (the law falls towards it); of either sign without one."""
+    grid = GRID / np.ptp(d)
+    return grid if floor else np.concatenate([-grid[::-1], grid])
+
+
+def fit_many(d: np.ndarray, y: np.ndarray, w: np.ndarray, floor: bool = True) -> Fits:
+    """Global weighted least squares for every dataset.
+
+    Parameters
+    ----------
+    d : (sizes,)
+        log(P / smallest P), at least two distinct values.
+    y, w : (datasets, sizes)
+        A size with weight 0 takes no part.
+    """
+    y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
+    grid = alpha_grid(d, floor)
+    step = max(1, CHUNK_NUMBERS // (len(grid) + len(d)))
+    parts = []
+    for i in range(0, len(y), step):
+        chunk = (np.ascontiguousarray(x[i : i + step].T) for x in (y, w))
+        parts.append(_fit_chunk(d, *chunk, grid, floor))
+    return Fits(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _fit_chunk(d, y, w, grid, floor):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = _explained(d, y, w, grid, floor)
+        alpha, edge = _refine(d, y, w, grid, explained.argmax(0), floor)
+        fit = project(d, y, w, alpha, floor)
+        at_edge = np.flatnonzero(edge)
+        if len(at_edge):
+            # An end of the grid can beat a peak only because the peak lies between two of its points: refine that too.
+            inner = explained[1:-1, at_edge]
+            peak = (inner > explained[:-2, at_edge]) & (inner >= explained[2:, at_edge])
+            some = y[:, at_edge], w[:, at_edge]
+            other, other_edge = _refine(d, *some, grid, 1 + np.where(peak, inner, -1).argmax(0), floor)
+            better = project(d, *some, other, floor).rss < fit.rss[at_edge]
+            alpha[at_edge[better]], edge[at_edge[better]] = other[better], other_edge[better]
+            fit = project(d, y, w, alpha, floor)
+    return alpha, fit.amplitude, fit.c, fit.rss, edge
+
+
+def _refine(d, y, w, grid, best, floor):
+    """Move alpha from the grid point `best` to the stationary point beside it; also -1 or 1 at an end of the grid."""
+    weight = w.sum(0)
+    centred = y - (w * y).sum(0) / weight * floor
+    bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+
+    def slope(alpha, i):
+        some = (slice(None), i) if len(i) < len(weight) else ...
+        return _slope(d, centred[some], w[some], weight[i], alpha, floor)
+
+    root = roots(slope, *bracket)
+    edge = np.where(np.isnan(root), (best == len(grid) - 1) * 1 - (best == 0) * 1, 0)
+    return np.where(np.isnan(root), grid[best], root), edge
+
+
+def roots(function: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Root of `function(x, i)` for every dataset i, between low[i] and high[i]; nan where the signs there are alike.
+
+    A batched search takes milliseconds even for one dataset, which is what most single fits need.
+    """
+    datasets = np.arange(len(low))
+    if len(low) > 1:
+        result = elementwise.find_root(function, (low, high), args=(datasets,))
+        return np.where(result.success, result.x, np.nan)
+
+    def value(x):
+        return function(np.array([x]), datasets)[0]
+
+    crosses = value(low[0]) * value(high[0]) <= 0
+    return np.array([brentq(value, low[0], high[0], xtol=1e-15) if crosses else np.nan])
+
+
+def _explained(d, y, w, grid, floor):
+    """Sum of squares explained at each alpha of the grid, (grid, datasets): three matrix products."""
+    e, weight = np.exp(-grid[:, None] * d), w.sum(0)
+    spread = (e * e) @ w - (e @ w) ** 2 / weight * floor
+    explained = (e @ (w * (y - (w * y).sum(0) / weight * floor))) ** 2
+    return np.divide(explained, spread, out=np.zeros_like(explained), where=spread > 0)
+
+
+def _slope(d, centred, w, weight, alpha, floor):
+    """Half the derivative of the residual sum of squares by alpha, (datasets,), as sums that are matrix products."""
+    e = np.exp(np.multiply.outer(-d, alpha))
+    we = w * e
+    sums = np.stack([np.ones_like(d), d])
+    (first, d_first), (second, d_second), (cross, d_cross) = (sums @ part for part in (we, we * e, we * centred))
+    centre = first / weight * floor
+    amplitude = cross / (second - first * centre)
+    return amplitude * (d_cross - amplitude * (d_second - centre * d_first))
+
+
+# ---------------------------------------------------------------- the region of laws that are not rejected
+
+
+class Profile(NamedTuple):
+    """The region of laws that the F test does not reject, walked along alpha; first axis points, last datasets."""
+
+    fits: Fits
+    limit: np.ndarray  # (datasets,) residual sum of squares at the rim of the region
+    alpha: tuple  # (low, high), each (datasets,); -inf or inf where open
+    path: np.ndarray  # (points, datasets) alphas across the region
+    along: Projection  # at the path
+
+    def interval(self, basis=0.0, noise=None):
+        """Ends of the loss where exp(-alpha d) is `basis(alpha)`: by default of the floor.
+
+        At each alpha the residual sum of squares is a parabola in that value, so the rim of the region is known in
+        closed form and only alpha has to be walked. `noise`, 1 / weight of a new observation, turns the interval into
+        one for that observation.
+        """
+        value, variance = self.along.value(basis(self.path) if callable(basis) else basis)
+        if noise is not None:
+            variance = variance + noise
+        reach = np.sqrt(np.maximum(self.limit - self.along.rss, 0) * variance)
+        low, high = value - reach, value + reach
+        # As alpha tends to 0 the floor runs away to infinity: an extreme at that end is an open end.
+        runaway = np.isneginf(self.alpha[0]) & np.isscalar(basis)
+        return (
+            np.where(runaway & (low.argmin(0) == 0), -np.inf, low.min(0)),
+            np.where(runaway & (high.argmax(0) == 0), np.inf, high.max(0)),
+        )
+
+
+def profile(
+    d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0, level: float = 0.95
+) -> Profile:
+    """Profile-likelihood region of the law, batched.
+
+    A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `level`
+    quantile of F(1, df) (Bates & Watts 1988, section 6.1).
+
+    Parameters
+    ----------
+    d : (sizes,)
+    y, w : (datasets, sizes)
+        One value per size and its weight.
+    df : int
+        Residual degrees of freedom: sizes - 3 over size means, runs - 3 over runs.
+    within : float or (datasets,)
+        Weighted sum of squares inside the sizes (zero over size means).
+    """
+    y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
+    fits = fit_many(d, y, w)
+    limit = (fits.rss + within) * (1 + stats.f.ppf(level, 1, df) / df) - within
+    y, w, grid = y.T, w.T, alpha_grid(d)
+    inside = project(d, y[:, None], w[:, None], grid[:, None]).rss <= limit
+
+    def excess(alpha, i):
+        return project(d, y[:, i], w[:, i], alpha).rss - limit[i]
+
+    low = np.minimum(np.where(inside, grid[:, None], np.inf).min(0), fits.alpha)
+    high = np.maximum(np.where(inside, grid[:, None], -np.inf).max(0), fits.alpha)
+    low = roots(excess, low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
+    high = roots(excess, high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
+    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), PATH_POINTS)
+    along = project(d, y[:, None], w[:, None], path)
+    ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
+    return Profile(fits, limit, ends, path, along)
+
+
+# ---------------------------------------------------------------- one law
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +357,6 @@ class Law:
         What was fitted.
     rss, r2 : float
         Weighted residual sum of squares, and R2 about the weighted mean, both of the loss itself.
-    status : str
-        "ok", "too few sizes" (no error can be given), "increasing", "alpha at grid edge" or "floor not identified" (the
-        95 % region of the law reaches an infinite floor).
     """
 
     form: str
@@ -50,10 +367,10 @@ class Law:
     weights: np.ndarray
     rss: float
     r2: float
-    status: str
+    status: Status
 
     @property
-    def a(self):
+    def a(self) -> float | None:
         """Amplitude of a power form, `a P**-alpha`, with P a plain count (inf where that overflows)."""
         if self.alpha is None:
             return None
@@ -61,25 +378,19 @@ class Law:
             return float(self.coefficients[0] * np.exp(self.alpha * np.log(self.parameters.min())))
 
     @property
-    def c(self):
+    def c(self) -> float | None:
         """Floor; None for a form without one."""
         return float(self.coefficients[1]) if self.form == "power + floor" else None
 
-    def predict(self, parameters):
+    def predict(self, parameters: np.ndarray) -> np.ndarray:
         """Expected loss at these parameter counts (any shape)."""
         d = np.log(np.asarray(parameters, float) / self.parameters.min())
         return sum(k * column for k, column in zip(self.coefficients, FORMS[self.form](d, self.alpha), strict=True))
 
-    def __str__(self):
-        formula = {
-            "power + floor": f"L(P) = {self.a or 0:.4g} P^-{self.alpha or 0:.4g} + {self.c or 0:.4g}",
-            "power": f"L(P) = {self.a or 0:.4g} P^-{self.alpha or 0:.4g}",
-        }.get(self.form, f"L(P), {self.form} in log P")
-        sizes = len(np.unique(self.parameters))
-        return f"{formula}\n{len(self.losses)} losses of {sizes} sizes, R2 {self.r2:.4f}, status: {self.status}"
 
-
-def power_law(parameters, losses, weights=None, form="power + floor"):
+def power_law(
+    parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor"
+) -> Law:
     """Fit one law at its global least-squares optimum.
 
     Parameters
@@ -96,12 +407,20 @@ def power_law(parameters, losses, weights=None, form="power + floor"):
     InputError
         For values that are not finite, counts or weights that are not positive, or fewer sizes than parameters.
     """
-    P, L, w = _checked(parameters, losses, weights, form)
+    if form not in FORMS:
+        raise InputError(f"there is no form {form!r} of the law: choose one of {', '.join(FORMS)}")
+    P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
+    w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
+    good = np.isfinite([P, L, w]).all(0) & (P > 0) & (w > 0)
+    if not good.all():
+        row = np.flatnonzero(~good)[0]
+        values = f"{P[row]:g} parameters, loss {L[row]:g} and weight {w[row]:g}"
+        raise InputError(f"row {row} has {values}: all are finite, counts and weights positive; leave the row out")
     sizes, index = np.unique(P, return_inverse=True)
     if len(sizes) < PARAMETERS[form]:
         needed = f"{form!r} has {PARAMETERS[form]} parameters and there are only {len(sizes)} model sizes"
         raise InputError(f"{needed}: train more sizes")
-    alpha, status = None, "ok"
+    alpha, status = None, Status.OK
     if form.startswith("power"):
         d, weight = np.log(sizes / sizes[0]), np.bincount(index, w)
         means = np.bincount(index, w * L) / weight
@@ -114,41 +433,27 @@ def _at(alpha, P, L, w, form, status):
     """The law of that form whose exponent is already known."""
     root = np.sqrt(w)
     design = np.stack(FORMS[form](np.log(P / P.min()), alpha), -1)
+    # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
     coefficients = np.linalg.lstsq(design * root[:, None], L * root, rcond=None)[0]
     rss = float((w * (L - design @ coefficients) ** 2).sum())
     total = float((w * (L - np.average(L, weights=w)) ** 2).sum())
     return Law(form, alpha, coefficients, P, L, w, rss, 1 - rss / total if total > 0 else 0.0, status)
 
 
-def _checked(parameters, losses, weights, form):
-    if form not in FORMS:
-        raise InputError(f"there is no form {form!r} of the law: choose one of {', '.join(FORMS)}")
-    P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
-    w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
-    if not len(P) == len(L) == len(w):
-        raise InputError(f"{len(P)} parameter counts, {len(L)} losses and {len(w)} weights: give as many of each")
-    for name, values in (("parameters", P), ("losses", L), ("weights", w)):
-        good = np.isfinite(values) & ((values > 0) | (name == "losses"))
-        if not good.all():
-            row = np.flatnonzero(~good)[0]
-            raise InputError(f"{name} holds {values[row]} at row {row}: leave the row out or correct it")
-    return P, L, w
-
-
 def _status(form, fits, d, means, weights):
     if fits.amplitude[0] * fits.alpha[0] <= 0:
-        return "increasing"
+        return Status.INCREASING
     if fits.edge[0]:
-        return "alpha at grid edge"
+        return Status.ALPHA_AT_EDGE
     if form == "power":
-        return "ok"
+        return Status.OK
     if len(d) < FEWEST_SIZES:
-        return "too few sizes"
+        return Status.TOO_FEW_SIZES
     identified = np.isfinite(profile(d, means, weights, len(d) - 3).interval()).all()
-    return "ok" if identified else "floor not identified"
+    return Status.OK if identified else Status.NO_FLOOR
 
 
-def huber_law(parameters, losses, delta=1e-3, rounds=300):
+def huber_law(parameters: np.ndarray, losses: np.ndarray, delta: float = 1e-3, rounds: int = 300) -> Law | None:
     """Power + floor under a Huber loss on residuals of log-loss: a sensitivity check against runs that went wrong.
 
     At the delta of Hoffmann et al. (2022), 1e-3, it is close to least absolute deviations. Iteratively reweighted
@@ -158,8 +463,8 @@ def huber_law(parameters, losses, delta=1e-3, rounds=300):
     -------
     Law, or None where a loss or a fitted loss is not positive.
     """
-    P, L, w = _checked(parameters, losses, None, "power + floor")
-    law = power_law(P, L)
+    law = power_law(parameters, losses)
+    P, L = law.parameters, law.losses
     sizes, index = np.unique(P, return_inverse=True)
     for _ in range(rounds):
         fitted = law.predict(P)
@@ -174,3 +479,12 @@ def huber_law(parameters, losses, delta=1e-3, rounds=300):
         if abs(law.alpha - previous.alpha) < 1e-7 * law.alpha:
             break
     return replace(law, losses=L)
+
+
+def aicc(rss: float, n: int, parameters: int) -> float:
+    """n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1), k counting the error variance too (Hurvich & Tsai 1989).
+
+    NaN where there are too few observations.
+    """
+    k = parameters + 1
+    return float(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else np.nan

@@ -8,10 +8,10 @@ the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 gen
 import numpy as np
 import pandas as pd
 
-from lib.fit.ladder import ladder, usable
-from lib.fit.law import power_law
-from lib.fit.laws import HEADLINE, fit_laws
-from lib.fit.report import band
+from lib.fit.intervals import band, columns_of
+from lib.fit.law import ladder, power_law
+from lib.fit.runs import usable
+from lib.fit.summary import fit_laws
 
 STUDY = "published-runs"
 PRINTED = {
@@ -23,7 +23,7 @@ SETTINGS = ("cells_train", "micro_steps", "learning_rate", "micro_batch", "accum
 POINTS = 300
 
 
-def criterion(table, metric="validation_mse"):
+def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFrame:
     """What the published fitter maximises: R2 of a straight line through log(L - c), at each c that it tries.
 
     Returns
@@ -49,7 +49,7 @@ def criterion(table, metric="validation_mse"):
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def fits(table, metric="validation_mse"):
+def fits(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFrame:
     """The published method on each regime: the law at the largest R2, and whether its c is an end of the grid.
 
     On the published runs the printed numbers stand beside it. At 512 genes every digit agrees, with c the last point of
@@ -66,7 +66,7 @@ def fits(table, metric="validation_mse"):
     return pd.DataFrame(rows)
 
 
-def refits(table, regime="data-rich", resamples=100):
+def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100) -> pd.DataFrame:
     """Least squares on one regime, beside the published method, and what each questionable choice changes.
 
     Returns
@@ -91,13 +91,10 @@ def refits(table, regime="data-rich", resamples=100):
 
 def _refit(name, runs, regime, resamples):
     law = fit_laws(runs, resamples, 0, metrics=("validation_mse",))[regime]["validation_mse"]
-    row = {"fit": name, "runs": len(runs), **{key: law[key] for key in ("alpha", "c", "rss", "status")}}
-    for key, (low, high) in law["intervals"].get(HEADLINE, {}).items():
-        row |= {f"{key}_low": low, f"{key}_high": high}
-    return row
+    return {"fit": name, "runs": len(runs), "rss": law["rss"], "status": law["status"], **columns_of(law)}
 
 
-def both_fits(table, regime="data-rich", points=200):
+def both_fits(table: pd.DataFrame, regime: str = "data-rich", points: int = 200) -> pd.DataFrame:
     """Our law with its band and the published one over the sizes of a regime: fit, parameters, loss, lo, hi."""
     runs = usable(table[table["regime"] == regime], "validation_mse")
     grid = np.geomspace(runs["parameters"].min(), runs["parameters"].max(), points)
@@ -109,38 +106,35 @@ def both_fits(table, regime="data-rich", points=200):
     return pd.concat([ours, pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})], ignore_index=True)
 
 
-def audit(table):
+def audit(table: pd.DataFrame) -> pd.DataFrame:
     """What else enters the losses of each regime, as far as the table says: regime, question, found.
 
-    Asks for a size no better than the gene mean, for the smallest size's pull on the law, for best-of-many losses and
-    how unequally many, for the count of cells seen, and for settings that differ between runs fitted together.
+    A size no better than the gene mean, the smallest size's pull on the law, best-of-many losses and how unequally
+    many, the count of cells seen, and settings that differ between runs fitted together.
     """
     rows = []
     for regime, runs in table.groupby("regime", sort=False):
         runs = usable(runs, "validation_mse")
-        if runs.empty:
-            continue
-        found = {**_against_gene_mean(runs), **_smallest(runs, regime), **_best_of_many(runs), **_pooled(runs)}
-        rows += [{"regime": regime, "question": question, "found": answer} for question, answer in found.items()]
+        if len(runs):
+            answers = _sizes(runs, regime) | _best_of_many(runs) | _pooled(runs)
+            rows += [(regime, question, answer) for question, answer in answers.items()]
     return pd.DataFrame(rows, columns=["regime", "question", "found"])
 
 
-def _against_gene_mean(runs):
-    baseline = runs["gene_mean_mse"].mean()
-    if np.isnan(baseline):
-        return {}
-    losses = runs.groupby("size", sort=False)["validation_mse"].mean()
-    worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
-    return {f"sizes no better than the gene mean ({baseline:.3f})": ", ".join(worse) or "none"}
-
-
-def _smallest(runs, regime):
-    size = runs.loc[runs["parameters"].idxmin(), "size"]
-    rest = runs[runs["size"] != size]
-    if rest["parameters"].nunique() < 3:
-        return {}
-    law = _refit("", rest, regime, 100)
-    return {f"alpha and c without {size}": f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"}
+def _sizes(runs, regime):
+    """Sizes that the gene mean beats, and the law without the smallest one."""
+    answers, baseline = {}, runs["gene_mean_mse"].mean()
+    if not np.isnan(baseline):
+        losses = runs.groupby("size", sort=False)["validation_mse"].mean()
+        worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
+        answers[f"sizes no better than the gene mean ({baseline:.3f})"] = ", ".join(worse) or "none"
+    smallest = runs.loc[runs["parameters"].idxmin(), "size"]
+    rest = runs[runs["size"] != smallest]
+    if rest["parameters"].nunique() >= 3:
+        law = _refit("", rest, regime, 100)
+        numbers = f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"
+        answers[f"alpha and c without {smallest}"] = numbers
+    return answers
 
 
 def _best_of_many(runs):
@@ -154,14 +148,14 @@ def _best_of_many(runs):
 
 
 def _pooled(runs):
-    found = {}
+    answers = {}
     if {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
         largest = runs.loc[runs["micro_steps"].idxmax()]
         seen = int(largest["micro_steps"] * largest["micro_batch"])
         counted = f"{seen:,}; micro-steps x accumulated batch would count {largest['accumulation']:.0f} times as many"
-        found["most cells seen by a run"] = counted
+        answers["most cells seen by a run"] = counted
     for setting in SETTINGS:
         if setting in runs and runs[setting].nunique() > 1:
             values = runs[setting]
-            found[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
-    return found
+            answers[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
+    return answers

@@ -1,15 +1,23 @@
-"""The run record: what was asked, what came out, and all runs of a study in one table."""
+"""All runs of a study in one table, and the runs of one law collected by model size."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 
 from lib import io
 from lib.data.split import SPLITS
 from lib.io import InputError
-from lib.train import entropy
+from lib.study import Study
 
-BASELINES = ("gene_mean_mse", "pca_mse", "gaussian_mse", "bayes_mse", "gene_nll", "gaussian_nll", "bayes_bits")
-LOSSES = [f"{side}_{unit}" for unit in ("mse", "nll") for side in SPLITS[1:]]
+LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
+UNITS = {
+    "mse": {"gene_mean": "gene_mean_mse", "pca": "pca_mse", "gaussian": "gaussian_mse", "floor": "bayes_mse"},
+    "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
+}
+"""Columns of the baselines by the unit of a loss."""
+BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "donors", "cells_seen", "updates",
     "learning_rate", "protocol", "objective", *LOSSES, *(f"{loss}_se" for loss in LOSSES), "validation_bits",
@@ -18,7 +26,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def collect(study):
+def collect(study: Study) -> pd.DataFrame:
     """Every run of a study, finished or stopped (or given), as one row with the columns of `COLUMNS`.
 
     The baselines of a row are those of its regime's validation cells. A run that was started and has no result has
@@ -36,11 +44,23 @@ def collect(study):
     if not rows:
         raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    gaussian = pd.Series(entropy.gaussian_bits(table["validation_mse"].astype(float)), table.index)
+    gaussian = gaussian_bits(table["validation_mse"].astype(float))
     return table.assign(validation_bits=table["validation_nll"].astype(float).fillna(gaussian))
 
 
-def given(study):
+def gaussian_bits(mse):
+    """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`, in bits.
+
+    It is what arXiv 2602.15253 prints. It changes with the scale of the input and can be negative: it is not the
+    information in a count. Takes a number, an array or a Series, and gives the same; NaN where `mse` is not positive.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = 0.5 * np.log2(2 * np.pi * np.e * mse)
+    bits = bits * np.where(np.isfinite(bits), 1, np.nan)
+    return bits if np.ndim(mse) else float(bits)
+
+
+def given(study: Study) -> pd.DataFrame:
     """The table of runs that a study names instead of training them, with the columns of `COLUMNS` first.
 
     Raises
@@ -58,83 +78,70 @@ def given(study):
     table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
     missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
     if missing:
-        raise InputError(
-            f"{source.table} has no column {', '.join(missing)}; "
-            f"name it under runs.columns in params/{study.name}.yaml."
-        )
+        here = f"under runs.columns in params/{study.name}.yaml"
+        raise InputError(f"{source.table} has no column {', '.join(missing)}; name it {here}.")
     if table["regime"].isna().any():
-        raise InputError(
-            f"{source.table} has rows that belong to no regime of runs.regimes in params/{study.name}.yaml."
-        )
+        raise InputError(f"{source.table} has rows of no regime in runs.regimes of params/{study.name}.yaml.")
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *extra])
 
 
-def histories(study, regime):
+def histories(study: Study, regime: str) -> pd.DataFrame:
     """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
-    found = []
+    curves = []
     for size in study.sizes:
         for seed in study.seeds_for(size.name):
             path = study.run_folder(regime, size.name, seed) / "history.csv"
             if path.is_file():
-                found.append(pd.read_csv(path).assign(size=size.name, seed=seed))
-    if not found:
-        raise InputError(
-            f"study {study.name} has no learning curves in {regime}/runs yet; run notebook 03_train first."
-        )
-    return pd.concat(found, ignore_index=True)
+                curves.append(pd.read_csv(path).assign(size=size.name, seed=seed))
+    if not curves:
+        raise InputError(f"study {study.name} has no learning curves in {regime}/runs; run notebook 03_train first.")
+    return pd.concat(curves, ignore_index=True)
 
 
 def _row(study, regime, size, seed):
     folder = study.run_folder(regime, size, seed)
-    place = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": study.regimes[regime].donors}
+    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": study.regimes[regime].donors}
     if (folder / "result.json").is_file():
         measured = io.read_json(study.folder(regime) / "baselines.json")
         baselines = {name: measured["validation"].get(name) for name in BASELINES}
-        return {**io.read_json(folder / "result.json"), **baselines, **place}
-    return {**place, "status": "interrupted"} if (folder / "history.csv").is_file() else None
+        return {**io.read_json(folder / "result.json"), **baselines, **asked}
+    return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
 
 
-def baselines(study):
+def baselines(study: Study) -> dict:
     """What 01_data measured, {regime: {split: {...}}}; for runs that were given, what the study file says."""
     if study.runs:
         return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
     return {regime: io.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
 
 
-def headline(table):
+def headline(table: pd.DataFrame) -> dict[str, str]:
     """{regime: the loss that its models were trained for}: validation_nll, bits of a count, or validation_mse."""
     counts = table.dropna(subset="validation_nll")["regime"].unique() if "validation_nll" in table else ()
     return {name: "validation_nll" if name in counts else "validation_mse" for name in table["regime"].unique()}
 
 
-def known_floors(measured, metrics):
+def known_floors(known: dict, metrics: dict[str, str]) -> dict[str, float | None]:
     """The exact floor of each regime's loss, or None where it is not known.
 
     Parameters
     ----------
-    measured : dict
-        As `baselines` gives it.
+    known : dict
+        {regime: {split: baselines}}, as `baselines` gives it.
     metrics : dict
         {regime: column of runs.csv}, such as `headline` gives.
     """
-    found = {}
+    floors = {}
     for regime, metric in metrics.items():
-        side, unit = metric.rsplit("_", 1)
-        found[regime] = measured.get(regime, {}).get(side, {}).get("bayes_bits" if unit == "nll" else "bayes_mse")
-    return found
+        split, unit = metric.rsplit("_", 1)
+        floors[regime] = known.get(regime, {}).get(split, {}).get(UNITS[unit]["floor"])
+    return floors
 
 
-UNITS = {
-    "mse": {"gene_mean": "gene_mean_mse", "pca": "pca_mse", "gaussian": "gaussian_mse", "floor": "bayes_mse"},
-    "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
-}
-"""Columns of the baselines by the unit of a loss."""
-
-
-def summary(table):
+def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row per regime and size: seeds, mean losses, and the share explained of the reducible loss.
 
     The reducible loss lies between the gene mean (for bits, a negative binomial of each gene) and the exact floor;
@@ -159,27 +166,27 @@ def summary(table):
     return pd.concat(parts, ignore_index=True)
 
 
-def unconverged(table):
+def unconverged(table: pd.DataFrame) -> list[str]:
     """One sentence for each regime in which some sizes would still move with more updates; none where all have settled.
 
-    A run has converged when half its updates would have given a loss within the study's tolerance of its own.
+    A run has converged when half its updates would have given a loss within the study's tolerance.
     """
-    said = []
+    sentences = []
     for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
         moving = runs[runs["convergence"] == "not converged"]
         if len(moving):
             loss = headline(moving)[regime]
             gain = (moving[f"{loss}_half"] / moving[loss] - 1).astype(float)
             sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
-            said.append(
+            sentences.append(
                 f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "
                 f"updates changed the loss by {gain.abs().min():.1%} to {gain.abs().max():.1%}. Their law is that of "
                 "this budget, not of the sizes' capacity."
             )
-    return said
+    return sentences
 
 
-def with_provenance(laws, study):
+def with_provenance(laws: dict, study: Study) -> dict:
     """The laws, each with where it comes from: study, code, libraries and, for trained runs, the census."""
     origin = {"study": study.name, "code_version": io.code_version(), "versions": io.versions()}
     if study.census:
@@ -189,3 +196,61 @@ def with_provenance(laws, study):
         regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
         for regime, by_metric in laws.items()
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Losses by model size, smallest first.
+
+    Attributes
+    ----------
+    labels : tuple of str, (sizes,)
+    parameters, means, weights : (sizes,)
+        Parameter count, mean loss over seeds, and weight of that mean (mean weight 1).
+    seeds : (sizes,) of int
+        Runs of each size.
+    index, losses : (runs,)
+        Size and loss of each run, sorted by size and loss so that the order of rows decides nothing.
+    """
+
+    labels: tuple[str, ...]
+    parameters: np.ndarray
+    means: np.ndarray
+    weights: np.ndarray
+    seeds: np.ndarray
+    index: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def d(self) -> np.ndarray:
+        """log(P / smallest P), (sizes,)."""
+        return np.log(self.parameters / self.parameters[0])
+
+    @property
+    def within(self) -> float:
+        """Sum of squares of seeds about their size mean (pure error)."""
+        return ((self.losses - self.means[self.index]) ** 2).sum()
+
+    def by_size(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the runs (last axis) of each size: (..., runs) to (..., sizes)."""
+        return np.add.reduceat(values, np.cumsum(self.seeds) - self.seeds, axis=-1)
+
+    def only(self, sizes: np.ndarray) -> "Ladder":
+        """The ladder of some sizes (boolean mask), weights unchanged."""
+        runs = sizes[self.index]
+        return Ladder(
+            tuple(np.array(self.labels)[sizes]),
+            *(x[sizes] for x in (self.parameters, self.means, self.weights, self.seeds)),
+            index=(np.cumsum(sizes) - 1)[self.index[runs]],
+            losses=self.losses[runs],
+        )
+
+
+def usable(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows that may enter a fit: status ok, a finite loss, and, where there are seeds, no exact copy of another row."""
+    good = np.isfinite(pd.to_numeric(runs[metric], errors="coerce"))
+    if "status" in runs:
+        good &= runs["status"] == "ok"
+    if "seed" in runs:
+        good &= ~runs.duplicated()
+    return runs[good]

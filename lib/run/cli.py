@@ -32,12 +32,7 @@ def main(arguments=None):
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("coverage", help="measure how often each interval holds the truth")
-    command = commands.add_parser("replicate", help="run whole small studies with a known floor; do intervals hold it?")
-    command.add_argument("--replicates", type=int, default=50, help="studies in all; those in the table are not rerun")
-    command.add_argument("--jobs", type=int, default=2, help="studies that run at the same time")
     commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
-    commands.add_parser("answer", help="what all kept studies say together: a figure and a text")
     command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
     command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
@@ -69,10 +64,7 @@ def main(arguments=None):
             signal.signal(number, signal.default_int_handler)
     try:
         work = {
-            "coverage": measure_coverage,
             "rates": measure_rates,
-            "replicate": lambda: measure_replicates(chosen.replicates, chosen.jobs),
-            "answer": tell_answer,
             "keep": lambda: keep(chosen.study),
             "clean": lambda: clean(chosen.study),
             "report": lambda: make_report(chosen.study),
@@ -148,31 +140,6 @@ def measure_rates():
     from lib.train import rates
 
     rates.main()
-    return 0
-
-
-def measure_replicates(replicates, jobs):
-    """Run small studies whose floor is known, and say how often the interval of c held it."""
-    from lib.fit import replicate
-
-    print(*replicate.said(replicate.main(replicates, jobs)), sep="\n")
-    return 0
-
-
-def measure_coverage():
-    """Simulate studies, write how often each interval held the truth, and draw it."""
-    from lib import figures
-    from lib.fit import coverage
-
-    figures.save(figures.coverage(coverage.main()), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
-    return 0
-
-
-def tell_answer():
-    """Draw and write what all kept studies say together, and say where it lies."""
-    from lib.fit import answer
-
-    print(*map(io.shown, answer.main()), sep="\n")
     return 0
 
 
@@ -352,12 +319,10 @@ def tell(batch, job, console):
 
 def report(study, seconds):
     """The answer, and where everything is."""
-    from lib import fit
-    from lib.fit import runs
+    from lib.fit import runs, summary
 
-    table = runs.collect(study)
-    floors = runs.known_floors(runs.baselines(study), runs.headline(table))
-    print(*fit.answer(io.read_json(study.data / "laws.json"), floors), *runs.unconverged(table), sep="\n")
+    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    print(laws.to_string(index=False), *runs.unconverged(runs.collect(study)), sep="\n")
     figures, notebooks = (os.path.relpath(path, io.ROOT) for path in (study.figures, study.data / "notebooks"))
     print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
     print(f"All of it on one page: make report STUDY={study.name}")

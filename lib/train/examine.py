@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data import panel, simulate
-from lib.train import baselines, entropy, predictive
+from lib.train import baselines, predictive
 
 BINS = 20
 """Of a histogram of probability integral transforms."""
@@ -177,7 +177,7 @@ def conversions(adata, data, found, truth=None):
         exact = simulate.predictive(truth, columns, *known, panel.TARGET)
         of = _gaussian_rules(counts, library, found, exact.mean, exact.variance)
         wider = simulate.predictive(truth, columns, *known, 1e6).variance.mean()
-        of["the same at 1,000,000 counts a cell"] = entropy.gaussian_bits(wider)
+        of["the same at 1,000,000 counts a cell"] = 0.5 * np.log2(2 * np.pi * np.e * wider)
         each = baselines.normal_bits(counts, exact.mean, np.sqrt(exact.variance), library)
         of["a Gaussian for each prediction, of counts"] = each.mean()
         cost = -np.log2(simulate.probabilities(truth, columns, *known, counts[..., None]))
@@ -199,7 +199,7 @@ def _gaussian_rules(counts, library, found, mean, squares):
     of_gene = np.bincount(genes, squares.ravel()) / np.maximum(times, 1)
     deviation = np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]
     return {
-        "one Gaussian, differential": entropy.gaussian_bits(pooled),
+        "one Gaussian, differential": 0.5 * np.log2(2 * np.pi * np.e * pooled),
         "one Gaussian, of counts": baselines.normal_bits(counts, mean, np.sqrt(pooled), library).mean(),
         "a Gaussian for each gene, of counts": baselines.normal_bits(counts, mean, deviation, library).mean(),
     }

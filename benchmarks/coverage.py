@@ -1,18 +1,21 @@
-"""The calibration: how often each interval, as implemented, holds the truth.
+"""Calibration: how often each interval of a law, as implemented, holds the truth.
 
-`make coverage` simulates studies from stated laws, writes data/coverage.csv and draws it. Sizes are spread evenly in
-log P over the published range. Every study has seed noise; half of the cells add a size effect, a deviation that all
-seeds of one size share, as real ladders have. Noise and size effect are those of the published 512-gene runs.
+`python benchmarks/coverage.py` simulates studies from stated laws, writes data/coverage.csv and draws it in
+figures/gallery (a few minutes). Sizes are spread evenly in log P over the published range. Every study has seed noise;
+half of the kinds of study add a size effect, a deviation that all seeds of one size share, as real ladders have. Noise
+and size effect are those of the published 512-gene runs.
 """
 
 import itertools
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
-from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, profile, resample
-from lib.fit.ladder import Ladder, size_weights
+from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, resample
+from lib.fit.law import profile, size_weights
+from lib.fit.runs import Ladder
 
 SHAPES = ((7, 3), (7, 7), (12, 3))
 """(sizes, seeds)"""
@@ -47,7 +50,7 @@ def simulate(truth, sizes, seeds, size_effect, studies, rng):
 
 
 def coverage(studies=300, resamples=400, seed=0, level=0.95):
-    """Measure every interval in every cell.
+    """Measure every interval in every kind of study.
 
     Returns
     -------
@@ -60,8 +63,8 @@ def coverage(studies=300, resamples=400, seed=0, level=0.95):
     for number, (truth, (sizes, seeds), size_effect) in enumerate(cells):
         rng = np.random.default_rng([seed, number])
         parameters, losses = simulate(TRUTHS[truth], sizes, seeds, size_effect, studies, rng)
-        found = _intervals(parameters, losses, resamples, rng, level)
-        rows = [{"method": method, **_score(ends, TRUTHS[truth])} for method, ends in found.items()]
+        intervals = _intervals(parameters, losses, resamples, rng, level)
+        rows = [{"method": method, **_score(ends, TRUTHS[truth])} for method, ends in intervals.items()]
         head = {"truth": truth, "sizes": sizes, "seeds": seeds, "size_effect": size_effect}
         tables.append(pd.DataFrame(rows).assign(**head)[[*head, *rows[0]]])
     return pd.concat(tables, ignore_index=True).assign(studies=studies, resamples=resamples, level=level)
@@ -76,7 +79,7 @@ def _intervals(parameters, losses, resamples, rng, level):
     weights = size_weights(d, means, squares, count)
     over_means = profile(d, means, weights, sizes - 3, level=level)
     over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1), level)
-    found = {
+    intervals = {
         HEADLINE: np.array([over_means.alpha, over_means.interval()]),
         "profile_runs": np.array([over_runs.alpha, over_runs.interval()]),
     }
@@ -92,14 +95,14 @@ def _intervals(parameters, losses, resamples, rng, level):
 
     for method, unit in BOOTSTRAPS.items():
         draws = fit_each(resample(data, unit, resamples, rng) for data in ladders)
-        found[method] = np.swapaxes(percentile(draws, level), 0, 1)
+        intervals[method] = np.swapaxes(percentile(draws, level), 0, 1)
         if unit == "runs":
             left_out = fit_each(leave_one_out(data, 0, sizes * seeds) for data in ladders)
             point = fit_draws(d, means, np.broadcast_to(count, means.shape))
             each = zip(draws, left_out, point, strict=True)
             ends = [[bca(*study, level) for study in zip(*quantity, strict=True)] for quantity in each]
-            found[method + "_bca"] = np.swapaxes(ends, 1, 2)
-    return found
+            intervals[method + "_bca"] = np.swapaxes(ends, 1, 2)
+    return intervals
 
 
 def _score(ends, truth):
@@ -116,12 +119,19 @@ def _score(ends, truth):
 
 
 def main():
-    """Measure the coverage, write data/coverage.csv, print it, and return the table."""
+    """Measure the coverage, write data/coverage.csv and draw it."""
+    from lib import figures
+
     table = coverage()
-    target = io.ROOT / "data" / "coverage.csv"
-    io.write_csv(target, table.round(4))
-    shown = table.pivot_table(index="method", columns=["truth", "sizes", "seeds", "size_effect"], values=["alpha", "c"])
-    print(shown.round(2).T.to_string())
-    shares = table[table["method"] == HEADLINE][["alpha", "c"]].to_numpy()
-    print(f"The headline interval covers {shares.min():.1%} to {shares.max():.1%}; {target.name} written.")
-    return table
+    io.write_csv(io.ROOT / "data" / "coverage.csv", table.round(4))
+    figures.save(figures.coverage(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    for method, of in table.groupby("method", sort=False):
+        for name in ("alpha", "c"):
+            held, studies = round((of[name] * of["studies"]).sum()), of["studies"].sum()
+            low, high = proportion_confint(held, studies, method="wilson")
+            worst = f"{of[name].min():.1%} where it does worst"
+            print(f"{method}: {name} held in {held / studies:.1%} ({low:.1%} to {high:.1%}) of the studies, {worst}")
+
+
+if __name__ == "__main__":
+    main()

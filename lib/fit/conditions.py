@@ -1,0 +1,469 @@
+"""Conditions compared: training cells, training budgets, held-out splits, protocols.
+
+Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib.fit.intervals import columns_of
+from lib.fit.joint import compare_joint, frontier, joint_law
+from lib.fit.runs import headline, usable
+from lib.fit.summary import fit_laws
+from lib.io import InputError
+
+METRIC = "validation_mse"
+
+# ---------------------------------------------------------------- training cells
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Everything equal but the training cells: does the gain from size vanish because cells are few?
+
+    An additive joint law says by construction that size gains as much at any number of cells, so the claim is tested
+    without it first: the loss that size saves at each number of cells, and its trend.
+
+    Attributes
+    ----------
+    all_donors, few_donors : DataFrame
+        The usable runs with a column `loss`, on cells of all donors and of few.
+    gains, donors : DataFrame
+        See `gains` and `donor_cost`.
+    metric : str
+        Column of the loss.
+    forms : DataFrame
+        Joint laws compared, see `joint.compare_joint`, with `additive_p`.
+    crossovers : DataFrame
+        Where size and cells limit equally at each number of cells, see `joint.frontier`.
+    """
+
+    sentence: str
+    all_donors: pd.DataFrame | None = None
+    few_donors: pd.DataFrame | None = None
+    gains: pd.DataFrame | None = None
+    metric: str = METRIC
+    forms: pd.DataFrame | None = None
+    crossovers: pd.DataFrame | None = None
+    donors: pd.DataFrame | None = None
+
+
+def matched(table: pd.DataFrame) -> Matched:
+    """The matched data axis of a table of runs. Regimes with another objective than the first are left out."""
+    objective = table["objective"].fillna("")
+    metric = next(iter(headline(table).values()))
+    try:
+        all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
+        forms = compare_joint(all_donors).assign(additive_p=additive_p(all_donors))
+    except InputError as refusal:
+        return Matched(f"No matched data axis: {refusal}")
+    best = joint_law(all_donors, forms.loc[forms["aicc"].idxmin(), "form"])
+    crossovers = frontier(best, np.sort(all_donors["cells_train"].unique()))
+    saved, slope = gains(all_donors), trend(all_donors)
+    many, few = saved.iloc[-1], saved.iloc[0]
+    ratios = crossovers.dropna(subset="cells_per_parameter")
+    ratios = ", ".join(f"{row.cells_per_parameter:.3g} at {row.cells:,.0f} cells" for row in ratios.itertuples())
+    sentence = (
+        f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
+        f"loss, with {few['cells_train']:,.0f} {few['gain']:.4f} ({few['relative']:.0%}); per tenfold cells the gain "
+        f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
+        f"size and cells limit equally: {ratios or 'out of reach'}."
+    )
+    cost = donor_cost(all_donors, few_donors)
+    return Matched(sentence, all_donors, few_donors, saved, metric, forms, crossovers, cost)
+
+
+def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The usable runs of the matched axis, with the loss as a column: those of all donors, then those of few.
+
+    Raises
+    ------
+    InputError
+        The regimes differ in more than the training cells, or have fewer than three numbers of them.
+    """
+    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
+    for column in ("genes", "cells_seen", "objective", "protocol"):
+        if column in rows and rows[column].nunique() > 1:
+            raise InputError(
+                f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
+                "compare regimes that differ in training cells alone."
+            )
+    few = rows["donors"].notna() if "donors" in rows else pd.Series(False, rows.index)
+    if rows.loc[~few, "cells_train"].nunique() < 3:
+        raise InputError("a data axis takes three numbers of training cells at least; train more regimes.")
+    return rows[~few], rows[few]
+
+
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """What size saves at each number of training cells.
+
+    Returns
+    -------
+    DataFrame, one row per number of cells, fewest first
+        cells_train; best (size of the least mean loss) and its parameters; gain, the loss that it saves against the
+        smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
+        loss; largest_behind, by how much the largest size is worse than the best.
+    """
+    groups = rows.groupby(["cells_train", "parameters"])["loss"]
+    free = len(rows) - groups.ngroups
+    between_seeds = float(((rows["loss"] - groups.transform("mean")) ** 2).sum() / free) if free else 0.0
+    table = []
+    for cells, of in rows.groupby("cells_train"):
+        sizes = of.groupby("parameters").agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size"))
+        parameters = sizes["loss"].idxmin()
+        best, smallest, largest = sizes.loc[parameters], sizes.iloc[0], sizes.iloc[-1]
+        gain = smallest["loss"] - best["loss"]
+        table.append({
+            "cells_train": cells, "best": best["size"], "parameters": parameters, "gain": gain,
+            "se": np.sqrt(between_seeds * (1 / smallest["n"] + 1 / best["n"])),
+            "relative": gain / smallest["loss"], "largest_behind": largest["loss"] - best["loss"],
+        })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def trend(rows: pd.DataFrame, level: float = 0.95) -> dict[str, float]:
+    """How the gain from size changes per tenfold cells, by least squares over the numbers of cells.
+
+    Returns
+    -------
+    dict
+        slope (loss per decade), low, high, p (of no trend, Student's t).
+    """
+    from statsmodels.regression.linear_model import OLS  # costs 0.4 s that other studies need not spend
+
+    table = gains(rows)
+    decades = np.log10(table["cells_train"].to_numpy(float))
+    line = OLS(table["gain"].to_numpy(), np.stack([np.ones_like(decades), decades], 1)).fit()
+    low, high = line.conf_int(1 - level)[1]
+    return {"slope": line.params[1], "low": low, "high": high, "p": line.pvalues[1]}
+
+
+def additive_p(rows: pd.DataFrame) -> float:
+    """p of the F test of a joint law with interaction against the additive one, over the cells of the grid."""
+    additive, crossed = (joint_law(rows, form, resamples=0) for form in ("additive", "interaction"))
+    free = len(crossed.cells) - len(crossed.theta) - len(crossed.linear)
+    if free < 1 or crossed.rss <= 0:
+        return np.nan
+    return float(stats.f.sf(max(additive.rss - crossed.rss, 0) / (crossed.rss / free), 1, free))
+
+
+def donor_cost(all_donors: pd.DataFrame, few_donors: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """What fewer donors cost at equally many cells: paired differences over sizes, few minus all.
+
+    Returns
+    -------
+    DataFrame
+        cells_train, donors, difference (mean over sizes), low, high (Student's t over sizes).
+    """
+    rows = []
+    for (cells, number), of in few_donors.groupby(["cells_train", "donors"]):
+        same = all_donors[all_donors["cells_train"] == cells].groupby("size")["loss"].mean()
+        gap = (of.groupby("size")["loss"].mean() - same).dropna()
+        if len(gap) > 1:
+            low, high = stats.ttest_1samp(gap, 0).confidence_interval(level)
+            rows.append([cells, int(number), gap.mean(), low, high])
+    return pd.DataFrame(rows, columns=["cells_train", "donors", "difference", "low", "high"])
+
+
+CONFOUNDS = {
+    "genes": "genes of the panel", "cells_train": "training cells", "micro_steps": "micro-steps", "updates": "updates",
+    "cells_seen": "cells seen", "passes": "passes over the cells", "learning_rate": "learning rate",
+    "evaluations": "evaluations to choose from", "donors": "donors asked for", "objective": "objective",
+    "protocol": "protocol",
+}  # fmt: skip
+
+
+def confounds(table: pd.DataFrame) -> pd.DataFrame:
+    """What differs between the regimes of a table besides training cells, one row per setting and a column per regime.
+
+    A comparison of regimes is matched where the column `differs` is true for training cells alone.
+    """
+    if {"cells_seen", "cells_train"} <= set(table):
+        table = table.assign(passes=(table["cells_seen"] / table["cells_train"]).round(2))
+    rows = []
+    for column, name in CONFOUNDS.items():
+        if column in table and table[column].notna().any():
+            ranges = {regime: _range(of[column]) for regime, of in table.groupby("regime", sort=False)}
+            rows.append({"setting": name, **ranges, "differs": len(set(ranges.values())) > 1})
+    return pd.DataFrame(rows)
+
+
+def _range(values):
+    """Values of a column in words: one, or their range."""
+    values = values.dropna().unique()
+    if not len(values):
+        return "-"
+    if values.dtype == object:
+        return ", ".join(sorted(map(str, values)))
+    low, high = (f"{end:,.6g}" if end >= 1000 else f"{end:.3g}" for end in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+# ---------------------------------------------------------------- training budgets
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """More updates: the same cells and sizes, and only the cells seen change.
+
+    The floor of a law is that of its budget. Every run also has the loss that half its updates would have given, so
+    each regime gives two budgets. With three of them loss is fitted in parameters N and cells seen S together,
+    L = E + A N^-a + B S^-b, whose E is the floor when both are large.
+
+    Attributes
+    ----------
+    runs : DataFrame
+        The runs, those of half the updates among them, with the loss as a column.
+    table : DataFrame
+        The law of every budget, see `floors`.
+    joint : dict
+        E of the joint law: value, low, high, status.
+    exact : float or None
+        The exact floor.
+    """
+
+    sentence: str
+    runs: pd.DataFrame | None = None
+    table: pd.DataFrame | None = None
+    joint: dict | None = None
+    exact: float | None = None
+
+
+def budget(table: pd.DataFrame) -> Budget:
+    """The budgets of a table of runs."""
+    try:
+        rows = budgets(table)
+        joint = limit(rows)
+    except InputError as refusal:
+        return Budget(f"No comparison of budgets: {refusal}")
+    exact = rows["bayes_mse"].mean() if "bayes_mse" in rows else np.nan
+    sentence = (
+        f"The floor of the joint law in parameters and cells seen is {joint['value']:.3f} ({joint['low']:.3f} to "
+        f"{joint['high']:.3f}; status: {joint['status']})."
+    )
+    return Budget(sentence, rows, floors(rows), joint, None if np.isnan(exact) else float(exact))
+
+
+def budgets(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a study of budgets, those of half the updates among them, with the loss as a column.
+
+    Raises
+    ------
+    InputError
+        The regimes differ in more than the cells seen, or have one budget.
+    """
+    rows = usable(table, METRIC)
+    alike = ("genes", "cells_train", "donors", "objective", "protocol")
+    other = [name for name in alike if name in rows and rows[name].nunique(dropna=False) > 1]
+    if "learning_rate" in rows and (rows.groupby("size")["learning_rate"].nunique() > 1).any():
+        other.append("learning_rate")
+    if other:
+        raise InputError(f"the regimes differ in {other[0]}; compare those that differ in cells seen alone.")
+    if "cells_seen" not in rows or rows["cells_seen"].nunique() < 2:
+        raise InputError("all runs have one budget; `make run STUDY=budget` changes it alone.")
+    both = rows.assign(loss=rows[METRIC].astype(float))
+    if (half := f"{METRIC}_half") in rows:
+        earlier = rows.assign(loss=rows[half].astype(float), cells_seen=rows["cells_seen"] / 2)
+        both = pd.concat([both, earlier[earlier["loss"].notna()]])
+    return both.sort_values(["cells_seen", "parameters"], kind="stable", ignore_index=True)
+
+
+def floors(rows: pd.DataFrame) -> pd.DataFrame:
+    """The law of every budget: cells_seen, status, largest (loss of the largest size), alpha and c with their ends."""
+    table = []
+    for seen, of in rows.groupby("cells_seen"):
+        law = fit_laws(of.assign(regime="", **{METRIC: of["loss"]}), 100, 0, metrics=(METRIC,))[""][METRIC]
+        largest = of[of["parameters"] == of["parameters"].max()]["loss"].mean()
+        table.append({"cells_seen": seen, "status": law["status"], "largest": largest, **columns_of(law)})
+    return pd.DataFrame(table)
+
+
+def limit(rows: pd.DataFrame, resamples: int = 400, seed: int = 0, level: float = 0.95) -> dict:
+    """E of the joint law in parameters and cells seen: value, low, high, status.
+
+    Raises
+    ------
+    InputError
+        Fewer than three sizes or budgets.
+    """
+    grid = rows[["parameters", "loss"]].assign(cells_train=rows["cells_seen"])
+    law = joint_law(grid, resamples=resamples, seed=seed)
+    low, high = np.quantile(law.draws.linear[:, 0], [(1 - level) / 2, (1 + level) / 2])
+    return {"value": float(law.linear[0]), "low": float(low), "high": float(high), "status": law.status}
+
+
+# ---------------------------------------------------------------- held-out splits
+
+CELLS = {
+    "test_random": "cells of training donors",
+    "validation": "other donors",
+    "test": "other donors again",
+    "test_dataset": "other data sets",
+}
+"""Whose cells a held-out split has."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Does the law hold on other donors and other data sets, and what does a random split leak?
+
+    The same models are measured on every held-out split. Splits differ in how hard their cells are, so what is compared
+    is the share explained of each split's reducible error: from its gene mean to its exact floor, or to zero.
+
+    Attributes
+    ----------
+    laws, shares, leak : DataFrame
+        See `laws_by_split`, `explained` and `leak`.
+    regime : str
+        The regime that is drawn.
+    """
+
+    sentence: str
+    laws: pd.DataFrame
+    shares: pd.DataFrame | None = None
+    leak: pd.DataFrame | None = None
+    regime: str = ""
+
+
+def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
+    """The held-out splits of a study; `laws` is laws.json, `known` the baselines, {regime: {split: {...}}}."""
+    shares, regime = explained(table, known), table["regime"].iloc[0]
+    if shares.empty or shares["split"].nunique() < 2:
+        return HeldOut("These runs were measured on one held-out split alone.", laws_by_split(laws))
+    gaps = leak(shares)
+    of, sentence = gaps[gaps["regime"] == regime], "No cells of training donors were held out (split.random)."
+    if len(of):
+        last, reach = of.iloc[-1], 1.96 * of.iloc[-1]["se"]
+        sentence = (
+            f"Of the reducible error {last['size']} explains {last['leak']:+.1%} ({last['leak'] - reach:+.1%} to "
+            f"{last['leak'] + reach:+.1%}) more on cells of training donors than on the test split, the conditional "
+            f"Gaussian {last['gaussian']:+.1%}."
+        )
+    return HeldOut(sentence, laws_by_split(laws), shares, gaps, regime)
+
+
+def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
+    """Share of each split's reducible squared error that every run explains.
+
+    Returns
+    -------
+    DataFrame
+        regime, size, seed, parameters, split, cells (whose they are), loss, explained, se (of explained, over cells),
+        gaussian (explained by the conditional Gaussian).
+    """
+    rows = []
+    for split, cells in CELLS.items():
+        metric = f"{split}_mse"
+        for run in usable(table, metric).to_dict("records") if metric in table else ():
+            baselines = known.get(run["regime"], {}).get(split)
+            if baselines:
+                gene_mean = baselines["gene_mean_mse"]
+                reducible = gene_mean - baselines.get("bayes_mse", 0.0)
+                rows.append({
+                    **{key: run[key] for key in ("regime", "size", "seed", "parameters")}, "split": split,
+                    "cells": cells, "loss": run[metric], "explained": (gene_mean - run[metric]) / reducible,
+                    "se": (run.get(f"{metric}_se") or np.nan) / reducible,
+                    "gaussian": (gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def laws_by_split(laws: dict) -> pd.DataFrame:
+    """The law of the squared error of every regime and split: regime, split, cells, alpha, c and their ends, status."""
+    rows = [
+        {"regime": regime, "split": split, "cells": cells, **columns_of(law), "status": law["status"]}
+        for regime, by_metric in laws.items()
+        for split, cells in CELLS.items()
+        if (law := by_metric.get(f"{split}_mse"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def leak(shares: pd.DataFrame, of: str = "test_random", against: str = "test") -> pd.DataFrame:
+    """What single cells of training donors make look better than other donors, per regime and size.
+
+    Returns
+    -------
+    DataFrame
+        regime, size, parameters, leak (explained share on `of` minus that on `against`), se (over the cells of both
+        splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
+    """
+    wide = shares[shares["split"].isin([of, against])]
+    mean = wide.groupby(["regime", "size", "parameters", "split"], sort=False)[["explained", "se", "gaussian"]].mean()
+    mean = mean.unstack("split").dropna()
+    if mean.empty or of not in mean["explained"]:
+        return pd.DataFrame(columns=["regime", "size", "parameters", "leak", "se", "gaussian"])
+    table = pd.DataFrame({
+        "leak": mean["explained"][of] - mean["explained"][against],
+        "se": np.hypot(mean["se"][of], mean["se"][against]),
+        "gaussian": mean["gaussian"][of] - mean["gaussian"][against],
+    })  # fmt: skip
+    return table.reset_index().sort_values(["regime", "parameters"], ignore_index=True)
+
+
+# ---------------------------------------------------------------- protocols
+
+
+@dataclass(frozen=True, eq=False)
+class Protocols:
+    """From one protocol to another, switch by switch: what does each do to the exponent and the floor?
+
+    Attributes
+    ----------
+    table : DataFrame
+        See `switches`.
+    runs : DataFrame
+        The runs of the study.
+    """
+
+    sentence: str
+    table: pd.DataFrame | None = None
+    runs: pd.DataFrame | None = None
+
+
+def protocols(table: pd.DataFrame, laws: dict, known: dict) -> Protocols:
+    """The switches of a study that begins at the published protocol; for `laws` and `known` see `held_out`."""
+    if table["protocol"].iloc[0] != "published" or table["regime"].nunique() < 2:
+        return Protocols(
+            "This study has one protocol. `make run STUDY=protocol` goes from the published protocol to the tuned one, "
+            "switch by switch."
+        )
+    steps = switches(table, laws, known)
+    first, last = steps.iloc[0], steps.iloc[-1]
+    sentence = (
+        f"Under the first protocol the largest size removes {1 - first['largest']:.0%} of its gene mean's error, under "
+        f"the last {1 - last['largest']:.0%}."
+    )
+    return Protocols(sentence, steps, table)
+
+
+def switches(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
+    """One row per regime, in the order of the study: its law, its losses relative to its gene mean.
+
+    Losses of regimes that normalise differently have different units; relative to their gene mean they can be compared.
+
+    Returns
+    -------
+    DataFrame
+        regime, alpha, alpha_low, alpha_high, relative_c (with low, high), smallest and largest (losses of these sizes
+        relative to the gene mean), converged (share of runs), status, r2.
+    """
+    rows = []
+    for regime, by_metric in laws.items():
+        of = usable(table[table["regime"] == regime], METRIC)
+        if of.empty:
+            continue
+        law, unit = by_metric[METRIC], known[regime]["validation"]["gene_mean_mse"]
+        losses = of.groupby("parameters")[METRIC].mean() / unit
+        law_columns = columns_of(law)
+        c = {f"relative_{name}": None if law_columns[name] is None else law_columns[name] / unit
+             for name in ("c", "c_low", "c_high")}  # fmt: skip
+        rows.append({
+            "regime": regime, **{name: law_columns[name] for name in ("alpha", "alpha_low", "alpha_high")}, **c,
+            "smallest": losses.iloc[0], "largest": losses.iloc[-1], "r2": law["r2"], "status": law["status"],
+            "converged": (of["convergence"] == "converged").mean() if of["convergence"].notna().any() else None,
+        })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,224 @@
+"""laws.json and the tables read from it: contract, golden numbers, comparison, verdict, bits, replicates."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import io
+from lib.fit import summary
+from lib.fit.intervals import band, restore
+from lib.fit.law import ladder
+from lib.fit.runs import gaussian_bits
+from lib.fit.runs import given as given_runs
+from lib.fit.summary import fit_laws, floor_bits, laws_table, scaling_p
+from lib.io import InputError
+from lib.study import load_study
+
+
+@pytest.fixture(scope="module")
+def table():
+    return given_runs(load_study("published-runs"))
+
+
+@pytest.fixture(scope="module")
+def laws(table):
+    return fit_laws(table, 500, 0)
+
+
+def simulated(loss, seeds=3, sizes=7, seed=0):
+    """Runs of one regime with `loss` a function of P and noise of 0.01."""
+    P = np.repeat(np.geomspace(1e3, 1e8, sizes), seeds)
+    losses = loss(P) + 0.01 * np.random.default_rng(seed).standard_normal(len(P))
+    return pd.DataFrame({"regime": "r", "size": [f"{p:.0f}" for p in P], "parameters": P, "validation_mse": losses})
+
+
+def law_of(table):
+    return fit_laws(table, 200, 0)["r"]["validation_mse"]
+
+
+def test_the_content_is_json_and_has_the_keys_of_the_contract(laws):
+    assert json.loads(json.dumps(laws, allow_nan=False)) == laws
+    assert {regime: list(by_metric) for regime, by_metric in laws.items()} == {
+        "data-rich": ["validation_mse"], "data-limited": ["validation_mse"],
+    }  # fmt: skip
+    kept = io.read_json(io.CODE / "data/results/ladder/laws.json")["data-rich"]["validation_mse"]
+    for by_metric in laws.values():
+        assert set(kept) - {"provenance"} <= set(by_metric["validation_mse"])
+
+
+def test_golden_numbers_of_the_published_runs(laws):
+    """When these change, raise io.FIT_NUMERICS."""
+    law = laws["data-rich"]["validation_mse"]
+    assert (round(law["alpha"], 3), round(law["c"], 3), round(law["r2"], 3)) == (0.529, 1.470, 0.996)
+    ends = law["intervals"]["profile_size_means"]
+    assert [round(end, 3) for end in (*ends["alpha"], *ends["c"])] == [0.447, 0.639, 1.450, 1.489]
+    assert list(law["intervals"]) == [
+        "profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_runs_bca", "bootstrap_within_sizes",
+        "bootstrap_sizes", "two_stage",
+    ]  # fmt: skip
+    aicc = {"power + floor": -142, "quadratic": -94, "power": -66, "log-linear": -64, "constant": -49}
+    assert {form: round(law["comparison"][form]["aicc"]) for form in aicc} == aicc
+    assert law["lack_of_fit"]["df"] == [3, 12]
+    assert (round(law["lack_of_fit"]["F"], 2), round(law["lack_of_fit"]["p"], 2)) == (1.21, 0.35)
+    predicted = next(row for row in law["rollout"] if row["held_out"] == ["M", "L"] and row["size"] == "M")
+    assert predicted["predicted"] == pytest.approx(1.479, abs=5e-4)
+    assert predicted["miss"] == pytest.approx(predicted["observed"] - predicted["predicted"])
+    bits = [law["floor_bits"]["value"], *law["floor_bits"]["interval"]]
+    assert bits == pytest.approx([gaussian_bits(value) for value in (law["c"], *ends["c"])])
+    assert "There is a floor" in law["verdict"]
+    limited = laws["data-limited"]["validation_mse"]
+    assert "No scaling shown" in limited["verdict"] and limited["status"] == "alpha at grid edge"
+
+
+def test_golden_numbers_of_a_study_of_this_project():
+    study = io.CODE / "data/results/ladder"
+    ours = fit_laws(pd.read_csv(study / "runs.csv"), 200, 0, metrics=("validation_mse", "test_mse"))["data-rich"]
+    theirs = io.read_json(study / "laws.json")["data-rich"]
+    for metric, law in ours.items():
+        assert [law[key] for key in ("alpha", "c", "r2", "a")] == pytest.approx(
+            [theirs[metric][key] for key in ("alpha", "c", "r2", "a")], rel=1e-6
+        )
+        assert law["status"] == theirs[metric]["status"] and law["verdict"] == theirs[metric]["verdict"]
+
+
+def test_the_profile_curve_crosses_its_threshold_at_the_interval(laws):
+    curve = laws["data-rich"]["validation_mse"]["profile"]
+    low, high = laws["data-rich"]["validation_mse"]["intervals"]["profile_size_means"]["c"]
+    inside = np.array(curve["c"])[np.array(curve["relative_rss"]) < curve["threshold"]]
+    step = curve["c"][1] - curve["c"][0]
+    assert inside.min() == pytest.approx(low, abs=step) and inside.max() == pytest.approx(high, abs=step)
+    assert min(curve["relative_rss"]) == pytest.approx(1, abs=0.05)
+
+
+def test_failed_copied_and_shuffled_rows_change_nothing_but_the_count(table):
+    rich = table[table["regime"] == "data-rich"]
+    failed = rich.head(1).assign(status="diverged", validation_mse=99.0)
+    tables = {
+        "clean": rich, "shuffled": rich.sample(frac=1, random_state=3), "twice": pd.concat([rich, rich]),
+        "failed": pd.concat([rich, failed, rich.head(2).assign(validation_mse=np.nan)]),
+    }  # fmt: skip
+    found = {name: fit_laws(rows, 200, 0)["data-rich"]["validation_mse"] for name, rows in tables.items()}
+    left_out = {name: law.pop("n_left_out") for name, law in found.items()}
+    assert left_out == {"clean": 0, "shuffled": 0, "twice": 18, "failed": 3}
+    assert all(law == found["clean"] for law in found.values())
+
+
+def test_a_regime_with_too_few_sizes_does_not_take_the_others_with_it(table):
+    few = table[(table["regime"] == "data-rich") | (table["size"] == "M")]
+    none = few.assign(status=np.where(few["regime"] == "data-limited", "diverged", "ok"))
+    for runs, sizes in ((few, 1), (none, 0)):
+        laws = fit_laws(runs, 200, 0)
+        assert laws["data-rich"]["validation_mse"]["status"] == "ok"
+        lone = laws["data-limited"]["validation_mse"]
+        assert (lone["status"], lone["n_sizes"], lone["alpha"]) == ("too few sizes", sizes, None)
+        assert set(lone) == set(laws["data-rich"]["validation_mse"])
+        shown = laws_table(laws, {}).set_index("regime")
+        assert shown["status"].to_dict() == {"data-rich": "ok", "data-limited": "too few sizes"}
+        assert shown.loc["data-limited", "alpha":"gaussian"].isna().all()
+        json.dumps(laws, allow_nan=False)
+        assert set(summary.curves(laws)["regime"]) == set(summary.rollout_table(laws)["regime"]) == {"data-rich"}
+
+
+def test_three_sizes_give_a_law_without_an_interval():
+    law = law_of(simulated(lambda P: 1 + P**-0.3, sizes=3))
+    assert law["status"] == "too few sizes" and law["alpha"] is not None and law["intervals"] == {}
+    assert np.isnan(band(law, [1e4])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [
+        (lambda P: 1.4 + 0.6 * (P / 1e3) ** -0.5, "There is a floor"),
+        (lambda P: 2.0 * (P / 1e3) ** -0.2, "A floor is not shown"),
+        (lambda P: 1.5 + 0 * P, "No scaling shown|does not fall"),
+        (lambda P: 1.5 + 0.1 * np.log10(P), "does not fall"),
+    ],
+)
+def test_the_verdict_is_that_of_the_truth(loss, verdict):
+    assert re.search(verdict, law_of(simulated(loss))["verdict"])
+
+
+def test_scaling_is_seldom_seen_where_there_is_none():
+    found = [scaling_p(ladder(simulated(lambda P: 1.5 + 0 * P, seed=seed))) < 0.05 for seed in range(200)]
+    assert np.mean(found) < 0.12
+
+
+def test_missing_columns_and_empty_tables_are_named(table):
+    with pytest.raises(InputError, match="no column 'regime'"):
+        fit_laws(table.drop(columns="regime"), 200, 0)
+    with pytest.raises(InputError, match="no run has status ok"):
+        fit_laws(table.assign(status="diverged"), 200, 0)
+    with pytest.raises(InputError, match="no column 'parameters'"):
+        ladder(table.drop(columns="parameters"))
+    with pytest.raises(InputError, match="not positive"):
+        ladder(table.assign(parameters=0))
+
+
+def test_losses_that_are_all_equal_do_not_crash():
+    law = law_of(simulated(lambda P: 0 * P).assign(validation_mse=1.0))
+    json.dumps(law, allow_nan=False)
+    assert law["status"] != "ok"
+
+
+def test_a_law_is_restored_from_its_entry(laws):
+    entry = laws["data-rich"]["validation_mse"]
+    law = restore(entry)
+    assert (law.alpha, law.c) == pytest.approx((entry["alpha"], entry["c"]))
+    low, high = band(entry, law.parameters)
+    assert (low < law.predict(law.parameters)).all() and (high > law.predict(law.parameters)).all()
+
+
+def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_loss(laws):
+    bits = {"counts": {"validation_nll": laws["data-rich"]["validation_mse"], "validation_mse": None}}
+    known = {
+        "data-rich": {"validation": {"bayes_mse": 1.46, "gaussian_mse": 1.6}},
+        "counts": {"validation": {"bayes_bits": 0.39, "gaussian_nll": 0.5, "bayes_mse": 9.0}},
+    }
+    rich, limited, counts = laws_table(laws | bits, known).to_dict("records")
+    assert (rich["exact_floor"], rich["gaussian"], counts["exact_floor"], counts["gaussian"]) == (1.46, 1.6, 0.39, 0.5)
+    assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
+    assert np.isnan(limited["exact_floor"])
+
+
+def test_all_kept_studies_stand_in_one_table(tmp_path):
+    kept = summary.kept(io.CODE)
+    assert list(kept.columns[:5]) == ["study", "date", "commit", "regime", "metric"]
+    assert set(kept["study"]) == {path.parent.name for path in (io.CODE / "data/results").glob("*/laws.json")}
+    ladder_row = kept[kept["study"] == "ladder"].iloc[0]
+    assert ladder_row["c_low"] < ladder_row["exact_floor"] < ladder_row["c_high"] < ladder_row["gaussian"]
+    assert summary.kept(tmp_path).empty
+
+
+def test_gaussian_bits_are_those_of_the_paper_and_depend_on_the_scale():
+    assert gaussian_bits(1.443758) == pytest.approx(2.312, abs=5e-4)
+    assert gaussian_bits(4 * 0.3) - gaussian_bits(0.3) == pytest.approx(1)
+    series = gaussian_bits(pd.Series([1.0, 0.0, np.nan]))
+    assert series.isna().tolist() == [False, True, True] and np.isnan(gaussian_bits(-1.0))
+
+
+def test_bits_of_a_floor_and_its_interval_are_converted_end_by_end():
+    assert floor_bits("validation_mse", 1.47, [None, 1.49])["interval"] == [None, pytest.approx(gaussian_bits(1.49))]
+    assert floor_bits("test_mse", -0.1, [-0.5, 0.2])["interval"][0] is None
+    bits = floor_bits("validation_nll", 2.1, [2.0, 2.2])
+    assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
+    law = {"floor_bits": {"value": 1.0, "interval": [0.9, None]}}
+    known = {"r": {"validation": {"bayes_mse": 0.1, "bayes_bits": 2.5}}}
+    row = summary.bits_table({"r": {"validation_mse": law}}, known).iloc[0]
+    assert row["exact_bits_of_the_count"] == 2.5
+    assert row["gaussian_bits_of_exact_floor"] == pytest.approx(gaussian_bits(0.1))
+
+
+def test_replicates_are_counted_whose_intervals_hold_the_floor():
+    table = pd.DataFrame({
+        "replicate": [0, 1, 2, 3], "objective": "mse", "status": ["ok", "ok", "ok", "floor not identified"],
+        "c": [1.0, 1.1, 1.2, 1.3], "low": [0.9, 1.05, 1.1, np.nan], "high": [1.05, 1.2, 1.3, 1.4],
+        "exact": 1.0, "realised": 1.1, "family": 1.0, "half": [1.1, 1.2, 1.3, 1.4], "best": 1.2, "converged": 0.5,
+    })  # fmt: skip
+    row = summary.replicates_table(table).iloc[0]
+    assert row["exact_held"] == 0.5 and row["realised_held"] == 0.75 and row["ok_held"] == pytest.approx(1 / 3)
+    assert row["bias"] == pytest.approx(0.15) and row["half_to_whole"] == pytest.approx(0.1)
+    assert row["exact_low"] < 0.5 < row["exact_high"] and row["open"] == 0.25
+    assert summary.replicates_table(summary.read_replicates())["replicates"].tolist() == [50, 50]
