@@ -1,7 +1,4 @@
-"""Every figure and table of the study, one function each; they draw what they are given and compute no science.
-
-They import matplotlib and pandas alone, so that a notebook which draws one curve starts quickly.
-"""
+"""Every figure and table of the study, one function each; they draw what they are given and compute no science."""
 
 from lib.figures import tables
 from lib.figures.conditions import budget, held_out, matched, protocols, replicates

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
@@ -35,9 +36,7 @@ def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> F
     depth, zeros, spread = axes.flat
     colour = style.colours([regime])[regime]
     library = cells["total_counts"].to_numpy(float)
-    number, edges = np.histogram(library, np.geomspace(library.min(), library.max() * (1 + 1e-9), 41))
-    depth.stairs(number, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
-    depth.stairs(number, edges, color=colour, linewidth=0.8)
+    seaborn.histplot(x=library, log_scale=True, bins=40, element="step", color=colour, alpha=0.3, ax=depth)
     depth.set(xlabel="library size (counts per cell)", ylabel="cells (number)")
     dots = {"marker": ".", "linestyle": "", "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "color": colour}
     poisson = {"color": style.INK, "linestyle": "--", "linewidth": 0.8}

@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib
 import matplotlib.figure
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
@@ -49,20 +49,16 @@ KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
 
 _order = {"regimes": [], "sizes": []}
 
-# From light to dark, for what has an order; after seaborn's map "crest".
-shade_map = LinearSegmentedColormap.from_list("shades", ["#61AA90", "#33858D", "#1E5D86", "#27477D"])
-matplotlib.colormaps.register(shade_map, force=True)
-matplotlib.rcParams.update({
-    "font.sans-serif": ["DejaVu Sans"], "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE,
-    "axes.titleweight": "bold", "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL,
-    "legend.title_fontsize": SMALL, "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu Sans", rc={
+    "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE, "axes.titleweight": "bold",
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.title_fontsize": SMALL,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "patch.linewidth": 0.6,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
     "axes.labelpad": 2.5, "xtick.major.pad": 2, "ytick.major.pad": 2, "legend.frameon": False,
     "legend.handlelength": 1.8, "legend.columnspacing": 1.4, "legend.handletextpad": 0.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "lines.solid_capstyle": "round",
+    "axes.spines.top": False, "axes.spines.right": False,
     # Hinted letters are as wide as fits the pixels: the layout would hold for one resolution alone.
     "text.hinting": "none",
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
@@ -197,9 +193,9 @@ def shades(sizes: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, spectrum(len(names)), strict=True))
 
 
-def spectrum(number: int, colour_map: str = "shades") -> list[str]:
-    """So many colours, evenly from a colour map of matplotlib."""
-    return [to_hex(colour) for colour in matplotlib.colormaps[colour_map](np.linspace(0, 1, number))]
+def spectrum(number: int, colour_map: str = "crest") -> list[str]:
+    """So many colours from light to dark, evenly from a colour map of seaborn."""
+    return seaborn.color_palette(colour_map, number + 1).as_hex()[1:]
 
 
 def panels(rows: int, columns: int, height: float, width: float | None = None) -> tuple[Figure, np.ndarray]:
