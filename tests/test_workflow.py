@@ -95,9 +95,8 @@ def make_project(folder):
 
 def call(project, *words, wait=True, environment=None):
     """`python -m ...` in a project of its own; the finished process, or with wait=False the running one."""
-    environment = (
-        os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | (environment or {})
-    )
+    path = os.pathsep.join(filter(None, (str(project), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | (environment or {}) | {"PYTHONPATH": path}
     environment.pop("SCALING_ROOT", None)
     run = subprocess.run if wait else subprocess.Popen
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
