@@ -15,6 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lib import io
+from lib.data import panel
+from lib.run import cli
+from lib.train import loop
 
 README = (io.CODE / "README.md").read_text()
 PROGRAMS = ("make", "snakemake", "papermill", "python", "python3.11", ".venv/bin/python", "pip", "uv", "conda")
@@ -176,3 +179,20 @@ def test_a_command_of_the_readme_does_what_it_says(page, command):
     rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, command)]
     assert rules, f"`{command}` is in the README and no rule of {os.path.basename(__file__)} says how to try it"
     rules[0](page, command)
+
+
+def test_training_without_notebooks_trains_every_run_that_is_asked_for(tiny, monkeypatch, capsys):
+    trained = []
+
+    def train(data, size, seed, settings, folder, progress):
+        assert (data, settings, folder) == ("data-rich", tiny.train, tiny.run_folder("data-rich", size.name, seed))
+        trained.append((size.name, seed))
+        return {"status": "ok", "validation_mse": 0.5}
+
+    monkeypatch.setattr(panel, "load", lambda folder: folder.name)
+    monkeypatch.setattr(io, "Progress", lambda label, cells: label, raising=False)
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(loop, "finished", lambda records: records)
+    assert cli.main(["train", "tiny", "--regime", "data-rich"]) == 0
+    assert trained == [(size, seed) for size in ("XXS", "small") for seed in (7, 8)]
+    assert "data-rich small, seed 8: ok, validation MSE 0.5" in capsys.readouterr().out

@@ -23,6 +23,14 @@ from lib.study import Census, Study, load_study, parse_study
 
 GRACE_SECONDS = 20
 """How long notebooks may take to stop when a run is interrupted."""
+KUBERNETES = """
+import snakemake_executor_plugin_kubernetes as plugin
+from snakemake.cli import main
+for name in ("implies_no_shared_fs", "job_deploy_sources", "auto_deploy_default_storage_provider"):
+    setattr(plugin.common_settings, name, False)
+main()
+"""
+"""Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,16 +83,17 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
     study = load_study(study)
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    options = ["--cores", str(jobs or 2)]
+    program = ["-m", "snakemake", "--cores", str(jobs or 2)]
     if profile:
         folder = io.ROOT / "profiles" / profile
         if not (folder / "config.yaml").is_file():
             raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
-        options = ["--profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
+        program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
+        program += ["--profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
     for folder in (study.data, study.figures):
         io.check_writable(folder)
-    with locked(study) as lock, snakemake(study, options, lock) as child:
+    with locked(study) as lock, snakemake(study, program, lock) as child:
         said = follow(study, child)
     if child.returncode:
         if shutil.disk_usage(study.data).free < 2**20:
@@ -111,12 +120,12 @@ def locked(study: Study) -> Iterator[int]:
 
 
 @contextmanager
-def snakemake(study: Study, options: list[str], lock: int) -> Iterator[subprocess.Popen]:
+def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subprocess.Popen]:
     """Snakemake in a session of its own. When the block ends, nothing of it is left running."""
-    words = ["--nolock", *options, "--snakefile", str(io.CODE / "Snakefile"), "--config", f"study={study.name}"]
+    words = [*program, "--nolock", "--snakefile", str(io.CODE / "Snakefile"), "--config", f"study={study.name}"]
     environment = os.environ | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
     child = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", *words], cwd=study.data, env=environment, pass_fds=[lock],
+        [sys.executable, *words], cwd=study.data, env=environment, pass_fds=[lock],
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -156,7 +165,7 @@ def conclude(study: Study) -> None:
 def status(study: str) -> int:
     """Print the state of each notebook of a study, from the files that are there; 1 if one has failed."""
     study = load_study(study)
-    steps = list(workflow.steps(study))
+    steps = workflow.steps(study)
     states = [step.state for step in steps]
     print(f"{study.name}: {states.count('done')} of {len(steps)} notebooks done")
     for step, state in zip(steps, states, strict=True):
@@ -239,35 +248,27 @@ def keep(study: str) -> None:
 
     runs.csv, laws.json without its profile curves, the executed notebook of the fit, and origin.json.
     """
+    import pandas as pd
+
     study = load_study(study)
     if not (study.data / "laws.json").is_file():
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
-    folder = io.ROOT / "data" / "results" / study.name
+    folder, table = io.ROOT / "data" / "results" / study.name, pd.read_csv(study.data / "runs.csv")
+    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
     laws = io.read_json(study.data / "laws.json")
     for law in (law for by_metric in laws.values() for law in by_metric.values()):
         law["profile"] = None
     io.write_json(folder / "laws.json", laws)
-    io.write_json(folder / "origin.json", origin(study.data))
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    machine["devices"] = sorted(table["device"].dropna().unique()) if "device" in table else []
+    hours = round(float(table["seconds"].sum()) / 3600, 3) if "seconds" in table else 0.0
+    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version()}
+    io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
     for name in ("runs.csv", "notebooks/04_fit.ipynb"):
         if (study.data / name).is_file():
             with io.atomic(folder / Path(name).name) as partial:
                 shutil.copyfile(study.data / name, partial)
     print(io.shown(folder))
-
-
-def origin(folder: Path) -> dict:
-    """When, from what code and where a finished study was run, and how many hours its runs trained in all."""
-    import pandas as pd
-
-    table = pd.read_csv(folder / "runs.csv")
-    made = datetime.datetime.fromtimestamp((folder / "laws.json").stat().st_mtime, datetime.UTC)
-    devices = sorted(table["device"].dropna().unique()) if "device" in table else []
-    return {
-        "study": folder.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version(),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system(),
-                    "devices": devices},
-        "hours": round(float(table["seconds"].sum()) / 3600, 3) if "seconds" in table else 0.0,
-    }  # fmt: skip
 
 
 def clean(study: str) -> None:

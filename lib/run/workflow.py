@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -175,15 +174,13 @@ class Step:
         return lines[-1] if lines else ""
 
 
-def steps(study: Study) -> Iterator[Step]:
+def steps(study: Study) -> list[Step]:
     """All notebooks of a study, in their order; of runs that are given, the fit alone."""
-    if not study.runs:
-        yield from (Step(study, "data", regime) for regime in study.regimes)
-        yield Step(study, "model")
-        yield from (Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes)
-    yield Step(study, "fit")
-    if not study.runs:
-        yield Step(study, "figures")
+    if study.runs:
+        return [Step(study, "fit")]
+    data = [Step(study, "data", regime) for regime in study.regimes]
+    train = [Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes]
+    return [*data, Step(study, "model"), *train, Step(study, "fit"), Step(study, "figures")]
 
 
 def sources(study: Study) -> list[Path]:
