@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import fcntl
 import glob
 import os
 import platform
@@ -13,8 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import filelock
 
 from lib import io
 from lib.io import InputError
@@ -111,12 +110,12 @@ def locked(study: Study) -> Iterator[int]:
 
     The system frees the lock when all who hold it are gone, however they ended.
     """
-    lock = filelock.FileLock(study.data / ".lock", timeout=0)
-    try:
-        with lock:
-            yield lock._context.lock_file_fd
-    except filelock.Timeout:
-        raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
+    with open(study.data / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
+        yield file.fileno()
 
 
 @contextmanager
