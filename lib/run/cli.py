@@ -114,7 +114,7 @@ def locked(study: Study) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
+            raise InputError(f"study {study.name} is already being run; wait for its end, or stop it.") from None
         yield file.fileno()
 
 
