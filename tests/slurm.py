@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -74,7 +73,8 @@ class Slurm:
         """Numbers of all jobs that wait, run or are about to end."""
         return self("squeue", "--noheader", "--format", "%i").split()
 
-    def write(self):
+    def start(self):
+        """Start all daemons, and wait until the node takes jobs."""
         for name in ("bin", "munge", "state", "spool"):
             (self.folder / name).mkdir()
         (self.folder / "munge" / "key").write_bytes(secrets.token_bytes(1024))
@@ -84,18 +84,11 @@ class Slurm:
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**places))
         (self.folder / "bin" / "srun").write_text(SRUN.format(**places))
         (self.folder / "bin" / "srun").chmod(0o755)
-
-    def start(self):
-        """Start all daemons, and wait until the node takes jobs."""
-        self.write()
         munge = {name: self.folder / "munge" / name for name in ("key", "socket", "pid", "log", "seed")}
         places = [f"--{name}-file={path}" for name, path in munge.items() if name != "socket"]
         self.daemon("munged", "--foreground", "--force", f"--socket={munge['socket']}", *places)
         self.wait(lambda: munge["socket"].exists())
         self.daemon("slurmctld", "-D", "-c")
-        self.start_node()
-
-    def start_node(self):
         self.daemon("slurmd", "-D", "-b", "-N", "node")  # -b: its machine has just been started
         self.wait(lambda: "idle" in self.state())
 
@@ -112,30 +105,22 @@ class Slurm:
         self.kill_jobs()
 
     def kill_jobs(self):
-        processes = self.processes()
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, 30)
-
-    def state(self):
-        done = subprocess.run(
-            ["sinfo", "--noheader", "--format", "%T"], env=self.environment, capture_output=True, text=True
-        )
-        return done.stdout
-
-    def processes(self):
-        """All processes of this cluster's jobs, after the steps' daemons that watch them."""
+        """Kill all processes of this cluster's jobs, after the steps' daemons that watch them."""
         jobs, daemons = [], {}
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 environment = process.environ()
                 if "SLURM_JOB_ID" in environment and environment.get("SLURM_CONF", "").startswith(str(self.folder)):
                     jobs.append(process)
                     daemons |= {parent.pid: parent for parent in process.parents() if parent.name() == "slurmstepd"}
-            except psutil.Error:
-                continue
-        return [*daemons.values(), *jobs]
+        for process in [*daemons.values(), *jobs]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(jobs, 30)
+
+    def state(self):
+        words = ["sinfo", "--noheader", "--format", "%T"]
+        return subprocess.run(words, env=self.environment, capture_output=True, text=True).stdout
 
     def daemon(self, name, *words):
         with (self.folder / f"{name}.said").open("a") as said:
@@ -143,7 +128,7 @@ class Slurm:
                 [name, *words], env=self.environment, stdout=said, stderr=said, start_new_session=True
             )
 
-    def wait(self, true, seconds=600):
+    def wait(self, true, seconds=300):
         end = time.monotonic() + seconds
         while not true():
             ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
@@ -169,27 +154,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def install():
-    """Install what is missing of SLURM; Debian's packages start no daemon in a container, nor does this ask them to."""
-    if shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("munged") and shutil.which("sbatch"):
-        return
-    if not shutil.which("apt-get"):
-        raise Unavailable("slurm-wlm and munge are not installed, and there is no apt-get to install them")
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
-    for words in (["apt-get", "update", "-qq"], install):
-        done = subprocess.run(
-            words, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise Unavailable(f"{' '.join(words)} failed: {done.stderr.strip()[-500:]}")
-
-
 @contextmanager
 def running():
     """A cluster that takes jobs, stopped and removed when the block ends, however it ends."""
     if os.geteuid():
         raise Unavailable("it has to be started as root")
-    install()
+    if missing := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]:
+        raise Unavailable(f"{', '.join(missing)} not found; install slurm-wlm and munge")
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)  # munged refuses a socket in a folder that others may not enter
         cluster = Slurm(folder)

@@ -1,81 +1,45 @@
 """The command line: `python -m lib run STUDY --jobs N`, and what `python -m lib --help` lists besides."""
 
 import argparse
+import datetime
+import fcntl
 import glob
-import json
 import os
+import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from contextlib import contextmanager
-
-import filelock
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from lib import io
 from lib.io import InputError
-from lib.run import cluster, orphans, status, workflow
-from lib.run.failure import failure
-from lib.run.progress import Batch, spoken
-from lib.study import Census, load_study
+from lib.run import workflow
+from lib.study import Census, Study, load_study, parse_study
 
-JOBS = 2
-"""Notebooks that run at the same time on one machine, unless --jobs says otherwise."""
 GRACE_SECONDS = 20
-"""How long notebooks may take to stop when the run is interrupted."""
+"""How long notebooks may take to stop when a run is interrupted."""
+KUBERNETES = """
+import snakemake_executor_plugin_kubernetes as plugin
+from snakemake.cli import main
+for name in ("implies_no_shared_fs", "job_deploy_sources", "auto_deploy_default_storage_provider"):
+    setattr(plugin.common_settings, name, False)
+main()
+"""
+"""Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
-    commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("rates", help="find the learning rate of every size, and try the rule for it")
-    command = commands.add_parser("check", help="check your own files, and say what they hold; nothing is written")
-    command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
-    command = commands.add_parser("keep", help="copy a finished study's tables and notebooks to data/results, for git")
-    command.add_argument("study", help="name of a file in params/, without .yaml")
-    command = commands.add_parser("clean", help="delete what a study has produced")
-    command.add_argument("study", help="its name; the study file may be gone")
-    command = commands.add_parser("pack", help="make a study's panels, each also as a small file for another machine")
-    command.add_argument("study", nargs="+", help="names of files in params/, without .yaml")
-    command = commands.add_parser("sweep", help="train all runs of studies in one process, for `run` to find done")
-    command.add_argument("study", nargs="+", help="names of files in params/, without .yaml")
-    command.add_argument("--at-once", type=int, default=1, help="small runs that share the device")
-    command = commands.add_parser("report", help="make one HTML page of a study's executed notebooks")
-    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
-    command = commands.add_parser("train", help="train all seeds of one size on several GPUs, for `run` to find done")
-    for word in ("study", "regime", "size"):
-        command.add_argument(word)
-    command.add_argument("--devices", type=int, default=2, help="processes that share every batch, one on each GPU")
-    command = commands.add_parser("run", help="run what a study lacks")
-    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
-    command.add_argument("--jobs", type=int, help="notebooks that run at the same time (2, or what the profile says)")
-    command.add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
-    command = commands.add_parser(
-        "status", help="say what of a study is done, running, failed or left; it writes nothing"
-    )
-    command.add_argument("study", nargs="?", default="demo", help="name of a file in params/, without .yaml")
-    chosen = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is left alone
             signal.signal(number, signal.default_int_handler)
+    options = vars(parser().parse_args(arguments))
     try:
-        work = {
-            "rates": measure_rates,
-            "keep": lambda: keep(chosen.study),
-            "clean": lambda: clean(chosen.study),
-            "report": lambda: make_report(chosen.study),
-            "check": lambda: check(chosen.what),
-            "pack": lambda: pack(chosen.study),
-            "sweep": lambda: sweep_all(chosen.study, chosen.at_once),
-            "train": lambda: train_together(chosen.study, chosen.regime, chosen.size, chosen.devices),
-            "run": lambda: run(chosen.study, chosen.jobs, chosen.profile),
-            "status": lambda: status.show(load_study(chosen.study)),
-        }
-        return work[chosen.command]()
+        return options.pop("work")(**options) or 0
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -84,245 +48,232 @@ def main(arguments=None):
         return 130
 
 
-def pack(names):
-    """Make the panels of studies, each also as a compact file, and say where those lie and how large they are."""
-    from lib.train import sweep
+def parser() -> argparse.ArgumentParser:
+    """The commands, each with the function that does its work."""
+    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
+    commands = parser.add_subparsers(required=True)
 
-    for study in [load_study(name) for name in names]:
-        for path in sweep.pack(study):
-            print(f"{io.shown(path)}: {path.stat().st_size / 1e6:.1f} MB")
+    def add(name, work, text, default=None):
+        command = commands.add_parser(name, help=text)
+        help = "name of a file in params/, without .yaml"
+        command.add_argument("study", default=default, nargs="?" if default else None, help=help)
+        command.set_defaults(work=work)
+        return command
+
+    command = add("run", run, "run what a study lacks", default="demo")
+    command.add_argument("--jobs", type=int, help="notebooks that run at the same time (2, or what the profile says)")
+    command.add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
+    add("status", status, "say what of a study is done, failed or not yet done; nothing is written", default="demo")
+    command = commands.add_parser("check", help="check user files, and say what they hold; nothing is written")
+    command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
+    command.set_defaults(work=check)
+    add("report", report, "put a study's executed notebooks into one HTML page, without code", default="demo")
+    command = add("train", train, "train all runs of a study whose panels are there, without notebooks or Snakemake")
+    command.add_argument("--regime", help="this one alone")
+    command.add_argument("--size", help="this one alone")
+    add("pack", pack, "write a study's panels as small files, to train from on another machine")
+    add("keep", keep, "copy a finished study's tables and fit notebook to data/results, for git")
+    add("clean", clean, "delete what a study has produced; its study file may be gone")
+    return parser
+
+
+def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
+    """Check a study, run what is missing or out of date, here or on a cluster, and print the fitted laws."""
+    study = load_study(study)
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
+    program = ["-m", "snakemake", "--cores", str(jobs or 2)]
+    if profile:
+        folder = io.ROOT / "profiles" / profile
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
+        program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
+        program += ["--profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
+    workflow.sources(study)
+    for folder in (study.data, study.figures):
+        io.check_writable(folder)
+    with locked(study) as lock, snakemake(study, program, lock) as child:
+        said = follow(study, child)
+    if child.returncode:
+        if shutil.disk_usage(study.data).free < 2**20:
+            print(f"The disk that holds {io.shown(study.data)}/ is full. Make room, and run it again.", file=sys.stderr)
+        elif not any(step.failure() for step in workflow.steps(study)):
+            print(*said[-20:], "Snakemake failed. The same command goes on from here.", sep="\n", file=sys.stderr)
+        return 1
+    conclude(study)
     return 0
 
 
-def sweep_all(names, at_once):
-    """Train all runs of studies in one process, one after another but for small ones."""
-    from lib.train import sweep
+@contextmanager
+def locked(study: Study) -> Iterator[int]:
+    """One run of a study at a time. Gives the lock's file descriptor: Snakemake inherits it, and so keeps the lock.
 
-    if at_once < 1:
-        raise InputError(f"--at-once is {at_once}; it has to be at least 1.")
-    for study in [load_study(name) for name in names]:
-        study.data.mkdir(parents=True, exist_ok=True)
-        with locked(study):
-            sweep.sweep(study, at_once, lambda said, name=study.name: print(name, said, flush=True))
-    return 0
+    The system frees the lock when all who hold it are gone, however they ended.
+    """
+    with open(study.data / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"study {study.name} is already being run; wait for its end, or stop it.") from None
+        yield file.fileno()
 
 
-def train_together(name, regime, size, devices):
-    """Train all seeds of one size with several processes, each on a GPU of its own (without GPUs: on the CPU)."""
-    from lib.train import loop, sweep
+@contextmanager
+def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subprocess.Popen]:
+    """Snakemake in a session of its own. When the block ends, nothing of it is left running."""
+    words = [*program, "--nolock", "--snakefile", str(io.CODE / "Snakefile"), "--config", f"study={study.name}"]
+    environment = os.environ | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
+    child = subprocess.Popen(
+        [sys.executable, *words], cwd=study.data, env=environment, pass_fds=[lock],
+        start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield child
+        child.wait()
+    finally:
+        for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, 5)):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(child.pid, number)
+                child.wait(patience)
 
-    study = load_study(name)
-    shape, data = study.size(size), sweep.arrays(study, regime)
-    fabric = launched(devices)
-    for seed in study.seeds_for(size):
-        record = loop.train(
-            data, shape, seed, study.training(regime), study.run_folder(regime, size, seed), fabric=fabric
+
+def follow(study: Study, child: subprocess.Popen) -> list[str]:
+    """Show the lines of Snakemake's log that say what starts, what has failed and how far all is; return all lines."""
+    said, steps = [], {str(step.file(".ipynb").relative_to(study.data)): step for step in workflow.steps(study)}
+    for line in child.stdout:
+        said.append(line.rstrip())
+        if found := re.match(r"(?:Job \d+: (.*))|(\d+ of \d+ steps .*)", line):
+            print(found[1] or found[2], flush=True)
+        elif (found := re.match(r" +log: ([^,]*)", line)) and found[1] in steps:
+            step = steps[found[1]]
+            why = step.failure() or f"{io.shown(step.file('.log'))}: {step.last_words() or 'it was killed'}"
+            print(f"FAILED {why}", flush=True)
+    return said
+
+
+def conclude(study: Study) -> None:
+    """Print the fitted laws, and where everything is."""
+    from lib.fit import runs, summary
+
+    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    print(laws.round(4).to_string(index=False))
+    print(f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/")
+    print(f"All of it on one page: make report STUDY={study.name}")
+
+
+def status(study: str) -> int:
+    """Print the state of each notebook of a study, from the files that are there; 1 if one has failed."""
+    study = load_study(study)
+    steps = workflow.steps(study)
+    states = [step.state for step in steps]
+    print(f"{study.name}: {states.count('done')} of {len(steps)} notebooks done")
+    for step, state in zip(steps, states, strict=True):
+        seen = ""
+        if step.rule == "train":
+            total = study.training(step.regime).cells_seen * len(study.seeds_for(step.size))
+            seen = f"{step.cells_seen:,} of {total:,} cells seen"
+        print(f"{workflow.NOTEBOOKS[step.rule]:<11}{step.regime:<20} {step.size:<16} {state:<9} {seen}".rstrip())
+    failures = [failure for step in steps if (failure := step.failure())]
+    print(*(f"FAILED {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
+    return int(bool(failures))
+
+
+def check(what: list[str]) -> None:
+    """Check the user files of a study, or files given by their paths, and say what they hold."""
+    from lib.data import own
+
+    if len(what) > 1 or (not (io.ROOT / "params" / f"{what[0]}.yaml").is_file() and os.path.exists(what[0])):
+        pool = own.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
+    else:
+        study = load_study(what[0])
+        if not (study.census and (study.census.h5ad or study.census.files)):
+            raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
+        pool = own.survey(study.census)
+    print(pool.report.to_string(index=False), own.said(pool), sep="\n")
+
+
+def train(study: str, regime: str | None = None, size: str | None = None) -> None:
+    """Train what a study lacks from the panels in its folders, one run after another; `run` finds the results."""
+    from lib.data import panel
+    from lib.train import loop
+
+    study = load_study(study)
+    for name in [regime] if regime else study.regimes:
+        data = panel.load(study.folder(name))
+        for shape in [study.size(size)] if size else study.sizes:
+            for seed in study.seeds_for(shape.name):
+                label, folder = f"{name} {shape.name}, seed {seed}", study.run_folder(name, shape.name, seed)
+                progress = io.Progress(label, cells=study.training(name).batch)
+                record = loop.train(data, shape, seed, study.training(name), folder, progress)
+                loop.finished([record])
+                print(f"{label}: {record['status']}, validation MSE {record['validation_mse']:.5g}", flush=True)
+
+
+def pack(study: str) -> None:
+    """Write the panel of each regime as one small file, and say where."""
+    from lib.data import panel
+
+    study = load_study(study)
+    for regime in study.regimes:
+        print(io.shown(panel.pack(study, regime)))
+
+
+def report(study: str) -> None:
+    """Write figures/<study>/report.html: the executed notebooks without code, of many alike the last one."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    study = load_study(study)
+    files = {step.rule: step.file(".ipynb") for step in workflow.steps(study) if step.file(".ipynb").is_file()}
+    if not files:
+        raise InputError(
+            f"study {study.name} has no executed notebooks yet; run it first: make run STUDY={study.name}."
         )
-        loop.finished([record])
-        if fabric is None or fabric.is_global_zero:
-            print(f"{size}, seed {seed}: {record['status']}, validation MSE {record['validation_mse']:.5g}")
-    return 0
+    notebooks = [nbformat.read(path, as_version=4) for path in files.values()]
+    cells = [cell for notebook in notebooks for cell in notebook.cells]
+    page = nbformat.v4.new_notebook(cells=cells, metadata=notebooks[0].metadata)
+    exporter = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
+    )
+    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": study.name}})
+    path = study.figures / "report.html"
+    with io.atomic(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    print(io.shown(path))
 
 
-def launched(devices):
-    """Lightning Fabric's processes, one on each device, of which this is one; None where there is but one device."""
-    if devices == 1:
-        return None
-    from lightning_fabric import Fabric
+def keep(study: str) -> None:
+    """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
 
-    fabric = Fabric(devices=devices, strategy="ddp")
-    fabric.launch()
-    return fabric
+    runs.csv, laws.json without its profile curves, the executed notebook of the fit, and origin.json.
+    """
+    import pandas as pd
+
+    study = load_study(study)
+    if not (study.data / "laws.json").is_file():
+        raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
+    folder, table = io.ROOT / "data" / "results" / study.name, pd.read_csv(study.data / "runs.csv")
+    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
+    laws = io.read_json(study.data / "laws.json")
+    for law in (law for by_metric in laws.values() for law in by_metric.values()):
+        law["profile"] = None
+    io.write_json(folder / "laws.json", laws)
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    machine["devices"] = sorted(table["device"].dropna().unique()) if "device" in table else []
+    hours = round(float(table["seconds"].sum()) / 3600, 3) if "seconds" in table else 0.0
+    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version()}
+    io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
+    for name in ("runs.csv", "notebooks/04_fit.ipynb"):
+        if (study.data / name).is_file():
+            with io.atomic(folder / Path(name).name) as partial:
+                shutil.copyfile(study.data / name, partial)
+    print(io.shown(folder))
 
 
-def measure_rates():
-    """Find the best learning rate of several sizes, write the sweep, and say what the rule for it costs."""
-    from lib.train import rates
-
-    rates.main()
-    return 0
-
-
-def keep(name):
-    """Copy what a finished study says to data/results, and say where it lies."""
-    print(os.path.relpath(workflow.keep(load_study(name)), io.ROOT))
-    return 0
-
-
-def clean(name):
+def clean(study: str) -> None:
     """Delete what a study has produced, unless it is being run."""
-    produced = workflow.produced(name)
+    produced = parse_study({"runs": {"table": "none.csv"}}, study)  # a valid name; nothing else of it is looked at
     if produced.data.is_dir():
         with locked(produced):
             io.remove(produced.data)
     io.remove(produced.figures)
-    return 0
-
-
-def make_report(name):
-    """Make the page of a study's executed notebooks, and say where it lies."""
-    from lib.run import report
-
-    print(os.path.relpath(report.write(load_study(name)), io.ROOT))
-    return 0
-
-
-def check(what):
-    """Check the files of a study, or files given by their paths, and say what they hold."""
-    from lib.data import own
-
-    named = (io.ROOT / "params" / f"{what[0]}.yaml").is_file() or not os.path.exists(what[0])
-    if len(what) > 1 or not named:
-        paths = [glob.escape(os.path.abspath(path)) for path in what]
-        pool = own.survey(Census(files=paths), labelled=False)
-    else:
-        study = load_study(what[0])
-        if not (study.census and (study.census.h5ad or study.census.files)):
-            raise InputError(
-                f"study {study.name} reads no files of your own; name them in census.h5ad or census.files."
-            )
-        pool = own.survey(study.census)
-    print(pool.report.to_string(index=False), own.said(pool), sep="\n")
-    return 0
-
-
-def run(name, jobs=None, profile=None):
-    """Check a study, run what is missing or out of date, here or on a cluster, and say what came out."""
-    study = load_study(name)
-    profile = profile and cluster.load(profile)
-    jobs = (profile.jobs if profile else JOBS) if jobs is None else jobs
-    if jobs < 1:
-        raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    workflow.sources(study)
-    for folder in (study.data, study.figures):
-        io.check_writable(folder)
-    options = cluster.options(study, profile, jobs) if profile else ["--cores", str(jobs)]
-    with locked(study), cluster.alone(study, profile):
-        if orphans.stop(study):
-            print(f"Stopped what a killed run of {name} had left at work.")
-        with snakemake(study, options) as child:
-            batch = Batch(study, jobs, queues=bool(profile))
-            said = follow(batch, child)
-    if child.returncode:
-        for line in ended_badly(batch, child.returncode, said):
-            print(line, file=sys.stderr)
-        return 1
-    report(study, time.time() - batch.start)
-    return 0
-
-
-@contextmanager
-def locked(study):
-    """One run of a study at a time."""
-    try:
-        with filelock.FileLock(study.data / ".lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise InputError(f"study {study.name} is already being run; wait for that run to end, or stop it.") from None
-
-
-@contextmanager
-def snakemake(study, options):
-    """Snakemake in a session of its own, as a process whose output is `lib.run.events`. Leaves nothing running."""
-    snakefile = io.CODE / "Snakefile"
-    options = ["--nolock", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", *options]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "lib.run.events", *options, "--snakefile", snakefile, "--config", f"study={study.name}"],
-        cwd=study.data, env=os.environ | workflow.ENVIRONMENT | orphans.mark(study), start_new_session=True, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, 5)):
-            try:
-                os.killpg(child.pid, number)
-                child.wait(patience)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-        orphans.stop(study)  # kernels have sessions of their own
-
-
-def follow(batch, child):
-    """Show the run until Snakemake ends: bars in a terminal, a line at the end of each job elsewhere.
-
-    Returns what Snakemake said besides events.
-    """
-    console, said = Console(highlight=False, soft_wrap=True), []
-    listener = threading.Thread(target=listen, args=(batch, child.stdout, console, said), daemon=True)
-    listener.start()
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
-            bars = {batch.study.name: display.add_task(batch.study.name, total=1, left="planning")}
-            while listener.is_alive():
-                show(batch, display, bars)
-                batch.write()
-                listener.join(0.5)
-    except BaseException:
-        batch.stopped = True
-        raise
-    finally:
-        batch.write(ended=True)
-    child.wait()
-    return said
-
-
-def listen(batch, lines, console, said):
-    """Take in the events, and say how jobs ended, except those that end because the run is being stopped."""
-    for line in lines:
-        event = json.loads(line) if line.startswith('{"event"') else {"event": "message", "text": line.rstrip()}
-        if event["event"] == "message":
-            said.append(event["text"])
-        elif (ended := batch.read(event)) and not batch.stopped:
-            tell(batch, ended, console)
-
-
-def ended_badly(batch, code, said):
-    """What is left to say of a run that has not come to its end; its failed notebooks have been named already."""
-    failed = [failure(*(batch.study.data / name for name in job.log[:2])) for job in batch.jobs.values() if job.failed]
-    if io.full(batch.study.data) or any("No space left" in text for text in [*said, *(why.error for why in failed)]):
-        place = io.shown(batch.study.data)
-        return [f"The disk that holds {place}/ is full. Make room: the same command goes on from here."]
-    if code < 0:
-        return ["The scheduler was killed. The same command goes on from here."]
-    return [] if failed else ["The run could not be planned:", *said[-20:]]
-
-
-def show(batch, display, bars):
-    """Bring the bars up to date: one for the run, one for each notebook at work."""
-    for job in batch.submitted:
-        batch.look(job)
-    running = {f"  {job.title}": job for job in batch.running}
-    for title in bars.keys() - running.keys() - {batch.study.name}:
-        display.remove_task(bars.pop(title))
-    for title, job in running.items():
-        if title not in bars:
-            bars[title] = display.add_task(title, total=1, left="")
-        display.update(bars[title], completed=batch.job_share(job))
-    if batch.started:
-        waiting = len(batch.submitted) - len(running)
-        left = f"about {spoken(batch.left())} left" + (f", {waiting} in the queue" if waiting else "")
-        display.update(bars[batch.study.name], completed=batch.share(), left=left)
-
-
-def tell(batch, job, console):
-    """One line when a job ends: always for a failure, otherwise only where no bars are shown."""
-    if job.failed:
-        why = failure(*(batch.study.data / name for name in job.log[:2]))
-        error, place = cluster.word(batch.study, job) or (why.error, why.place)
-        console.print(f"{job.title} failed: {error} (see {io.shown(place)})", markup=False)
-    elif not console.is_terminal:
-        left = f"{spoken(job.elapsed)}; about {spoken(batch.left())} left"
-        console.print(f"[{batch.share():4.0%}] {job.title}: {left}", markup=False)
-
-
-def report(study, seconds):
-    """The answer, and where everything is."""
-    from lib.fit import runs, summary
-
-    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
-    print(laws.to_string(index=False), *runs.unconverged(runs.collect(study)), sep="\n")
-    figures, notebooks = (os.path.relpath(path, io.ROOT) for path in (study.figures, study.data / "notebooks"))
-    print(f"Figures: {figures}/   executed notebooks: {notebooks}/   time: {spoken(seconds)}")
-    print(f"All of it on one page: make report STUDY={study.name}")

@@ -1,14 +1,27 @@
-"""What the Snakefile and the runner know of the batch: the code of each notebook, its settings, how long it takes."""
+"""What the Snakefile and the command line know of a study's notebooks: results, settings, needs, state.
+
+As a program it is one job of the Snakefile, a notebook executed by papermill:
+
+    python -m lib.run.workflow NOTEBOOK EXECUTED MARKER study=NAME [regime=NAME size=NAME] -- RESULT ...
+"""
 
 import csv
 import hashlib
 import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import filelock
+
 from lib import io
 from lib.io import InputError
-from lib.study import folder_name
+from lib.study import Study
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow small models many-fold on a busy machine
@@ -16,7 +29,10 @@ ENVIRONMENT = {
     "JUPYTER_PLATFORM_DIRS": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
-"""Environment of every notebook of the batch."""
+"""Environment of every notebook of a run."""
+
+NOTEBOOKS = {"data": "01_data", "model": "02_model", "train": "03_train", "fit": "04_fit", "figures": "05_figures"}
+"""Notebook of each rule of the Snakefile."""
 
 NUMERICS = {
     "data": [io.SIMULATE_NUMERICS, io.FILES_NUMERICS, io.PANEL_NUMERICS],
@@ -25,52 +41,150 @@ NUMERICS = {
 }
 """What a person raises when the results of a rule change."""
 
-LISTS = ("*/data.txt", "*/runs/*/results.txt", "figures.txt")
-"""Where the Snakefile keeps lists of results (lines of cksum: checksum, bytes, name), as seen from data/<study>."""
-
-START_SECONDS = {"data": 15, "model": 6, "train": 6, "fit": 15, "figures": 15}
-"""What a notebook takes besides training, seconds: a first guess, only for the time left."""
-UPDATE_SECONDS, FLOPS_PER_SECOND = 2e-3, 2e10
-"""Speed of training on one core: a first guess, corrected by what is measured during the run."""
-
 GPU_FLOPS = 1e15
-"""Training from here on asks for a GPU (half a day on one core)."""
-GPU_FLOPS_PER_SECOND = 1e13
-"""Speed of training on a GPU: a first guess, below what one of the last few years should reach."""
-NOTEBOOK_MEGABYTES, MEMORY_SLACK = 3000, 2
-"""Memory of a job: what any notebook may take, and how many times the size's or the panel's own memory."""
-SPARE_MINUTES, TIME_SLACK, READ_CELLS_PER_SECOND = 30, 4, 500
-"""Time limit of a job: minutes on top, how many times the expected time, and the least speed of reading cells."""
+"""Training from here on asks a cluster for a GPU (half a day on one core)."""
+FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}
+"""Cautious guesses for the time limits of a cluster: one core, and a GPU of the last few years."""
+RUNNER = "SCALING_RUNNER"
+"""Environment variable that tells Snakemake the process id of the command line that started it."""
+KILLED = "the kernel was killed, often because memory ran out; the same command goes on from here"
+TRACEBACK_LINES = 6
+"""Lines of a failed cell's traceback that are shown; all of them are in the executed notebook."""
 
 
-def cells(name):
-    """Cells of notebooks/<name>.ipynb as (type, source)."""
-    content = io.read_json(io.CODE / "notebooks" / f"{name}.ipynb")
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a study: what it leaves, what its results depend on, and what it needs of a cluster."""
+
+    study: Study
+    rule: str
+    regime: str = ""
+    size: str = ""
+
+    def file(self, suffix: str) -> Path:
+        """The executed notebook (.ipynb), the messages of its process (.log) or the marker of its good end (.done)."""
+        name = "/".join(filter(None, (NOTEBOOKS[self.rule], self.regime, self.size)))
+        return self.study.data / "notebooks" / f"{name}{suffix}"
+
+    @property
+    def results(self) -> list[str]:
+        """Files that the notebook writes, as seen from data/<study>; for the figures their folder."""
+        runs = f"{self.regime}/runs/{self.size}/seed-"
+        return {
+            "data": lambda: [f"{self.regime}/panel.h5ad", f"{self.regime}/baselines.json"],
+            "model": lambda: ["sizes.csv"],
+            "train": lambda: [f"{runs}{seed}/result.json" for seed in self.study.seeds_for(self.size)],
+            "fit": lambda: ["runs.csv", "laws.json"],
+            "figures": lambda: [os.path.relpath(self.study.figures, self.study.data)],
+        }[self.rule]()
+
+    @property
+    def settings(self) -> str:
+        """What the results depend on, as canonical JSON: part of the study file, numbers of the code, the notebook.
+
+        Outputs of the notebook do not count: running it in JupyterLab changes no result.
+        """
+        study, content = self.study, self.study.model_dump(mode="json", include={"census", "fit", "runs"})
+        chosen = {}
+        if self.rule == "data":
+            chosen = study.panel_settings(self.regime) | {"census": content["census"]}
+        elif self.rule == "model":
+            outputs = {name: (regime.genes, study.training(name).objective) for name, regime in study.regimes.items()}
+            chosen = {"genes": outputs, "sizes": [asdict(size) for size in study.sizes]}
+        elif self.rule == "train":
+            chosen = {"train": study.training(self.regime).model_dump(mode="json")}
+            chosen |= {"size": asdict(study.size(self.size)), "seeds": study.seeds_for(self.size)}
+        elif self.rule == "fit":
+            chosen = {"fit": content["fit"], "runs": content["runs"]}
+        cells = io.read_json(io.CODE / "notebooks" / f"{NOTEBOOKS[self.rule]}.ipynb")["cells"]
+        text = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in cells])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return json.dumps([chosen, NUMERICS.get(self.rule), digest], sort_keys=True)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of training all seeds of one size (backward counts twice the forward)."""
+        if not self.size:
+            return 0.0
+        forward = self.study.size(self.size).forward_flops(self.study.regimes[self.regime].genes)
+        return 3.0 * forward * self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size))
+
+    @property
+    def gpus(self) -> int:
+        return int(self.flops >= GPU_FLOPS)
+
+    @property
+    def megabytes(self) -> int:
+        """Memory to ask for: 3 GB for any notebook, and twice what the panel and the model take by themselves."""
+        bytes_needed = 0
+        if self.regime:
+            regime = self.study.regimes[self.regime]
+            bytes_needed = 8 * regime.genes * regime.cells  # X and counts, if all of them were read
+            bytes_needed += self.study.size(self.size).memory(regime.genes) if self.size else 0
+        return round(3000 + 2 * bytes_needed / 1e6)
+
+    @property
+    def minutes(self) -> int:
+        """Time to ask for: half an hour, and four times what reading the cells (500 a second) or training may take."""
+        seconds = self.study.regimes[self.regime].cells / 500 if self.rule == "data" else 0.0
+        if self.size:
+            training = self.study.training(self.regime)
+            seconds = self.flops / FLOPS_PER_SECOND["gpu" if self.gpus else "cpu"]
+            seconds += 2e-3 * training.cells_seen / training.batch * len(self.study.seeds_for(self.size))
+        return round(30 + 4 * seconds / 60)
+
+    @property
+    def state(self) -> str:
+        """done, failed, running or not yet: by the files that the notebook leaves."""
+        if _is_held(self.file(".lock")):
+            return "running"
+        if self.failure():
+            return "failed"
+        files = [self.file(".done")] if self.rule == "figures" else [self.study.data / name for name in self.results]
+        return "done" if all(file.is_file() for file in files) else "not yet"
+
+    @property
+    def cells_seen(self) -> int:
+        """Training cells that all seeds of a size have seen so far, by their learning curves."""
+        seen = 0
+        for path in self.study.data.glob(f"{self.regime}/runs/{self.size}/seed-*/history.csv"):
+            with path.open(newline="") as table:
+                seen += max((int(float(row["cells_seen"] or 0)) for row in csv.DictReader(table)), default=0)
+        return seen
+
+    def failure(self) -> str:
+        """Where and why the notebook failed: its cell and the end of the traceback; empty if it has not failed."""
+        try:
+            cells = io.read_json(self.file(".ipynb"))["cells"]
+        except (OSError, ValueError):  # there is none, or half of one
+            cells = []
+        for cell in cells:
+            for output in cell.get("outputs", []):
+                if output["output_type"] == "error" and output["ename"] != "KeyboardInterrupt":
+                    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
+                    lines = [line for line in text.splitlines() if line.strip()][-TRACEBACK_LINES:]
+                    place = f"{io.shown(self.file('.ipynb'))}, cell [{cell['execution_count']}]:"
+                    return "\n    ".join([place, *lines])
+        return f"{io.shown(self.file('.log'))}: {KILLED}" if KILLED in self.last_words() else ""
+
+    def last_words(self) -> str:
+        """The last line that the notebook's process has written."""
+        log = self.file(".log")
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        return lines[-1] if lines else ""
 
 
-def words(name):
-    """Digest of a notebook's text and code. Its outputs do not count: running it in JupyterLab changes no result."""
-    return hashlib.sha256(json.dumps(cells(name)).encode()).hexdigest()
+def steps(study: Study) -> list[Step]:
+    """All notebooks of a study, in their order; of runs that are given, the fit alone."""
+    if study.runs:
+        return [Step(study, "fit")]
+    data = [Step(study, "data", regime) for regime in study.regimes]
+    train = [Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes]
+    return [*data, Step(study, "model"), *train, Step(study, "fit"), Step(study, "figures")]
 
 
-def settings(study, rule, regime=None, size=None):
-    """What a rule's results depend on, as canonical JSON: its part of the study file, and the numbers of its code."""
-    content = study.model_dump(mode="json", include={"census", "fit", "runs"})
-    if rule == "data":
-        chosen = study.panel_settings(regime) | {"census": content["census"]}
-    elif rule == "model":
-        outputs = {name: (regime.genes, study.training(name).objective) for name, regime in study.regimes.items()}
-        chosen = {"genes": outputs, "sizes": [asdict(size) for size in study.sizes]}
-    elif rule == "train":
-        chosen = {"train": study.training(regime).model_dump(mode="json"), "size": asdict(study.size(size))}
-    else:
-        chosen = {"fit": content["fit"], "runs": content["runs"]} if rule == "fit" else {}
-    return json.dumps([chosen, NUMERICS.get(rule)], sort_keys=True)
-
-
-def sources(study):
-    """The files that a study names, its own counts or its table of runs, each checked to be there."""
+def sources(study: Study) -> list[Path]:
+    """The files that a study names, user files or its table of runs, each checked to be there."""
     if study.runs:
         table = io.ROOT / study.runs.table
         if not table.is_file():
@@ -83,119 +197,67 @@ def sources(study):
     return samples.inputs(study.census)
 
 
-def flops(study, regime, size):
-    """Floating-point operations of training one size with all its seeds (backward counts twice the forward)."""
-    forward = study.size(size).forward_flops(study.regimes[regime].genes)
-    return 3 * forward * study.training(regime).cells_seen * len(study.seeds_for(size))
+def forget_lost(study: Study) -> None:
+    """Remove the marker of a notebook when one of its results is gone, so that it runs again."""
+    for marker in (study.data / "notebooks").rglob("*.done"):
+        if not all((study.data / name).is_file() for name in io.read_json(marker)):
+            marker.unlink()
 
 
-def seconds(study, rule, regime=None, size=None):
-    """Expected duration of a job: (fixed part, training part)."""
-    if rule != "train":
-        return START_SECONDS[rule], 0.0
-    train = study.training(regime)
-    updates = train.cells_seen / train.batch * len(study.seeds_for(size))
-    return START_SECONDS[rule], updates * UPDATE_SECONDS + flops(study, regime, size) / FLOPS_PER_SECOND
+def stop_after(parent: int, group: bool = False) -> None:
+    """Interrupt this process (or its whole group) soon after process `parent` has ended, in whatever way it did."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(0 if group else os.getpid(), signal.SIGINT)
+        time.sleep(20)
+        os.kill(0 if group else os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def gpus(study, regime, size):
-    """GPUs that the training of one size with all its seeds asks for: one from GPU_FLOPS on."""
-    return int(flops(study, regime, size) >= GPU_FLOPS)
+def execute(notebook: str, executed: str, marker: str, parameters: dict, results: list[str]) -> int:
+    """Execute one notebook, then write its marker, which holds a checksum of each result. Returns the exit code.
 
-
-def megabytes(study, rule, regime=None, size=None, attempt=1):
-    """Memory that a job asks a cluster for. It doubles with every further attempt, where the profile allows retries."""
-    own = 0
-    if regime:
-        own = 8 * study.regimes[regime].genes * study.regimes[regime].cells  # X and counts, if all of them were read
-    if size:
-        own += study.size(size).memory(study.regimes[regime].genes)
-    return round(2 ** (attempt - 1) * (NOTEBOOK_MEGABYTES + MEMORY_SLACK * own / 1e6))
-
-
-def minutes(study, rule, regime=None, size=None, attempt=1):
-    """Time that a job asks a cluster for. It doubles with every further attempt, where the profile allows retries."""
-    fixed, training = seconds(study, rule, regime, size)
-    if size and gpus(study, regime, size):
-        training *= FLOPS_PER_SECOND / GPU_FLOPS_PER_SECOND
-    reading = study.regimes[regime].cells / READ_CELLS_PER_SECOND if rule == "data" else 0.0
-    return round(2 ** (attempt - 1) * (SPARE_MINUTES + TIME_SLACK * (fixed + training + reading) / 60))
-
-
-def forget_lost(study):
-    """Remove the list of a job's results when one of them is gone, so that the job runs again."""
-    for listing in (path for place in LISTS for path in study.data.glob(place)):
-        if not there(study, listing):
-            listing.unlink()
-
-
-def there(study, listing):
-    """Whether all results of a job are there, by the list that it left."""
-    names = listed(listing)
-    return bool(names) and all((study.data / name).is_file() for name in names)
-
-
-def listed(listing):
-    """Names in a list of results; none where it is only half written, by a cksum that was killed."""
-    lines = [line.split(maxsplit=2) for line in listing.read_text().splitlines()]
-    return [line[2] for line in lines] if all(len(line) == 3 for line in lines) else []
-
-
-@dataclass(frozen=True)
-class Produced:
-    """Where a study of that name writes, and nowhere else."""
-
-    name: str
-    data: Path
-    figures: Path
-
-
-def produced(name):
-    """The folders of a study by its name alone: its study file may be gone, or no longer be valid."""
-    try:
-        folder_name(name)
-    except ValueError as error:
-        raise InputError(f"{error}.") from None
-    return Produced(name, io.ROOT / "data" / name, io.ROOT / "figures" / name)
-
-
-def keep(study):
-    """Copy what a finished study says, small enough for git, to data/results/<study>, with when and where it was run.
-
-    The tables runs.csv, laws.json (without its profile curves) and, of a sweep, speed.csv; the executed notebook of the
-    fit; and origin.json: date, commit, machine, hours of training.
+    A marker with the same checksums as before makes nothing else run again. Whoever holds the lock is alone: a job that
+    a crashed run has left on a cluster ends before its successor begins, which then finds its results.
     """
-    import shutil
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import execute_notebook
+    from traitlets.config import Config
 
-    if not (study.data / "laws.json").is_file():
-        raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
-    place = io.ROOT / "data" / "results" / study.name
-    place.mkdir(parents=True, exist_ok=True)
-    laws = io.read_json(study.data / "laws.json")
-    for law in (law for by_metric in laws.values() for law in by_metric.values()):
-        law["profile"] = None
-    io.write_json(place / "laws.json", laws)
-    io.write_json(place / "origin.json", _origin(study))
-    for name in ("runs.csv", "speed.csv", "notebooks/04_fit.ipynb"):
-        if (study.data / name).is_file():
-            with io.atomic(place / (study.data / name).name) as partial:
-                shutil.copyfile(study.data / name, partial)
-    return place
+    encrypted = Config({"KernelManager": {"transport_encryption": "auto"}})  # or every kernel warns of plain TCP
+    options = {"kernel_name": "python3", "progress_bar": False, "start_timeout": 600, "config": encrypted}
+    with filelock.FileLock(Path(executed).with_name(f"{Path(executed).stem}.lock")):
+        try:
+            execute_notebook(notebook, executed, parameters, cwd=Path(notebook).parent, **options)
+        except PapermillExecutionError:  # the executed notebook has the error
+            return 1
+        except DeadKernelError:
+            print(KILLED)
+            return 1
+        files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
+        files = [file for file in files if file.suffix != ".html"]  # the report is made of the notebooks, not by them
+        io.write_json(marker, {str(file): _checksum(file) for file in files})
+    return 0
 
 
-def _origin(study):
-    """When, from what code and where a finished study was run, and how long its runs trained in all."""
-    import datetime
-    import os
-    import platform
+def _checksum(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
-    with (study.data / "runs.csv").open(newline="") as table:
-        rows = list(csv.DictReader(table))
-    devices = sorted({row["device"] for row in rows if row.get("device")})
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    return {
-        "study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version(),
-        "machine": machine | {"devices": devices},
-        "hours": round(sum(float(row["seconds"]) for row in rows if row.get("seconds")) / 3600, 3),
-    }  # fmt: skip
+
+def _is_held(lock):
+    try:
+        with filelock.FileLock(lock, timeout=0) if lock.is_file() else open(os.devnull):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+if __name__ == "__main__":
+    stop_after(os.getppid())
+    words, results = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+    sys.exit(execute(*words[:3], dict(word.split("=", 1) for word in words[3:]), results))
