@@ -73,7 +73,7 @@ def predictions(study, regime, size, seed, data, side="validation"):
     import torch
     from safetensors.torch import load_file
 
-    from lib.model import likelihood, transformer
+    from lib.model import transformer
     from lib.model.sizes import OUTPUTS
 
     settings = study.training(regime)
@@ -90,7 +90,7 @@ def predictions(study, regime, size, seed, data, side="validation"):
     raw, library = torch.cat(raw), data.library[rows][:, None, None]
     if settings.objective == "mse":
         return Predictions(rows, masked, raw.numpy().astype(np.float64), None, None)
-    counts = likelihood.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32), settings.objective)
+    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32), settings.objective)
     return Predictions(rows, masked, predictive.moments(*counts, library)[0], *counts)
 
 

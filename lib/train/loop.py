@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 
 from lib import io
 from lib.io import InputError
-from lib.model import kernels, likelihood, transformer
+from lib.model import transformer
 from lib.model.sizes import OUTPUTS
 from lib.train import checkpoint, machine
 
@@ -156,7 +156,7 @@ class Run:
         self.x = torch.as_tensor(np.asarray(data.x))
         if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
             self.x = self.x.to(self.device)
-        self.unit, self.cost = likelihood.UNITS[settings.objective], likelihood.COSTS[settings.objective]
+        self.unit, self.cost = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.counts = None if self.unit == "mse" else torch.as_tensor(np.asarray(data.counts))
         self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32).to(self.x.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
@@ -318,7 +318,7 @@ class Run:
         """Loss at each masked position: (cells, k), or one flat vector when their number varies by cell."""
         predicted = predict(x, hidden, positions).float()
         if positions is None:
-            return likelihood.squared_error(predicted, x, None)[hidden]
+            return transformer.squared_error(predicted, x)[hidden]
         truth = x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
         with torch.autocast(self.device.type, enabled=False):
             return self.cost(predicted, truth.gather(1, positions), self.library[rows].to(self.device))
@@ -361,7 +361,7 @@ class Run:
         rows, masks = torch.as_tensor(self.rows[part], device=self.x.device), self.masks[part]
         raw = self.at_masks(part, lambda predict, rows, *inputs: predict(*inputs))
         library, truth = self.library[rows].cpu()[:, None], self.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1)
-        counts = likelihood.distribution(raw, library, self.settings.objective)
+        counts = transformer.distribution(raw, library, self.settings.objective)
         mean, _ = predictive.moments(*counts, library.numpy()[..., None])
         return (torch.as_tensor(mean) - truth.gather(2, masks)).square().mean(2).mean(1).numpy()
 
@@ -443,7 +443,6 @@ class Run:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "code_version": io.code_version(),
             "versions": io.versions(),
-            "kernels": "compiled" if self.device.type == "cpu" and kernels.available() else "torch",
         }
 
     def state(self):
