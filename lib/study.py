@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import math
 import re
 from typing import Annotated, Literal, get_args
 
@@ -266,6 +267,21 @@ class Train(Strict):
         if not isinstance(given, dict) or not isinstance(given.get("protocol"), str):
             return given
         return PROTOCOLS.get(given["protocol"], {}) | given
+
+    @property
+    def updates(self) -> int:
+        """Updates of one run."""
+        return math.ceil(self.cells_seen / self.batch)
+
+    @property
+    def branches(self) -> list[tuple[int, int]]:
+        """Updates at which a run leaves for a branch, to see how earlier training would have ended, and ends it.
+
+        One branch, of half the updates; none where the best of many evaluations is reported.
+        """
+        half = self.updates // 2
+        leaves = half - round(self.decay * half)
+        return [(leaves, half)] if leaves and self.report == "final" else []
 
     @model_validator(mode="after")
     def noisy_masks_of_squared_errors_only(self):
