@@ -25,13 +25,11 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 
 from lib import io
 from lib.data import panel, split
 from lib.model.sizes import PUBLISHED, Size
 from lib.study import Regime, Split, load_study
-from lib.train import loop, machine
 
 WHOLE = 100_000_000
 """Cells of the whole Census: its primary human ones, rounded."""
@@ -140,6 +138,10 @@ def hashed(size=2**27):
 
 def saved(folder, size=2**28):
     """Bytes a second of a checkpoint, written and kept as training keeps it."""
+    import torch
+
+    from lib.train import machine
+
     started = time.perf_counter()
     machine.save_checkpoint(Path(folder), 1, {"state": torch.zeros(size // 4)})
     return size / (time.perf_counter() - started)
@@ -258,7 +260,8 @@ def listed(bill):
         yield f"{words}: {bill[name] / 1e9:,.1f} GB"
     yield f"one process making the panel: {bill['reading'] / 3600:.1f} h"
     yield f"telling a run by its values: {bill['hashing'] / 60:.1f} min before each"
-    pause = loop.CHECKPOINT_SECONDS
+    from lib.train.loop import CHECKPOINT_SECONDS as pause
+
     yield f"one checkpoint: {bill['saving']:.0f} s, every {pause} s of training, as the code stands"
 
 

@@ -48,12 +48,15 @@ def test_the_bill_of_a_large_model_is_six_flops_a_parameter_and_token():
 
 
 def test_the_benchmark_of_scale_measures_each_part(tmp_path, monkeypatch, capsys):
+    for part in scale.PARTS.values():
+        part(2000, tmp_path)
+    monkeypatch.setattr(scale, "PARTS", {"order": scale.order})
     monkeypatch.setattr(sys, "argv", ["scale.py", "--rows", "20000"])
     monkeypatch.setattr(scale, "hashed", lambda: 1e9)
     monkeypatch.setattr(scale, "saved", lambda folder: 5e8)
     scale.main()
     printed = capsys.readouterr().out
-    assert all(f"{part}:" in printed for part in scale.PARTS) and "GPU hours" in printed
+    assert "20,000 cells:" in printed and "GPU hours" in printed
 
 
 def test_the_benchmark_of_training_compares_equal_work(capsys):

@@ -5,13 +5,13 @@ import tomllib
 
 import pandas as pd
 import pytest
+import scale
 
 from lib import io, plain
 from lib.fit import budget, fit_laws, matched, published, replicate
 from lib.fit.runs import given
 from lib.model.sizes import Size
 from lib.study import load_study
-from lib.train import scale
 
 README = (io.CODE / "README.md").read_text()
 
@@ -116,7 +116,7 @@ def test_what_the_whole_census_would_take_is_what_the_bill_says():
 
 
 def test_what_the_papers_scale_would_take_is_what_its_flops_say():
-    tuned, theirs = scale.of_study(load_study("tuned")), {"training": scale.of_published_runs()}
+    tuned, theirs = scale.cost(load_study("tuned")), {"training": scale.of_published_runs()}
     ours, published = ("{:.1f} to {:.1f}".format(*scale.hours(**flops)) for flops in (tuned, theirs))
     assert f"`tuned` takes {ours} hours of one H100, and the 38 published runs {published}" in " ".join(README.split())
 
