@@ -50,8 +50,6 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
     Parameters
     ----------
     data : lib.data.panel.Arrays
-    size : lib.model.sizes.Size
-    seed : int
     settings : lib.study.Train
     folder : Path
         Receives history.csv and checkpoints while the run goes on, result.json and weights.safetensors (the model's
@@ -77,19 +75,23 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
-        run = Run(data, size, seed, settings, folder, identity)
-        try:
-            run.advance(progress)
-            record = run.record()
-            with io.atomic(folder / "weights.safetensors") as partial:
-                partial.write_bytes(run.weights())
-            io.write_json(result, record)
-            for path in machine.checkpoints(folder):
-                io.remove(path)
-        except (OSError, MemoryError, RuntimeError) as error:
-            if not (isinstance(error, OSError) or machine.out_of_memory(error)):
-                raise
-            record = run.interrupted(error)
+        return _completed(Run(data, size, seed, settings, folder, identity), progress)
+
+
+def _completed(run, progress):
+    """Train a run to its end and write its result; or its record of what stopped it."""
+    try:
+        run.advance(progress)
+        record = run.record()
+        with io.atomic(run.folder / "weights.safetensors") as partial:
+            partial.write_bytes(run.weights())
+        io.write_json(run.folder / "result.json", record)
+        for path in machine.checkpoints(run.folder):
+            io.remove(path)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or machine.out_of_memory(error)):
+            raise
+        return run.interrupted(error)
     return record
 
 
