@@ -1,11 +1,11 @@
 """Toward the whole Census: where the design breaks first, measured in small, and what the whole would cost.
 
-    python benchmarks/scale.py                     # about 5 minutes, under 4 GB
-    python benchmarks/scale.py --rows 1000000      # under a minute
+    python benchmarks/py                     # about 5 minutes, under 4 GB
+    python benchmarks/py --rows 1000000      # under a minute
 
 Each part runs in a process of its own on two numbers of cells, a factor of ten apart, with a panel of two genes: what
 grows with cells and not with genes. Seconds and peak memory (beyond what the imports take) are printed, and carried
-on to the whole Census in proportion. Then the bill: see `lib.train.scale.bill`.
+on to the whole Census in proportion. Then the bill, see `bill`: what is assumed of a GPU is not measured, and says so.
 """
 
 import argparse
@@ -25,18 +25,29 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 
+from lib import io
 from lib.data import panel, split
-from lib.model.sizes import Size
+from lib.model.sizes import PUBLISHED, Size
 from lib.study import Regime, Split, load_study
-from lib.train import checkpoint, loop, scale
 
 WHOLE = 100_000_000
 """Cells of the whole Census: its primary human ones, rounded."""
 LARGE = Size("1B", 2048, 20, 16, 4)
 """A model of 10^9 parameters."""
 GENES = 512
+H100 = 989.4e12
+"""Dense bf16 FLOPs a second, from NVIDIA's data sheet."""
+SHARES, EXACT, LAUNCHES = (0.2, 0.4), 30e12, (1e-3, 4e-3)
+"""Assumed of a GPU: shares of its bf16 peak in training, FLOPs a second in float32, seconds of a small update."""
+LAUNCH_BOUND = 1e12
+"""FLOPs of an update below which a GPU is kept waiting for its next kernel: some milliseconds at its peak."""
+RATES = {"compact": 125, "network": 5000, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9,
+         "saved": 5e8}  # fmt: skip
+"""Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed, and bytes of a checkpoint
+saved, in a second. Round numbers of two cores: `python benchmarks/scale.py` measures labels, order, hashed and saved,
+`benchmarks/panel.py` reading. Compact is the simulated census' at 512 genes; network stands for 2,000 genes seen in a
+cell at 2.5 bytes each."""
 BYTES = {
     "panel": "file of the panel", "compact": "compact form of it", "network": "sent by the Census",
     "labels": "memory to make the panel", "order": "memory for the order of a pass",
@@ -57,7 +68,7 @@ def labels(rows):
     return pd.DataFrame({"soma_joinid": np.arange(rows), **columns, "total_counts": np.full(rows, 3000.0)}, copy=False)
 
 
-def sides(rows, root):
+def splits(rows, root):
     """The split of the whole Census by data set, and the draw of nine cells of ten."""
     cells, asked = labels(rows), Split(by="dataset_id")
     side, _ = split.assign(cells, asked)
@@ -94,7 +105,7 @@ def without_labels(rows, root):
     return len(panel.load(root / f"{rows}.h5ad").x)
 
 
-PARTS = {part.__name__: part for part in (sides, order, write, with_labels, without_labels)}
+PARTS = {part.__name__: part for part in (splits, order, write, with_labels, without_labels)}
 
 
 def measured(part, rows, root):
@@ -127,12 +138,97 @@ def hashed(size=2**27):
 
 def saved(folder, size=2**28):
     """Bytes a second of a checkpoint, written and kept as training keeps it."""
+    import torch
+
+    from lib.train import machine
+
     started = time.perf_counter()
-    checkpoint.save(Path(folder), 1, {"state": torch.zeros(size // 4)})
+    machine.save_checkpoint(Path(folder), 1, {"state": torch.zeros(size // 4)})
     return size / (time.perf_counter() - started)
 
 
-def said(found, rows):
+def hours(training, evaluation=0.0, small_updates=0):
+    """Hours of one H100 for what `cost` counts, from a good case to a bad one: assumed, not measured."""
+    return [
+        (training / H100 / share + evaluation / EXACT + small_updates * seconds) / 3600
+        for share, seconds in zip(SHARES[::-1], LAUNCHES, strict=True)
+    ]
+
+
+def cost(study):
+    """Model FLOPs of all runs of a study, {training, evaluation}, and its small_updates (a number).
+
+    Those are the updates that launches hold up on a GPU rather than FLOPs. Evaluations, in float32, are of every
+    held-out cell's masks at the end, of the validation cells' at the end of a branch, or all that the published
+    protocol chooses its best from; the points of a learning curve, a few cells each, are left out.
+    """
+    total, masks = {"training": 0.0, "evaluation": 0.0, "small_updates": 0}, study.masking.per_cell
+    for name, regime in study.regimes.items():
+        settings = study.training(name)
+        held = {split: study.split.cells or round(share * regime.cells) for split, share in study.split.shares.items()}
+        again = settings.evaluations if settings.report == "best" else masks * len(settings.branches)
+        passes = masks * sum(held.values()) + again * held["validation"]
+        for size in study.sizes:
+            seeds, forward = len(study.seeds_for(size.name)), size.forward_flops(regime.genes)
+            total["training"] += seeds * size.training_flops(regime.genes, settings)
+            total["evaluation"] += seeds * passes * forward
+            small = 3 * settings.batch * forward < LAUNCH_BOUND
+            total["small_updates"] += seeds * settings.updates * small
+    return total
+
+
+def of_published_runs():
+    """Training FLOPs of the published runs behind the two laws, as far as their table says."""
+    table = pd.read_csv(io.CODE / "data" / "published_runs.csv")
+    return sum(
+        3 * PUBLISHED[run.size].forward_flops(run.genes) * run.micro_steps * run.micro_batch
+        for run in table.itertuples(index=False)
+    )
+
+
+def bill(size, genes, cells, passes=1.0, peak=H100, shares=SHARES, rates=None):
+    """What training one model on a panel of many cells would take.
+
+    Parameters
+    ----------
+    size : lib.model.sizes.Size
+    genes, cells : int
+        Of the panel.
+    passes : float
+        Times that every cell is seen.
+    peak : float
+        FLOPs a second of one GPU.
+    shares : pair of float
+        Of the peak that training is expected to reach, from a bad case to a good one.
+    rates : dict, optional
+        Measured costs of a cell, by the names of `RATES`; what is left out has those of `RATES`.
+
+    Returns
+    -------
+    dict
+        flops, parameters; hours of one GPU as [most, least]; bytes: panel (its file), compact, network (what a Census
+        sends: all values of every cell, twice, for the genes' statistics and for the panel), labels (memory while the
+        panel is made), order (memory for the order of a pass), checkpoints (on disk), gpu (memory for weights, moments
+        and a batch of 32 cells in float32), gradient (what several GPUs exchange for each update); and seconds:
+        reading (one process making the panel), hashing (before each run, of all values), saving (one checkpoint).
+    """
+    rate = RATES | (rates or {})
+    parameters = size.parameters(genes)
+    work = 3 * size.forward_flops(genes) * cells * passes
+    state = 4 * 3 * parameters  # weights and two moments, float32
+    activations = 4 * 32 * size.layers * genes * size.d * (8 + 2 * size.ff_mult)
+    return {
+        "flops": work, "parameters": parameters, "hours": [work / peak / share / 3600 for share in shares],
+        "panel": 8 * genes * cells, "compact": rate["compact"] * cells, "network": 2 * rate["network"] * cells,
+        "labels": rate["labels"] * cells, "order": rate["order"] * cells,
+        "checkpoints": 2 * 2 * state,  # two are kept, and half-way each holds the state twice
+        "gpu": 16 * parameters + activations, "gradient": 4 * parameters,
+        "reading": rate["reading"] * cells, "hashing": 4 * genes * cells / rate["hashed"],
+        "saving": state / rate["saved"],
+    }  # fmt: skip
+
+
+def line(found, rows):
     """What a part took, and what the whole Census would in proportion."""
     times = WHOLE / rows
     return (
@@ -143,19 +239,19 @@ def said(found, rows):
 
 def planned():
     """What the paper's own sweep and `make paper-scale` would take, in lines."""
-    theirs = scale.of_published_runs()
-    low, high = scale.hours(theirs)
+    theirs = of_published_runs()
+    low, high = hours(theirs)
     yield f"the published runs: {theirs:.2g} FLOPs of training, {low:.1f} to {high:.1f} h of one H100 (assumed rates)"
     for name in ("tuned", "published"):
-        cost = scale.of_study(load_study(name))
-        low, high = scale.hours(**cost)
+        counted = cost(load_study(name))
+        low, high = hours(**counted)
         yield (
-            f"{name}: {cost['training']:.2g} FLOPs of training, {cost['evaluation']:.2g} of evaluation in float32, "
-            f"{cost['small_updates']:,} updates of small sizes: {low:.1f} to {high:.1f} h"
+            f"{name}: {counted['training']:.2g} FLOPs of training, {counted['evaluation']:.2g} of evaluation in "
+            f"float32, {counted['small_updates']:,} updates of small sizes: {low:.1f} to {high:.1f} h"
         )
 
 
-def told(bill):
+def listed(bill):
     """The bill in lines."""
     most, least = bill["hours"]
     yield f"{bill['parameters']:.3g} parameters, {GENES} genes, {WHOLE:,} cells once: {bill['flops']:.2g} FLOPs"
@@ -164,7 +260,8 @@ def told(bill):
         yield f"{words}: {bill[name] / 1e9:,.1f} GB"
     yield f"one process making the panel: {bill['reading'] / 3600:.1f} h"
     yield f"telling a run by its values: {bill['hashing'] / 60:.1f} min before each"
-    pause = loop.CHECKPOINT_SECONDS
+    from lib.train.loop import CHECKPOINT_SECONDS as pause
+
     yield f"one checkpoint: {bill['saving']:.0f} s, every {pause} s of training, as the code stands"
 
 
@@ -183,10 +280,10 @@ def main():
             print(f"{part}: {function.__doc__}")
             for rows in (chosen.rows // 10, chosen.rows):
                 found = measured(part, rows, root)
-                print(f"  {rows:>11,} cells: {said(found, rows)}", flush=True)
+                print(f"  {rows:>11,} cells: {line(found, rows)}", flush=True)
             name = {"write": "labels", "order": "order"}.get(part)
             rates |= {name: found["bytes"] / rows} if name else {}
-    print(*told(scale.bill(LARGE, GENES, WHOLE, rates=rates)), *planned(), sep="\n")
+    print(*listed(bill(LARGE, GENES, WHOLE, rates=rates)), *planned(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -20,8 +19,8 @@ import numpy as np
 import reference
 import torch
 
-from lib.model import kernels
-from lib.model.sizes import PUBLISHED
+from lib.data import panel
+from lib.model.sizes import PUBLISHED, cores
 from lib.study import Train
 from lib.train import loop
 
@@ -30,86 +29,80 @@ SECONDS = 1.0
 """What one side's turn should take at least, so that a small size makes several updates in it."""
 
 
-def data(seed=0):
+def data(cells=CELLS, genes=GENES, masked=MASKED, seed=0):
     """A panel of random numbers: its values do not change what an update costs."""
     rng = np.random.default_rng(seed)
-    masks = np.argsort(rng.random((100, 1, GENES)))[..., :MASKED]
-    rows = np.arange(CELLS)
-    return SimpleNamespace(
-        x=rng.random((CELLS, GENES), dtype=np.float32), train=rows[200:], validation=rows[:100], test=rows[100:200],
-        masks={"validation": masks, "test": masks},
-    )  # fmt: skip
+    held = {"validation": np.arange(50), "test": np.arange(50, 100)}
+    masks = np.argsort(rng.random((50, 1, genes)))[..., :masked]
+    x, library = rng.random((cells, genes), dtype=np.float32), np.full(cells, 1e4)
+    return panel.Arrays(x, np.rint(x), library, np.arange(100, cells), held, dict.fromkeys(held, masks))
 
 
 def seconds(work, updates):
+    """Seconds of one update."""
     started = time.perf_counter()
     work(updates)
     return (time.perf_counter() - started) / updates
 
 
-def ours(size, panel, dropout, folder):
+def ours(size, arrays, dropout, folder):
     """A function that makes some updates of our training loop."""
-    settings = Train(dropout=dropout, cells_seen=32 * 10**6)
-    run = loop.Run(panel, size, 7, settings, Path(folder), "benchmark")
+    run = loop.Run(arrays, size, 7, Train(dropout=dropout, cells_seen=32 * 10**6), Path(folder), "benchmark")
 
     def work(updates):
-        torch.set_num_threads(size.threads(GENES))
+        torch.set_num_threads(size.threads(arrays.x.shape[1]))
         for _ in range(updates):
             run.step()
-            run.update += 1
 
     return work
 
 
-def plain(size, panel, dropout):
+def plain(size, arrays, dropout):
     """The same for the reference."""
-    model, cells = reference.Reference(size, GENES, dropout), reference.Cells(panel.x[panel.train], MASKED)
+    genes, masked = arrays.x.shape[1], arrays.masks["test"].shape[-1]
+    model, cells = reference.Reference(size, genes, dropout), reference.Cells(arrays.x[arrays.train], masked)
 
     def work(updates):
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(cores())
         reference.train(model, cells, updates)
 
     return work
 
 
-def products(size, side=1024):
-    """FLOPs per second of a float32 matrix product that is large enough to be at its best, on ours' threads."""
-    torch.set_num_threads(size.threads(GENES))
-    one, other = torch.randn(side, side), torch.randn(side, side)
-    return 2 * side**3 / min(seconds(lambda updates: [one @ other for _ in range(updates)], 5) for _ in range(5))
-
-
-def compare(size, panel, dropout):
-    """Median seconds per update of ours and of the reference, and the median share of the matrix-product rate."""
+def compare(size, arrays, dropout, rounds=ROUNDS, least=SECONDS):
+    """Median seconds per update of ours and of the reference."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = ours(size, panel, dropout, folder), plain(size, panel, dropout)
-        updates = [max(1, round(SECONDS / max(seconds(work, 1), seconds(work, 1) / 2))) for work in sides]
-        taken, shares = ([], []), []
-        for _ in range(ROUNDS):
-            for times, work, number in zip(taken, sides, updates, strict=True):
+        both = ours(size, arrays, dropout, folder), plain(size, arrays, dropout)
+        updates = [max(1, round(least / min(seconds(work, 1) for _ in range(2)))) for work in both]
+        taken = [], []
+        for _ in range(rounds):
+            for times, work, number in zip(taken, both, updates, strict=True):
                 times.append(seconds(work, number))
-            shares.append(3 * 32 * size.forward_flops(GENES) / taken[0][-1] / products(size))
-    return *(statistics.median(times) for times in taken), statistics.median(shares)
+    return tuple(statistics.median(times) for times in taken)
 
 
-def main():
-    panel, code = data(), "compiled" if kernels.available() else "torch's"
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, {code} kernels")
-    for name in sys.argv[1:] or ("XXS", "TINY", "XS", "S"):
+def main(names, arrays=None, **words):
+    """Print the ratios of some sizes, and return them: {size: [without dropout, with it, published against ours]}."""
+    print(f"{cores()} cores, torch {torch.__version__}")
+    arrays, ratios = arrays or data(), {}
+    for name in names:
         size, taken = PUBLISHED[name], {}
         for dropout in (0.0, 0.1):
-            own, theirs, share = taken[dropout] = compare(size, panel, dropout)
+            own, theirs = taken[dropout] = compare(size, arrays, dropout, **words)
             print(
                 f"{name:<5}{theirs / own:6.1f}x as many updates per second as the reference, dropout {dropout:g} "
-                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {size.threads(GENES)} thread(s) against "
-                f"{os.cpu_count()}; model FLOPs at {share:.0%} of the matrix-product rate)",
+                f"({1e3 * own:.1f} ms against {1e3 * theirs:.1f} ms; {size.threads(arrays.x.shape[1])} thread(s) "
+                f"against {cores()})",
                 flush=True,
             )
-        ratio = taken[0.1][1] / taken[0.0][0]
+        published = taken[0.1][1] / taken[0.0][0]
         print(
-            f"{name:<5}{ratio:6.1f}x: the cost of one update of the published protocol against one of ours", flush=True
+            f"{name:<5}{published:6.1f}x: the cost of one update of the published protocol against one of ours",
+            flush=True,
         )
+        ratios[name] = [theirs / own for own, theirs in taken.values()] + [published]
+    return ratios
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ("XXS", "TINY", "XS", "S"))

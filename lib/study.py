@@ -275,6 +275,16 @@ class Train(Strict):
         """Updates of one run: batches until `cells_seen` cells have been seen."""
         return math.ceil(self.cells_seen / self.batch)
 
+    @property
+    def branches(self) -> list[tuple[int, int]]:
+        """Updates at which a run leaves for a branch, to see how earlier training would have ended, and ends it.
+
+        One branch, of half the updates; none where the best of many evaluations is reported.
+        """
+        half = self.updates // 2
+        leaves = half - round(self.decay * half)
+        return [(leaves, half)] if leaves and self.report == "final" else []
+
 
 PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS["published"]}
 

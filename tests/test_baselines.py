@@ -5,7 +5,7 @@ import cellxgene_census
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 
 from lib.data import census, panel, simulate
 from lib.io import InputError
@@ -106,7 +106,7 @@ def test_the_prediction_is_the_regression_on_the_visible_genes():
     gaussian = baselines.fit_gaussian(x, np.arange(300))
     covariance = np.linalg.inv(gaussian.precision)
     masked = np.sort(np.argsort(rng.random((100, 3, 9)))[..., :4])
-    found = baselines.predict_gaussian(gaussian, x[300:], masked)
+    found = baselines.predict_gaussian(gaussian, x[300:], masked)[0]
     for cell, mask in np.ndindex(100, 3):
         m = masked[cell, mask]
         v = np.setdiff1d(np.arange(9), m)
@@ -120,7 +120,7 @@ def test_gaussian_data_are_predicted_down_to_their_conditional_variance():
     x, covariance = rng.normal(size=(60_000, 12)) @ mixing, mixing.T @ mixing
     masked = np.tile([0, 4, 11], (10_000, 1, 1))
     gaussian = baselines.fit_gaussian(x, np.arange(50_000))
-    error = (baselines.predict_gaussian(gaussian, x[50_000:], masked) - x[50_000:, None, [0, 4, 11]]) ** 2
+    error = (baselines.predict_gaussian(gaussian, x[50_000:], masked)[0] - x[50_000:, None, [0, 4, 11]]) ** 2
     best = np.linalg.inv(np.linalg.inv(covariance)[np.ix_([0, 4, 11], [0, 4, 11])]).trace() / 3
     assert error.mean() == pytest.approx(best, rel=0.06)
 
@@ -145,7 +145,7 @@ def test_shrinking_correlations_helps_where_cells_are_few(adata):
     gaussian = baselines.fit_gaussian(data.x, rows)
     plain = np.linalg.inv(np.cov(data.x[rows].T) + 1e-6 * np.eye(PANEL))
     unshrunk = baselines.Gaussian(gaussian.mean, plain, 0.0)
-    shrunk, full = (((baselines.predict_gaussian(g, x, masked) - hidden) ** 2).mean() for g in (gaussian, unshrunk))
+    shrunk, full = (((baselines.predict_gaussian(g, x, masked)[0] - hidden) ** 2).mean() for g in (gaussian, unshrunk))
     assert shrunk < 0.7 * full
     assert shrunk < ((hidden - gaussian.mean[masked]) ** 2).mean()
 
@@ -159,7 +159,7 @@ def test_only_training_cells_are_fitted_and_masked_values_are_not_seen(adata):
     seen, masked = data.x[data.held["test"]], data.masks["test"][:, :1]
     changed = seen.copy()
     np.put_along_axis(changed, masked[:, 0], 9.0, axis=1)
-    found = [baselines.predict_gaussian(before, values, masked) for values in (seen, changed)]
+    found = [baselines.predict_gaussian(before, values, masked)[0] for values in (seen, changed)]
     np.testing.assert_array_equal(*found)
 
 
@@ -179,16 +179,47 @@ def test_a_gene_that_never_varies_in_training_is_predicted_by_its_mean():
     x = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32)
     x[:150, 2] = 0.7
     gaussian = baselines.fit_gaussian(x, np.arange(150))
-    found = baselines.predict_gaussian(gaussian, x[150:], np.tile([[1, 2]], (50, 1, 1)))
+    found = baselines.predict_gaussian(gaussian, x[150:], np.tile([[1, 2]], (50, 1, 1)))[0]
     np.testing.assert_allclose(found[..., 1], 0.7, rtol=1e-6)
     assert np.abs(found[..., 0] - gaussian.mean[1]).max() < 3
 
 
-def test_baselines_of_a_built_panel_are_plain_numbers(tiny):
-    truth = simulate.truth(tiny.census.simulate)
-    found = baselines.measure(panel.read(panel.build(tiny, "data-rich")), truth)["validation"]
-    assert all(type(value) is float and np.isfinite(value) for value in found.values())
-    assert found["gene_mean_mse"] > found["bayes_mse"] > 0
+def test_counts_have_probabilities_that_sum_to_one_under_the_discretised_gaussian():
+    counts, library = np.arange(4000)[None, None, :], np.array([3000.0])[:, None, None]
+    for mean, deviation in ((0.4, 0.3), (2.0, 1.0), (0.0, 0.05)):
+        bits = baselines.normal_bits(counts, mean, deviation, library)
+        assert (2.0**-bits).sum() == pytest.approx(1, abs=1e-6)
+        low, high = baselines.normal_ends(counts, mean, deviation, library)
+        assert (high - low)[0, 0, :50] == pytest.approx(2.0 ** -bits[0, 0, :50], abs=1e-9)
+
+
+def test_hidden_genes_of_few_factors_are_reconstructed_down_to_the_noise():
+    rng = np.random.default_rng(0)
+    loadings, noise = rng.normal(size=(40, 3)), 0.5
+    x = (rng.normal(size=(3000, 3)) @ loadings.T + noise * rng.normal(size=(3000, 40))).astype(np.float32)
+    masks = np.sort(np.argsort(rng.random((500, 2, 40)))[..., :6], axis=-1).astype(np.int32)
+    pca = baselines.choose_pca(x, np.arange(2500), masks)
+    hidden = np.take_along_axis(x[2500:, None], masks, 2)
+    gaussian = baselines.predict_gaussian(baselines.fit_gaussian(x, np.arange(2500)), x[2500:], masks)[0]
+    reached = ((hidden - baselines.predict_pca(pca, x[2500:], masks)) ** 2).mean()
+    assert noise**2 < reached < 1.05 * ((hidden - gaussian) ** 2).mean() < 0.2 * hidden.var()
+
+
+def test_bits_are_those_of_scipy_and_of_poisson_without_dispersion():
+    counts = np.array([0, 1, 7, 900])
+    assert baselines.bits(counts, 3.0, 2.0) == pytest.approx(-stats.nbinom(2, 2 / 5).logpmf(counts) / np.log(2))
+    assert baselines.bits(counts, 3.0, np.inf) == pytest.approx(-stats.poisson(3).logpmf(counts) / np.log(2), rel=1e-5)
+
+
+def test_shares_and_dispersions_are_found_again():
+    rng = np.random.default_rng(2)
+    library = rng.lognormal(8, 0.4, 6000).round()
+    share, dispersion = np.array([1e-4, 1e-3, 5e-3]), np.array([0.3, 2.0, 8.0])
+    counts = baselines.distribution(library[:, None] * share, dispersion).rvs(random_state=rng)
+    found = baselines.fit_negative_binomial(np.column_stack([counts, np.zeros(len(counts))]), library)
+    assert found[0][:3] == pytest.approx(share, rel=0.06)
+    assert found[1][:3] == pytest.approx(dispersion, rel=0.15)
+    assert np.isfinite(found).all()
 
 
 def test_real_cells_score_what_is_known_of_them(real_data, study_file):
@@ -212,4 +243,4 @@ def test_real_cells_score_what_is_known_of_them(real_data, study_file):
     x, masked = data.x[data.held["validation"]], data.masks["validation"]
     model, hidden = baselines.fit_gaussian(data.x, data.train), np.take_along_axis(x[:, None, :], masked, axis=2)
     assert ((hidden - model.mean[masked]) ** 2).mean() == pytest.approx(0.314, abs=0.02)
-    assert ((hidden - baselines.predict_gaussian(model, x, masked)) ** 2).mean() == pytest.approx(0.187, abs=0.012)
+    assert ((hidden - baselines.predict_gaussian(model, x, masked)[0]) ** 2).mean() == pytest.approx(0.187, abs=0.012)

@@ -1,10 +1,13 @@
-"""The transformer against torch's own."""
+"""The transformer against torch's own, its losses against scipy's, its size and cost against torch's counts."""
 
+import numpy as np
 import pytest
 import torch
 from reference import Reference, adopt, own_name
+from scipy import stats
 
-from lib.model.sizes import PUBLISHED, Size
+from lib.model import transformer
+from lib.model.sizes import OUTPUTS, PUBLISHED, Size
 from lib.model.transformer import Transformer
 
 SIZE = Size("test", 12, 3, 3, 2)
@@ -76,18 +79,6 @@ def test_dropout_acts_in_training_only(batch):
     assert torch.equal(model(x, hidden, positions), model(x, hidden, positions))
 
 
-@pytest.mark.parametrize("size", [Size("odd", 15, 3, 3, 3), Size("L-like", 20, 2, 4, 4)], ids=lambda size: size.name)
-def test_widths_raised_to_multiples_of_eight_change_neither_outputs_nor_gradients(batch, size, monkeypatch):
-    x, hidden, positions = batch
-    model, found = Transformer(size, GENES, embedding_scale=0.5).double(), []
-    for multiple in (1, 8):
-        monkeypatch.setattr(Transformer, "multiple", {"cpu": multiple})
-        out = model(x, hidden, positions)
-        found.append((out, *torch.autograd.grad(out.square().sum(), model.parameters())))
-    for plain, raised in zip(*found, strict=True):
-        torch.testing.assert_close(raised, plain, rtol=1e-9, atol=1e-10)
-
-
 def test_what_passes_between_blocks_and_the_prediction_stay_float32_under_autocast(batch):
     x, hidden, positions = (part.float() if part.dtype == torch.float64 else part for part in batch)
     model = Transformer(Size("wide heads", 40, 2, 2, 3), GENES, embedding_scale=0.5)
@@ -96,3 +87,73 @@ def test_what_passes_between_blocks_and_the_prediction_stay_float32_under_autoca
         rough = model(x, hidden, positions)
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def raw_of(mean, theta, library):
+    """Raw outputs that stand for a mean and a dispersion."""
+    wide = transformer.BOUNDS
+    first = wide["mean"] * np.arctanh(np.log(mean * transformer.SCALE / library) / wide["mean"])
+    return np.stack([first, wide["dispersion"] * np.arctanh(np.log(theta) / wide["dispersion"])], -1)
+
+
+@pytest.mark.parametrize("mean", [0.01, 1.0, 40.0, 900.0])
+@pytest.mark.parametrize("theta", [0.05, 2.0, 200.0])
+def test_bits_are_those_of_scipy_at_the_library_size_given(mean, theta):
+    counts, library = np.array([[0, 1, 5, 1000]]), np.array([5000.0])
+    expected = -stats.nbinom(theta, theta / (theta + mean)).logpmf(counts) / np.log(2)
+    raw = torch.tensor(np.broadcast_to(raw_of(mean, theta, library[0]), (1, 4, 2)), dtype=torch.float32)
+    found = transformer.negative_binomial(raw, torch.tensor(counts).float(), torch.tensor(library).float())
+    assert found.numpy() == pytest.approx(expected, rel=2e-4, abs=2e-3)
+    poisson = transformer.poisson(raw[..., 0], torch.tensor(counts).float(), torch.tensor(library).float())
+    assert poisson.numpy() == pytest.approx(-stats.poisson(mean).logpmf(counts) / np.log(2), rel=1e-3, abs=2e-3)
+    means, dispersions = transformer.distribution(raw, torch.tensor(library).float(), "negative_binomial")
+    assert means == pytest.approx(mean, rel=1e-4) and dispersions == pytest.approx(theta, rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["poisson", "negative_binomial"])
+def test_gradients_are_those_of_finite_differences(objective):
+    torch.manual_seed(0)
+    shape = (3, 4, 2) if objective == "negative_binomial" else (3, 4)
+    raw = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    counts, library = torch.randint(0, 9, (3, 4)).double(), torch.tensor([900.0, 5e3, 4e4]).double()
+    assert torch.autograd.gradcheck(lambda raw: transformer.LOSSES[objective](raw, counts, library), raw)
+
+
+def test_nothing_overflows_whatever_the_outputs():
+    raw = torch.tensor([[[-1e4, -1e4], [1e4, 1e4], [1e4, -1e4]]], requires_grad=True)
+    cost = transformer.negative_binomial(raw, torch.tensor([[0.0, 3e4, 7.0]]), torch.tensor([1e5]))
+    cost.sum().backward()
+    assert torch.isfinite(cost).all() and torch.isfinite(raw.grad).all()
+
+
+COUNTS = {
+    "XXS": (533, 1_045),
+    "TINY": (9_953, 18_145),
+    "XS": (132_993, 165_761),
+    "S": (859_137, 924_673),
+    "M": (19_178_497, 19_440_641),
+    "L": (100_510_801, 101_033_041),
+    "XL": (340_770_817, 341_557_249),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("column, genes", [(0, 512), (1, 1024)])
+def test_parameter_counts_are_the_published_ones(name, column, genes):
+    size = PUBLISHED[name]
+    with torch.device("meta"):
+        model = Transformer(size, genes)
+    assert sum(weight.numel() for weight in model.parameters()) == COUNTS[name][column]
+    assert size.parameters(genes) == COUNTS[name][column]
+    assert size.parameters(genes, OUTPUTS["negative_binomial"]) == COUNTS[name][column] + size.d + 1
+
+
+@pytest.mark.parametrize("size", [PUBLISHED["XS"], Size("odd", 12, 3, 3, 2)])
+def test_flops_are_those_that_torch_counts_for_a_full_forward_pass_of_the_plain_implementation(size):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    genes = 40
+    model = Reference(size, genes).eval()
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(torch.zeros(1, genes), torch.zeros(1, genes, dtype=torch.bool))
+    assert size.forward_flops(genes) == counter.get_total_flops()

@@ -5,11 +5,13 @@ import tomllib
 
 import pandas as pd
 import pytest
+import scale
 import yaml
 
 from lib import io
 from lib.fit import fit_laws, published
 from lib.fit.runs import given
+from lib.model.sizes import Size
 from lib.study import load_study
 
 README = (io.CODE / "README.md").read_text()
@@ -74,6 +76,23 @@ def test_the_account_of_the_published_runs_has_the_fitted_numbers():
     fitted = published.fits(table).iloc[0]
     assert f"alpha {fitted['alpha']:.3f}, c {fitted['c']:.3f}, R² {fitted['r2']:.3f}" in TEXT
     assert fitted["rss"] / law["rss"] > 50, "README: more than fifty times smaller"
+
+
+def test_what_the_whole_census_would_take_is_what_the_bill_says():
+    bill = scale.bill(Size("1B", 2048, 20, 16, 4), 512, 1e8)
+    most, least = bill["hours"]
+    assert f"{bill['flops']:.1e} FLOPs: {least:.0f} to {most:.0f} hours".replace("e+", "e") in " ".join(README.split())
+    assert f"a file of {bill['panel'] / 1e9:.0f} GB" in README and f"exchange {bill['gradient'] / 1e9:.0f} GB" in README
+    assert (
+        f"About {bill['network'] / 1e12:.0f} TB comes" in README
+        and f"{bill['labels'] / 1e9:.0f} GB of memory" in README
+    )
+
+
+def test_what_the_papers_scale_would_take_is_what_its_flops_say():
+    tuned, theirs = scale.cost(load_study("tuned")), {"training": scale.of_published_runs()}
+    ours, published = ("{:.1f} to {:.1f}".format(*scale.hours(**flops)) for flops in (tuned, theirs))
+    assert f"`tuned` takes {ours} hours of one H100, and the 38 published runs {published}" in " ".join(README.split())
 
 
 def test_links_and_pictures_are_there():

@@ -1,38 +1,49 @@
-"""The training loop: exact losses, exact resume, honest records."""
+"""The training loop: exact losses, exact resume, honest records, and what may befall a run."""
 
+import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from reliability import fault
 
+from lib import io
+from lib.data import panel as panels
+from lib.io import InputError
 from lib.model.sizes import PUBLISHED, Size
 from lib.study import Train
-from lib.train import loop
+from lib.train import baselines, loop, machine
 
 SIZE = Size("small", 8, 1, 2, 2)
 GENES, MASKED = 16, 3
+EXACT = ("validation_mse", "test_mse", "validation_mse_se", "validation_mse_half", "weights_sha256", "updates")
+
+
+def panel(cells=140, held_out=30, x=None):
+    """Cells of two factors, so that context tells something about a hidden gene."""
+    rng = np.random.default_rng(0)
+    number = cells + 2 * held_out
+    if x is None:
+        x = np.abs(rng.normal(size=(number, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(number, GENES)))
+    rows, validation, test = np.split(rng.permutation(number), [cells, cells + held_out])
+    masks = np.sort(np.argsort(rng.random((2, held_out, 2, GENES)))[..., :MASKED])
+    held = {"validation": validation, "test": test}
+    counts = np.rint(3 * x).astype(np.int32)
+    return panels.Arrays(
+        x.astype(np.float32), counts, np.full(number, 1e4), rows, held, dict(zip(held, masks, strict=True))
+    )
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Two hundred cells with two factors, so that context tells something about a hidden gene."""
-    rng = np.random.default_rng(0)
-    x = np.abs(rng.normal(size=(200, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(200, GENES)))
-    rows = rng.permutation(200)
-
-    def masks(cells):
-        return np.stack([[np.sort(rng.choice(GENES, MASKED, replace=False)) for _ in range(2)] for _ in range(cells)])
-
-    return SimpleNamespace(
-        x=x.astype(np.float32), counts=np.rint(3 * x).astype(np.int32), library=np.full(200, 1e4), train=rows[60:],
-        held={"validation": rows[:30], "test": rows[30:60]}, masks={"validation": masks(30), "test": masks(30)},
-    )  # fmt: skip
+    return panel()
 
 
 def settings(**changes):
@@ -43,37 +54,49 @@ def run(data, folder, size=SIZE, seed=7, progress=lambda *state: None, **changes
     return loop.train(data, size, seed, settings(**changes), folder, progress)
 
 
-NUMBERS = ("validation_mse", "test_mse", "validation_mse_se", "updates", "cells_seen", "parameters")
+def started(data, folder, size=SIZE, **changes):
+    return loop.Run(data, size, 7, settings(**changes), folder, "identity")
 
 
-def numbers(record):
-    return {name: record[name] for name in NUMBERS}
+def exact(record):
+    return [record[name] for name in EXACT]
 
 
-def test_a_run_learns_from_context(data, tmp_path):
-    record = run(data, tmp_path, cells_seen=16_000)
-    gene_mean = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0)).mean()
-    assert record["status"] == "ok"
-    assert record["validation_mse"] < 0.6 * gene_mean
+GOLDEN = {
+    "numerics": 2,
+    "mse": (0.939640311, 1.0233015),
+    "negative_binomial": (3.4233372, 3.48175546),
+}
+"""TRAIN_NUMERICS, and validation losses of twenty updates and of half of them."""
 
 
-def test_a_model_that_sees_no_context_ends_at_the_gene_mean(data, tmp_path):
-    record = run(data, tmp_path, size=PUBLISHED["XXS"], cells_seen=32_000)
+@pytest.mark.parametrize("objective, unit", [("mse", "mse"), ("negative_binomial", "nll")])
+def test_the_number_of_training_is_raised_when_its_results_change(data, tmp_path, objective, unit):
+    record = run(data, tmp_path, cells_seen=320, objective=objective)
+    assert GOLDEN["numerics"] == io.TRAIN_NUMERICS
+    found = record[f"validation_{unit}"], record[f"validation_{unit}_half"]
+    assert found == pytest.approx(GOLDEN[objective], rel=1e-6), "raise TRAIN_NUMERICS in lib/io.py, and these numbers"
+
+
+def test_a_run_learns_from_context_and_one_that_sees_none_ends_at_the_gene_mean(data, tmp_path):
     errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
-    assert record["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
+    record = run(data, tmp_path / "small", cells_seen=16_000)
+    assert record["status"] == loop.Status.OK and record["validation_mse"] < 0.6 * gene_mean
+    blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=32_000)
+    assert blind["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data, tmp_path):
     one, two, other = run(data, tmp_path / "1"), run(data, tmp_path / "2"), run(data, tmp_path / "3", seed=8)
-    assert numbers(one) == numbers(two)
+    assert exact(one) == exact(two)
     assert one["validation_mse"] != other["validation_mse"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("stop_at, gentle", [(37, True), (61, False)])
-def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dropout, stop_at, gentle):
-    """Gently: the stop button, which saves. Otherwise: die without saving, and continue from the last checkpoint."""
+@pytest.mark.parametrize("stop_at, gentle", [(37, True), (45, True), (61, False)])
+def test_a_stopped_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dropout, stop_at, gentle):
+    """Gently: the stop button, which saves; at 45 on the branch. Else: die, and continue from the last checkpoint."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9 if gentle else -1)
     whole = run(data, tmp_path / "whole", dropout=dropout)
 
@@ -88,32 +111,30 @@ def test_a_killed_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dr
     assert not (tmp_path / "cut" / "result.json").exists()
     seen = []
     resumed = run(data, tmp_path / "cut", progress=lambda *s: seen.append(s[0]), dropout=dropout)
-    assert numbers(resumed) == numbers(whole)
+    assert exact(resumed) == exact(whole)
     assert seen[0] == (stop_at if gentle else stop_at - 1) + 1
     assert (tmp_path / "cut" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
 
 
 def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_path):
-    first = run(data, tmp_path)
-    updates = []
-    assert run(data, tmp_path, progress=lambda *s: updates.append(s)) == first
-    assert not updates
+    first, updates = run(data, tmp_path), []
+    assert run(data, tmp_path, progress=lambda *s: updates.append(s)) == first and not updates
     assert run(data, tmp_path, learning_rate=1e-3)["fingerprint"] != first["fingerprint"]
-    moved = SimpleNamespace(**{**vars(data), "x": data.x + 1})
-    assert run(moved, tmp_path)["validation_mse"] != first["validation_mse"]
+    assert run(replace(data, x=data.x + 1), tmp_path)["validation_mse"] != first["validation_mse"]
+    other, counted = replace(data, counts=data.counts + 1), settings(objective="poisson")
+    assert loop.fingerprint(data, SIZE, 7, settings()) == loop.fingerprint(other, SIZE, 7, settings())
+    assert loop.fingerprint(data, SIZE, 7, counted) != loop.fingerprint(other, SIZE, 7, counted)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
     record = run(data, tmp_path, learning_rate=1e30, clip=1e30)
-    assert record["status"] == "diverged"
-    assert record["validation_mse"] is None
-    assert record["updates"] < 100
+    assert record["status"] == "diverged" and record["validation_mse"] is None and record["updates"] < 100
     json.dumps(record, allow_nan=False)
 
 
 def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path):
-    trained = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
+    trained = started(data, tmp_path)
     trained.advance(lambda *state: None)
     squares = []
     for row, masks in zip(data.held["validation"], data.masks["validation"], strict=True):
@@ -130,24 +151,17 @@ def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path
 def test_each_pass_visits_every_training_cell_once_and_held_out_cells_only_as_published(
     data, tmp_path, protocol, cells
 ):
-    run = loop.Run(data, SIZE, 7, settings(protocol=protocol, batch=20), tmp_path, "identity")
-    visited = []
-    for run.update in range(2 * cells // 20):
-        visited.extend(run.batch())
+    run = started(data, tmp_path, protocol=protocol, batch=20)
+    visited = [row.item() for update in range(2 * cells // 20) for row in run.cells.batch(update)]
     first, second = sorted(visited[:cells]), sorted(visited[cells:])
     assert first == second == sorted(data.train if protocol == "tuned" else range(200))
     assert visited[:cells] != visited[cells:]
-
-
-def test_a_batch_larger_than_the_data_runs_across_passes(data, tmp_path):
-    run = loop.Run(data, SIZE, 7, settings(batch=500), tmp_path, "identity")
-    counts = np.bincount(run.batch(), minlength=200)[data.train]
-    assert set(counts) == {3, 4}
+    large = started(data, tmp_path, batch=500).cells.batch(0)
+    assert set(np.bincount(large, minlength=200)[data.train]) == {3, 4}
 
 
 def test_masks_hide_exactly_k_genes_of_each_cell(data, tmp_path):
-    run = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
-    hidden, positions = run.draw_masks(50)
+    hidden, positions = started(data, tmp_path).draw_masks(50)
     assert hidden.sum(1).tolist() == [MASKED] * 50
     assert torch.equal(hidden.nonzero()[:, 1].reshape(50, MASKED), positions.sort(1).values)
 
@@ -155,66 +169,269 @@ def test_masks_hide_exactly_k_genes_of_each_cell(data, tmp_path):
 def test_the_published_protocol_reports_the_best_of_many_evaluations(data, tmp_path):
     record = run(data, tmp_path, protocol="published", learning_rate=1e-2)
     curve = np.genfromtxt(tmp_path / "history.csv", delimiter=",", names=True)
-    assert len(curve) == 6
+    assert len(curve) == 6 and set(curve["learning_rate"]) == {1e-2}
     assert record["validation_mse"] == pytest.approx(curve["validation_mse"].min())
-    assert set(curve["learning_rate"]) == {1e-2}
+    assert record["validation_mse_half"] is None and record["convergence"] is None
 
 
 def test_warm_up_and_decay_follow_the_stated_schedule():
     tuned = settings(warmup=0.1, final_rate=0.25)
-    shares = [loop.schedule(tuned, update, 100) for update in range(100)]
+    shares = [loop.schedule(tuned, update) for update in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert shares[9] == shares[10] == shares[80] == 1.0
-    assert shares[90] == pytest.approx(0.625)
-    assert shares[99] == pytest.approx(0.25 + 0.75 / 20)
+    assert shares[90] == pytest.approx(0.625) and shares[99] == pytest.approx(0.25 + 0.75 / 20)
     assert np.all(np.diff(shares[10:]) <= 0)
-    halfway = [loop.schedule(tuned, update, 100, 50) for update in range(50)]
-    assert halfway[:40] == shares[:40]
-    assert halfway[45] == pytest.approx(0.625)
-    published = settings(protocol="published")
-    assert {loop.schedule(published, update, 100) for update in range(100)} == {1.0}
+    halfway = [loop.schedule(tuned, update, 50) for update in range(50)]
+    assert halfway[:40] == shares[:40] and halfway[45] == pytest.approx(0.625)
+    assert {loop.schedule(settings(protocol="published"), update) for update in range(100)} == {1.0}
 
 
-def test_training_runs_on_a_machine_with_torch_and_numpy_alone(data, tmp_path):
-    np.savez(tmp_path / "panel.npz", x=data.x, library=data.library, train=data.train, held=data.held["validation"],
-             masks=data.masks["validation"])  # fmt: skip
-    script = f"""
-import sys
-for name in ("scanpy", "anndata", "pandas", "pydantic", "cellxgene_census", "tiledbsoma", "matplotlib", "yaml"):
-    sys.modules[name] = None
-from types import SimpleNamespace
-import numpy as np
-from lib import train
-from lib.model.sizes import PUBLISHED
-arrays = dict(np.load({str(tmp_path / "panel.npz")!r}))
-held, masks = arrays.pop("held"), arrays.pop("masks")
-data = SimpleNamespace(**arrays, held=dict(validation=held, test=held), masks=dict(validation=masks, test=masks))
-settings = SimpleNamespace(**{vars(settings())!r})
-print(loop.train(data, PUBLISHED["TINY"], 7, settings, {str(tmp_path / "run")!r})["status"])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "ok", done.stderr
-
-
-def test_an_update_is_that_of_torchs_own_optimiser_and_clipping(data, tmp_path):
-    run = loop.Run(data, SIZE, 7, settings(warmup=0.0, clip=0.1), tmp_path, "identity")
-    twin = torch.nn.Parameter(run.weights.detach().clone())
-    optimiser = torch.optim.AdamW([twin], lr=run.peak, weight_decay=run.settings.weight_decay)
-    for _ in range(3):
-        run.gradient()
-        twin.grad = run.weights.grad.clone()
-        torch.nn.utils.clip_grad_norm_([twin], 0.1)
-        optimiser.step()
-        run.step()
-        torch.testing.assert_close(run.weights, twin, rtol=1e-6, atol=1e-7)
-        run.update += 1
+def test_narrow_sizes_share_the_highest_rate_and_wide_ones_follow_the_rule():
+    capped = Train(learning_rate=0.005, width_exponent=1.0, highest_rate=0.014)
+    assert [loop.learning_rate(capped, width) for width in (1, 16, 64, 128)] == [0.014, 0.014, 0.005, 0.0025]
+    assert loop.learning_rate(Train(learning_rate=0.005, width_exponent=1.0), 16) == pytest.approx(0.02)
 
 
 def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path):
-    run = loop.Run(data, SIZE, 7, settings(), tmp_path, "identity")
-    found = []
+    run, results = started(data, tmp_path), []
     for run.at_once in (16, 5, 1):
-        found.append((run.gradient(), run.weights.grad.clone()))
-    for loss, gradient in found[1:]:
-        torch.testing.assert_close(loss, found[0][0])
-        torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-6)
+        results.append((run.gradient(), *(weight.grad.clone() for weight in run.model.parameters())))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_exploding_gradients_are_clipped_to_the_stated_norm(tmp_path):
+    run = started(panel(x=1e4 * np.random.default_rng(0).random((200, GENES))), tmp_path, clip=0.5)
+    run.step()
+    norm = torch.stack([weight.grad.norm() for weight in run.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tmp_path):
+    """Up to the warm-up, which counts from the whole run: without it the two are the same run."""
+    whole = run(data, tmp_path / "whole", warmup=0.0)
+    half = run(data, tmp_path / "half", cells_seen=800, warmup=0.0)
+    assert whole["validation_mse_half"] == half["validation_mse"] != whole["validation_mse"]
+
+
+def test_a_branch_changes_nothing_of_the_run_itself(data, tmp_path, monkeypatch):
+    plain = run(data, tmp_path / "plain")
+    monkeypatch.setattr(Train, "branches", [(20, 25), (40, 50)])
+    two = run(data, tmp_path / "two")
+    assert exact(two) == exact(plain)
+    monkeypatch.setattr(Train, "branches", [])
+    without = run(data, tmp_path / "without")
+    assert without["validation_mse_half"] is None and without["weights_sha256"] == plain["weights_sha256"]
+
+
+def test_a_run_is_called_converged_only_when_half_its_updates_would_have_done(data, tmp_path):
+    short = run(data, tmp_path / "short", cells_seen=160)
+    loose = run(data, tmp_path / "loose", cells_seen=160, tolerance=10.0)
+    assert (short["convergence"], loose["convergence"]) == ("not converged", "converged")
+    assert abs(short["validation_mse_half"] / short["validation_mse"] - 1) > settings().tolerance
+
+
+def drawn(cells=900, genes=12, seed=0):
+    """A panel of independent genes: counts, and the share and dispersion of each that they were drawn from."""
+    rng = np.random.default_rng(seed)
+    library = rng.lognormal(8, 0.4, cells).round()
+    share, theta = rng.lognormal(-8, 1, genes), rng.uniform(0.5, 4, genes)
+    counts = baselines.distribution(library[:, None] * share, theta).rvs(random_state=rng).astype(np.int32)
+    held = {"validation": np.arange(600, 750), "test": np.arange(750, 900), "test_random": np.arange(0, 50)}
+    masks = {split: np.sort(np.argsort(rng.random((len(rows), 2, genes)))[..., :3]) for split, rows in held.items()}
+    x = np.log1p(1e4 * counts / library[:, None]).astype(np.float32)
+    return panels.Arrays(x, counts, library, np.arange(50, 600), held, masks), share, theta
+
+
+def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_path):
+    data, share, theta = drawn()
+    counted = Train(cells_seen=24_000, evaluations=2, learning_rate=0.02, objective="negative_binomial")
+    record = loop.train(data, Size("XXS", 1, 1, 1, 1), 7, counted, tmp_path)
+    for split, rows in data.held.items():
+        counts = np.take_along_axis(data.counts[rows][:, None, :], data.masks[split], axis=2)
+        mean = data.library[rows, None, None] * share[data.masks[split]]
+        true = baselines.bits(counts, mean, theta[data.masks[split]])
+        assert record[f"{split}_nll"] == pytest.approx(true.mean(), abs=0.05 if len(rows) > 100 else 0.1), split
+        assert record[f"{split}_nll_se"] > 0 and record[f"{split}_mse"] > 0
+    assert record["convergence"] in ("converged", "not converged") and record["validation_nll_half"] > 0
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert "validation_nll" in header and "mse" not in header
+
+
+@pytest.mark.parametrize(
+    "odd", ["constant genes", "one training cell", "one validation cell", "batch larger than data"]
+)
+def test_odd_panels_are_trained_to_a_finite_loss(tmp_path, odd):
+    data, changes = panel(), {}
+    if odd == "constant genes":
+        data.x[:, 3:] = 0
+    if odd == "one training cell":
+        data = replace(data, train=data.train[:1])
+    if odd == "one validation cell":
+        data = panel(held_out=1)
+    if odd == "batch larger than data":
+        changes = {"batch": 500, "cells_seen": 5000}
+    record = run(data, tmp_path, **changes)
+    assert record["status"] == "ok" and np.isfinite(record["validation_mse"])
+    json.dumps(record, allow_nan=False)
+
+
+PROGRAM = """
+import os, random, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {benchmarks!r}]
+from test_train import panel, settings, SIZE
+from lib.train import loop
+folder, data, chosen = Path({folder!r}), panel(), settings(cells_seen=6400, dropout=0.2)
+loop.CHECKPOINT_SECONDS = -1
+kills, chance = 0, random.Random(0)
+while not (folder / "result.json").is_file():
+    before, child = set(folder.glob("checkpoint-*")), os.fork()
+    if not child:
+        loop.train(data, SIZE, 7, chosen, folder)
+        os._exit(0)
+    while not set(folder.glob("checkpoint-*")) - before and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.05))
+    if kills < 6:
+        os.kill(child, signal.SIGKILL)
+        kills += 1
+    os.waitpid(child, 0)
+print(kills)
+"""
+PATHS = {"tests": str(io.CODE / "tests"), "benchmarks": str(io.CODE / "benchmarks")}
+
+
+@fault("a training process is killed at a random moment", "run it again")
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(data, tmp_path):
+    program = PROGRAM.format(folder=str(tmp_path / "killed"), **PATHS)
+    (tmp_path / "killed").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3, "the run was over before it could be killed"
+    whole = run(data, tmp_path / "whole", cells_seen=6400, dropout=0.2)
+    assert exact(io.read_json(tmp_path / "killed" / "result.json")) == exact(whole)
+    histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
+    assert histories[0] == histories[1]
+    return "it goes on from its last checkpoint, and ends with the same weights, losses and learning curve"
+
+
+@fault("the last checkpoint is damaged", "nothing")
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    whole = run(data, tmp_path / "whole")
+
+    def stop(done, total, loss):
+        if done == 60:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "cut", progress=stop)
+    newest = max((tmp_path / "cut").glob("checkpoint-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = run(data, tmp_path / "cut")
+    assert exact(resumed) == exact(whole)
+    return "it says so, and goes on from the one before; training ends with the same weights"
+
+
+@fault("two processes ask for the same training at the same time", "nothing")
+def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
+    program = f"""
+import sys
+sys.path[:0] = [{PATHS["tests"]!r}, {PATHS["benchmarks"]!r}]
+from pathlib import Path
+from test_train import loop, panel, run
+steps, step = [], loop.Run.step
+loop.Run.step = lambda self: (steps.append(1), step(self))[1]
+run(panel(), Path({str(tmp_path)!r}))
+print(len(steps))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    steps = sorted(int(process.communicate()[0]) for process in both)
+    assert steps[0] == 0 and steps[1] >= 100
+    return "one trains; the other waits for its result"
+
+
+def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
+    whole, loss, seen = run(data, tmp_path / "whole"), loop.Run.masked_loss, []
+
+    def small_memory(self, predict, rows, x, hidden, positions):
+        seen.append(len(x))
+        if len(x) > 4 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(self, predict, rows, x, hidden, positions)
+
+    monkeypatch.setattr(loop.Run, "masked_loss", small_memory)
+    split = run(data, tmp_path / "split")
+    assert split["status"] == "ok" and max(seen) > 4
+    assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
+
+
+@fault("memory gives out while a size is trained", "free some memory, and run it again")
+def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path, monkeypatch):
+    def broken(*inputs):
+        raise error
+
+    monkeypatch.setattr(loop.Run, "masked_loss", broken)
+    error = RuntimeError("a mistake in the code")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(data, tmp_path)
+    error = torch.OutOfMemoryError("out of memory")
+    record = run(data, tmp_path)
+    assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
+    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory") as refusal:
+        loop.finished([record])
+    return f"batches are split; when that does not help, it says “{refusal.value}”"
+
+
+def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(data, tmp_path, monkeypatch):
+    whole, save = run(data, tmp_path / "whole"), machine.save_checkpoint
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+
+    def full(folder, number, state):
+        if number > 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(folder, number, state)
+
+    monkeypatch.setattr(machine, "save_checkpoint", full)
+    record = run(data, tmp_path / "full")
+    assert record["status"] == "interrupted" and "No space left on device" in record["reason"]
+    with pytest.raises(InputError, match="make room on the disk"):
+        loop.finished([whole, record])
+    assert len(list((tmp_path / "full").glob("checkpoint-*.pt"))) == 2
+    monkeypatch.setattr(machine, "save_checkpoint", save)
+    assert exact(run(data, tmp_path / "full")) == exact(whole)
+
+
+@fault("a size does not fit into the memory of this machine", "leave it out, or take a larger machine")
+def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocated(data, tmp_path):
+    giant = Size("GIANT", 2**20, 100, 16, 4)
+    with pytest.raises(InputError, match=r"training GIANT on 16 genes takes at least [\d,.]+ GiB .* leave GIANT out"):
+        run(data, tmp_path, size=giant)
+    assert PUBLISHED["XL"].memory(512) < 12 * 2**30
+    assert 100 * 2**20 < machine.memory("cpu") < 2**50
+    return "it is refused in one sentence before anything is allocated"
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "emptied"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, damage):
+    for number in (1, 2, 10):
+        machine.save_checkpoint(tmp_path, number, {"number": number, "weights": torch.arange(1000.0) + number})
+    assert machine.load_checkpoint(tmp_path)["number"] == 10 and len(list(tmp_path.iterdir())) == 2
+    newest = max(tmp_path.iterdir())
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({"cut short": content[:-100], "one bit": content, "emptied": b""}[damage])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert machine.load_checkpoint(tmp_path)["number"] == 2
+
+
+def test_a_checkpoint_that_hides_a_pickled_program_is_refused(tmp_path):
+    class Program:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    machine.save_checkpoint(tmp_path, 1, {"number": Program()})
+    with pytest.raises(pickle.UnpicklingError):
+        machine.load_checkpoint(tmp_path)

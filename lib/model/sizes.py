@@ -1,13 +1,18 @@
-"""Model sizes: the published ladder, and exact counts of parameters and floating-point operations.
+"""Model sizes: the published ladder, exact counts of parameters and floating-point operations, the learning-rate rule.
 
-Standard library only, but for the table, so that a study file can be checked and a plan costed without torch.
+Standard library only, but for the tables, so that a study file can be checked and a plan costed without torch.
 """
 
 import os
 from dataclasses import dataclass
 
+from lib import io
 
-def cores():
+REFERENCE = 64
+"""Width at which the rule for the learning rate states its rate."""
+
+
+def cores() -> int:
     """Cores that this process may use: those of its job, where a cluster gives it a part of a machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -32,7 +37,7 @@ class Size:
     heads: int
     ff_mult: int
 
-    def parameters(self, genes, outputs=1):
+    def parameters(self, genes: int, outputs: int = 1) -> int:
         """Number of trainable parameters at `genes` genes.
 
         Gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1 for each output), and per
@@ -42,7 +47,7 @@ class Size:
         block = (4 + 2 * f) * d * d + (9 + f) * d
         return genes * d + 3 * d + outputs * (d + 1) + self.layers * block
 
-    def threads(self, genes):
+    def threads(self, genes: int) -> int:
         """Threads that train one run: one for each 16,384 values of a cell's tokens, as far as there are cores.
 
         Two small runs beside each other are faster than one on two cores. The number decides the last digits of a
@@ -50,19 +55,27 @@ class Size:
         """
         return min(cores(), max(1, self.d * genes // 16_384))
 
-    def memory(self, genes, cells=1):
+    def memory(self, genes: int, cells: int = 1) -> int:
         """Bytes that training takes at least: weights, gradient, AdamW's two moments, activations of `cells` cells."""
         activations = self.layers * genes * self.d * (8 + 2 * self.ff_mult)
         return 4 * (4 * self.parameters(genes) + cells * activations)
 
-    def forward_flops(self, genes):
+    def forward_flops(self, genes: int) -> int:
         """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.
 
-        Counts what the architecture asks for, not what an implementation saves. A training step costs three times this.
+        Counts what the architecture asks for, not what an implementation saves.
         """
         d, f = self.d, self.ff_mult
         block = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
         return 2 * (genes * d + self.layers * block + genes * d)
+
+    def training_flops(self, genes: int, settings) -> int:
+        """Model FLOPs of one run's updates, those of its branches too; the backward pass costs two forward passes.
+
+        `settings` is a `lib.study.Train`. Evaluations are left out.
+        """
+        updates = settings.updates + sum(ends - leaves for leaves, ends in settings.branches)
+        return 3 * self.forward_flops(genes) * settings.batch * updates
 
 
 PUBLISHED = {
@@ -100,4 +113,70 @@ def table(study):
          "flops_per_cell": size.forward_flops(regime.genes)}
         for name, regime in study.regimes.items() for size in study.sizes
     ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def read():
+    """The committed sweep of learning rates that `benchmarks/rates.py` made.
+
+    Returns
+    -------
+    DataFrame
+        size, width, layers, held_out (the rule is not fitted to it), cells_seen, learning_rate, and validation_mse,
+        infinite where a run diverged.
+    """
+    import pandas as pd
+
+    return pd.read_csv(io.CODE / "data" / "learning_rates.csv")
+
+
+def vertex(runs) -> float:
+    """Best learning rate: the vertex of the parabola in log rate through the best rate and its two neighbours."""
+    import numpy as np
+
+    runs = runs.sort_values("learning_rate")
+    rates, losses = runs["learning_rate"].to_numpy(), runs["validation_mse"].to_numpy()
+    least = int(losses.argmin())
+    near = slice(least - 1, least + 2)
+    if not np.isfinite(losses[near]).all():
+        return float(rates[least])
+    bend, slope, _ = np.polyfit(np.log(rates[near]), losses[near], 2)
+    return float(np.exp(-slope / (2 * bend)))
+
+
+def rule(swept) -> tuple[float, float]:
+    """The power of width through the best rates of the sizes that are not held out, least squares in logarithms.
+
+    Returns
+    -------
+    base, exponent : float
+        rate = base * (REFERENCE / width)**exponent, the rule of `lib.train.loop.learning_rate`
+    """
+    import numpy as np
+
+    fitted = swept[~swept["held_out"]].groupby(["size", "cells_seen"])
+    width, rate = np.array([(runs["width"].iloc[0], vertex(runs)) for _, runs in fitted]).T
+    exponent, base = np.polyfit(np.log(REFERENCE / width), np.log(rate), 1)
+    return float(np.exp(base)), float(exponent)
+
+
+def trial(swept, base: float, exponent: float):
+    """What the rule costs each size and budget.
+
+    Returns
+    -------
+    DataFrame
+        size, width, layers, held_out, cells_seen, best_rate, rule_rate, and cost: by which share the loss at the rule's
+        rate, read off between the trained ones, is above the least.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows = []
+    for _, runs in swept.groupby(["size", "cells_seen"], sort=False):
+        runs = runs[np.isfinite(runs["validation_mse"])].sort_values("learning_rate")
+        row = runs.iloc[0][["size", "width", "layers", "held_out", "cells_seen"]].to_dict()
+        row |= {"best_rate": vertex(runs), "rule_rate": base * (REFERENCE / row["width"]) ** exponent}
+        logs, losses = np.log(runs["learning_rate"]), runs["validation_mse"]
+        rows.append(row | {"cost": np.interp(np.log(row["rule_rate"]), logs, losses) / losses.min() - 1})
     return pd.DataFrame(rows)

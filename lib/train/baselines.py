@@ -1,17 +1,19 @@
 """What every transformer is compared with, in squared error and in bits.
 
-Gene mean, PCA reconstruction, conditional Gaussian, and the Bayes optimum where the truth is known.
+Gene mean, PCA reconstruction, conditional Gaussian, and the Bayes optimum where the truth is known. A predicted count x
+of mean m is negative binomial, of variance m + m^2 / theta; with theta = inf it is Poisson.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from scipy.special import log_ndtr
 
 from lib.data import panel, simulate
 from lib.io import InputError
-from lib.train import predictive
 
 ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
@@ -30,7 +32,27 @@ class Gaussian:
     shrinkage: float  # weight of uncorrelated genes, from 0 (sample covariance) to 1
 
 
-def measure(adata, truth=None):
+@dataclass(frozen=True)
+class Pca:
+    """Probabilistic principal components of standardised genes (Tipping & Bishop 1999), fitted to training cells."""
+
+    mean: np.ndarray  # (genes,)
+    deviation: np.ndarray  # (genes,)
+    loadings: np.ndarray  # (genes, components)
+    noise: float  # variance of what the components leave over
+
+
+@dataclass(frozen=True)
+class Models:
+    """The baselines, fitted to training cells."""
+
+    gaussian: Gaussian
+    pca: Pca
+    share: np.ndarray | None  # (genes,): of the library, None where counts are not predicted
+    dispersion: np.ndarray | None  # (genes,)
+
+
+def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """Mean squared errors of the baselines on the fixed masks of a panel's held-out cells.
 
     Parameters
@@ -43,17 +65,22 @@ def measure(adata, truth=None):
     Returns
     -------
     dict
-        For every held-out side: gene_mean_mse, pca_mse and gaussian_mse; in bits per masked gene gene_nll, a negative
+        For every held-out split: gene_mean_mse, pca_mse and gaussian_mse; in bits per masked gene gene_nll, a negative
         binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts;
         with a truth also bayes_mse and bayes_bits, what the best predictor can expect, and bayes_realised_mse, its
         squared error on these very cells, which shares their noise with every model measured on them. `<name>_se` is
         the standard error over cells, None for one cell. Counts are not predicted on a panel normalised within itself,
         and pca_components is the number of components.
+
+    Raises
+    ------
+    InputError
+        The truth is of another census.
     """
     data = panel.arrays(adata)
-    models = fit(data, counted=adata.uns["provenance"]["library_size"] != "panel")
-    known = truth is not None and adata.uns["provenance"]["library_size"] != "panel"
-    columns = census_columns(adata, truth) if known else None
+    counted = adata.uns["provenance"]["library_size"] != "panel"
+    models = fit(data, counted)
+    columns = census_columns(adata, truth) if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
         masked = data.masks[split]
@@ -65,22 +92,12 @@ def measure(adata, truth=None):
     return losses
 
 
-@dataclass(frozen=True)
-class Models:
-    """The baselines, fitted to training cells."""
-
-    gaussian: Gaussian
-    pca: "Pca"
-    share: np.ndarray | None  # (genes,): of the library, None where counts are not predicted
-    dispersion: np.ndarray | None  # (genes,)
-
-
-def fit(data, counted=True):
+def fit(data: panel.Arrays, counted: bool = True) -> Models:
     """All baselines of a panel's arrays."""
     gene = (None, None)
     if counted:
         few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
-        gene = predictive.fit_negative_binomial(data.counts[few], data.library[few])
+        gene = fit_negative_binomial(data.counts[few], data.library[few])
     return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
 
 
@@ -88,7 +105,7 @@ def _errors(data, cells, masked, models, truth, columns):
     """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
     x, library = data.x[cells], data.library[cells][:, None, None]
     hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
-    predicted, deviation = predict_normal(models.gaussian, x, masked)
+    predicted, deviation = predict_gaussian(models.gaussian, x, masked)
     errors = {
         "gene_mean_mse": (hidden - models.gaussian.mean[masked]) ** 2,
         "pca_mse": (hidden - predict_pca(models.pca, x, masked)) ** 2,
@@ -96,7 +113,7 @@ def _errors(data, cells, masked, models, truth, columns):
     }
     if models.share is not None:
         counts = np.take_along_axis(data.counts[cells][:, None, :], masked, axis=2)
-        errors["gene_nll"] = predictive.bits(counts, library * models.share[masked], models.dispersion[masked])
+        errors["gene_nll"] = bits(counts, library * models.share[masked], models.dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     if columns is not None:
         exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
@@ -105,7 +122,7 @@ def _errors(data, cells, masked, models, truth, columns):
     return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
 
 
-def census_columns(adata, truth):
+def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
     """Census column of every gene of the panel."""
     columns = pd.Index(simulate.genes(truth)["feature_id"]).get_indexer(adata.var["feature_id"])
     if (columns < 0).any():
@@ -120,21 +137,24 @@ def _over_cells(name, per_cell):
     return {name: float(per_cell.mean()), f"{name}_se": spread}
 
 
-def fit_gaussian(x, rows):
+def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
     """Mean and shrunken covariance of the training cells `rows` of x (cells, genes).
 
     Genes are standardised and their correlations shrunk towards zero by the closed-form weight of Ledoit & Wolf (2004,
-    J. Multivar. Anal. 88:365). Shrunk covariances would pull quiet and loud genes towards one common variance, and
-    predict held-out cells worse the fewer cells there are. A gene that never varies is predicted by its mean.
+    J. Multivar. Anal. 88:365), as scikit-learn has it for cells that are all in memory. Shrunk covariances would pull
+    quiet and loud genes towards one common variance, and predict held-out cells worse the fewer cells there are. A gene
+    that never varies is predicted by its mean.
     """
-    mean, deviation, correlation, fourth = moments(x, rows)
-    shrinkage = _ledoit_wolf(correlation, fourth, len(rows))
+    mean, deviation, correlation, fourth = _moments(x, rows)
+    distance = ((correlation - np.eye(len(correlation))) ** 2).sum()
+    error = (fourth - (correlation**2).sum()) / len(rows)  # squared sampling error, in Frobenius norm as the distance
+    shrinkage = float(min(1, error / distance)) if distance > 0 else 1.0
     shrunk = (1 - shrinkage) * correlation
     shrunk[np.diag_indices_from(shrunk)] = 1
     return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation), shrinkage)
 
 
-def moments(x, rows):
+def _moments(x, rows):
     """Mean and deviation of every gene over `rows`, their correlations, and the mean fourth power of a cell's norm."""
     blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     mean = sum(x[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
@@ -148,23 +168,8 @@ def moments(x, rows):
     return mean, deviation, correlation / len(rows), fourth / len(rows)
 
 
-def _ledoit_wolf(correlation, fourth, cells):
-    """Weight of the identity: squared sampling error of the correlations over their squared distance from it.
-
-    Both in Frobenius norm; `fourth` is the mean over cells of the fourth power of a standardised cell's norm.
-    """
-    distance = ((correlation - np.eye(len(correlation))) ** 2).sum()
-    error = (fourth - (correlation**2).sum()) / cells
-    return float(min(1, error / distance)) if distance > 0 else 1.0
-
-
-def predict_gaussian(gaussian, x, masked):
-    """Conditional mean of the masked genes given the visible ones, (cells, masks, k) float64; see `predict_normal`."""
-    return predict_normal(gaussian, x, masked)[0]
-
-
-def predict_normal(gaussian, x, masked):
-    """Conditional mean and standard deviation of each masked gene given the visible ones, (cells, masks, k) float64.
+def predict_gaussian(gaussian: Gaussian, x: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Conditional mean and standard deviation of masked genes given the visible ones, (2, cells, masks, k) float64.
 
     With precision Q the mean is mu_m - inv(Q_mm) Q_mv (x_v - mu_v), and the covariance inv(Q_mm): one k x k system for
     each mask. `x` is (cells, genes), and its values at masked genes are not looked at; `masked` is (cells, masks, k).
@@ -183,7 +188,7 @@ def predict_normal(gaussian, x, masked):
     return np.concatenate(parts, axis=1)
 
 
-def normal_bits(counts, mean, deviation, library):
+def normal_bits(counts, mean, deviation, library) -> np.ndarray:
     """Bits of counts under a normal distribution of y = log1p(10,000 count / library), made one of counts.
 
     A count has the probability between `normal_ends`.
@@ -194,7 +199,7 @@ def normal_bits(counts, mean, deviation, library):
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
 
 
-def normal_ends(counts, mean, deviation, library):
+def normal_ends(counts, mean, deviation, library) -> tuple[np.ndarray, np.ndarray]:
     """Cumulative probabilities below each count and up to it, at the midpoints between its y and its neighbours'."""
     return tuple(np.exp(log_ndtr(end)) for end in _midpoints(counts, mean, deviation, library))
 
@@ -206,17 +211,7 @@ def _midpoints(counts, mean, deviation, library):
     return low, ((y[1] + y[2]) / 2 - mean) / deviation
 
 
-@dataclass(frozen=True)
-class Pca:
-    """Probabilistic principal components of standardised genes (Tipping & Bishop 1999), fitted to training cells."""
-
-    mean: np.ndarray  # (genes,)
-    deviation: np.ndarray  # (genes,)
-    loadings: np.ndarray  # (genes, components)
-    noise: float  # variance of what the components leave over
-
-
-def choose_pca(x, rows, masks):
+def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
     """The principal components of training cells, as many as reconstruct masked genes best.
 
     Their number is chosen on training cells that are set aside for it, under masks drawn for held-out cells (masks,
@@ -224,33 +219,32 @@ def choose_pca(x, rows, masks):
     """
     rows = np.random.default_rng(0).permutation(rows)
     aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
-    values, vectors, mean, deviation = _correlations(x, np.sort(rows[len(aside) :]))
+    fitted = _correlations(x, np.sort(rows[len(aside) :]))
     masked = masks[: len(aside), :1]
     hidden = np.take_along_axis(x[aside][:, None, :], masked, axis=2)
 
     def error(components):
-        pca = Pca(mean, deviation, *_leading(values, vectors, components))
-        return ((hidden - predict_pca(pca, x[aside], masked)) ** 2).mean()
+        return ((hidden - predict_pca(_leading(*fitted, components), x[aside], masked)) ** 2).mean()
 
     best = min((q for q in COMPONENTS if q < min(x.shape[1], len(rows))), key=error)
-    values, vectors, mean, deviation = _correlations(x, np.sort(rows))
-    return Pca(mean, deviation, *_leading(values, vectors, best))
+    return _leading(*_correlations(x, np.sort(rows)), best)
 
 
 def _correlations(x, rows):
-    """Eigenvalues (descending) and vectors of the genes' correlations, and their means and standard deviations."""
-    gaussian_mean, deviation, correlation, _ = moments(x, rows)
+    """Means and standard deviations of the genes, eigenvalues (descending) and vectors of their correlations."""
+    mean, deviation, correlation, _ = _moments(x, rows)
     values, vectors = np.linalg.eigh(correlation)
-    return values[::-1], vectors[:, ::-1], gaussian_mean, deviation
+    return mean, deviation, values[::-1], vectors[:, ::-1]
 
 
-def _leading(values, vectors, components):
-    """Loadings and noise of a number of components, where the rest of the variance is noise of all genes alike."""
+def _leading(mean, deviation, values, vectors, components):
+    """A number of components, where the rest of the variance is noise of all genes alike."""
     noise = max(values[components:].mean(), 1e-6)
-    return vectors[:, :components] * np.sqrt(np.maximum(values[:components] - noise, 0)), float(noise)
+    loadings = vectors[:, :components] * np.sqrt(np.maximum(values[:components] - noise, 0))
+    return Pca(mean, deviation, loadings, float(noise))
 
 
-def predict_pca(pca, x, masked):
+def predict_pca(pca: Pca, x: np.ndarray, masked: np.ndarray) -> np.ndarray:
     """Reconstruction of the masked genes, (cells, masks, k) float64, from the scores that the visible ones give.
 
     With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
@@ -269,6 +263,56 @@ def predict_pca(pca, x, masked):
     return np.concatenate(parts)
 
 
+def distribution(mean, dispersion):
+    """The negative binomial as scipy has it. Where theta is infinite, or above 1e9, 1e9 stands for Poisson."""
+    dispersion = np.minimum(dispersion, 1e9)
+    return stats.nbinom(dispersion, dispersion / (dispersion + mean))
+
+
+def bits(counts, mean, dispersion) -> np.ndarray:
+    """Minus the binary logarithm of the probability of each count; everything broadcasts."""
+    return -distribution(mean, dispersion).logpmf(counts) / np.log(2)
+
+
+def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum likelihood of every gene's share of the library and dispersion, from counts (cells, genes).
+
+    The share is the method-of-moments one, total counts over total library, which for a Poisson count is the most
+    likely; the dispersion maximises the likelihood at that share.
+
+    Returns
+    -------
+    share, dispersion : (genes,) float64
+        A gene without counts has the share of half a count; dispersion lies between 1e-3 and 1e6.
+    """
+    library = np.asarray(library, np.float64)
+    share = np.maximum(counts.sum(axis=0, dtype=np.float64), 0.5) / library.sum()
+    step = max(1, 4_000_000 // len(share))
+    blocks = [slice(start, start + step) for start in range(0, len(counts), step)]
+
+    def cost(log_dispersion):
+        parts = (bits(counts[at], library[at, None] * share, np.exp(log_dispersion)) for at in blocks)
+        return sum(part.sum(axis=0) for part in parts)
+
+    return share, best_dispersion(cost, len(share))
+
+
+def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int, rounds: int = 60) -> np.ndarray:
+    """Dispersions of least cost between 1e-3 and 1e6, (number,), by golden-section search in the logarithm.
+
+    `cost` takes log-dispersions (number,) and gives the cost of each.
+    """
+    low, high = np.full((2, number), np.log([[1e-3], [1e6]]))
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(rounds):
+        inner, outer = high - golden * (high - low), low + golden * (high - low)
+        worse = cost(inner) > cost(outer)
+        low, high = np.where(worse, inner, low), np.where(worse, high, outer)
+        if (high - low).max() < 1e-3:
+            break
+    return np.exp((low + high) / 2)
+
+
 NAMES = {
     "gene mean": ("gene_mean_mse", "gene_nll"),
     "PCA": ("pca_mse", None),
@@ -278,18 +322,18 @@ NAMES = {
 }
 
 
-def table(measured):
+def table(measured: Mapping[str, dict]) -> pd.DataFrame:
     """Result of `measure` as a table, one row per split and predictor.
 
     Columns: mse and its standard error; explained, the share of what lies between the gene mean and the exact floor (or
     zero, where that is not known); bits per masked gene.
     """
     rows = []
-    for side, losses in measured.items():
+    for split, losses in measured.items():
         floor = losses.get("bayes_mse", 0.0)
-        for predictor, (mse, bits) in NAMES.items():
+        for predictor, (mse, nll) in NAMES.items():
             if mse in losses:
                 explained = (losses["gene_mean_mse"] - losses[mse]) / (losses["gene_mean_mse"] - floor)
-                row = {"split": side, "predictor": predictor, "mse": losses[mse], "se": losses[f"{mse}_se"]}
-                rows.append(row | {"explained": explained, "bits": losses.get(bits)})
+                row = {"split": split, "predictor": predictor, "mse": losses[mse], "se": losses[f"{mse}_se"]}
+                rows.append(row | {"explained": explained, "bits": losses.get(nll)})
     return pd.DataFrame(rows)

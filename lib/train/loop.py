@@ -1,38 +1,47 @@
-"""Train one size with one seed, from a panel to an exact loss. Needs torch and NumPy alone."""
+"""Train one size with one seed, from a panel to an exact loss."""
 
+import copy
 import hashlib
 import math
 import signal
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
-from torch.optim.adamw import adamw
+from safetensors.torch import save
+from torch import Tensor
 
 from lib import io
 from lib.io import InputError
-from lib.model import kernels, likelihood, transformer
-from lib.model.sizes import OUTPUTS
-from lib.train import checkpoint, machine
+from lib.model import transformer
+from lib.model.sizes import OUTPUTS, Size
+from lib.train import machine
 
 CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05
 """Pause between checkpoints, and the share of the time that saving them may take: large models pause longer."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PROGRESS = ("seconds", "history", "losses_since", "left_at", "half_loss")
-"""What a checkpoint keeps of a run besides its identity and its state."""
-ALIGNED = 16
-"""Every weight begins at a multiple of so many numbers, 64 bytes, in the one tensor that holds them all."""
+PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
+"""What a checkpoint holds of a run besides its identity and its state."""
 
 
-def train(data, size, seed, settings, folder, progress=lambda done, total, loss: None, fabric=None):
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+
+
+def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
     """Train one run to its end, or return the finished one.
 
     A run that was stopped, however, continues from its checkpoint and ends with the same numbers: batches, masks and
@@ -41,17 +50,12 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
     Parameters
     ----------
     data : lib.data.panel.Arrays
-        Panel as arrays: x, counts and library sizes, row numbers of all sides, and the fixed masks.
-    size : lib.model.sizes.Size
-    seed : int
-    settings : lib.study.Train, or any object with its attributes
+    settings : lib.study.Train
     folder : Path
         Receives history.csv and checkpoints while the run goes on, result.json and weights.safetensors (the model's
         state_dict) when it is done.
     progress : callable(done, total, loss)
         Called after every update.
-    fabric : lightning.fabric.Fabric, optional
-        Already launched; its processes share every batch. Only the first writes.
 
     Returns
     -------
@@ -66,32 +70,32 @@ def train(data, size, seed, settings, folder, progress=lambda done, total, loss:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = fingerprint(data, size, seed, settings)
-    first = fabric is None or fabric.is_global_zero
-    with FileLock(folder / ".lock") if first else nullcontext():
-        finished = folder / "result.json"
-        if finished.is_file() and io.read_json(finished)["fingerprint"] == identity:
-            return io.read_json(finished)
-        machine.check_room(size, data.x.shape[1], machine.device().type)
-        run = Run(data, size, seed, settings, folder, identity, fabric)
-        try:
-            run.advance(progress)
-            record = run.record()
-            if first:
-                with io.atomic(folder / "weights.safetensors") as partial:
-                    save_file({name: weight.clone() for name, weight in run.model.state_dict().items()}, partial)
-                io.write_json(finished, record)
-                checkpoint.clear(folder)
-        except (OSError, MemoryError, RuntimeError) as error:
-            if not (isinstance(error, OSError | MemoryError) or _out_of_memory(error)):
-                raise
-            record = run.interrupted(error)
-    if fabric is not None:
-        fabric.barrier()
+    identity, result = fingerprint(data, size, seed, settings), folder / "result.json"
+    with FileLock(folder / ".lock"):
+        if result.is_file() and io.read_json(result)["fingerprint"] == identity:
+            return io.read_json(result)
+        machine.check_memory(size, data.x.shape[1], machine.device().type)
+        return _completed(Run(data, size, seed, settings, folder, identity), progress)
+
+
+def _completed(run, progress):
+    """Train a run to its end and write its result; or its record of what stopped it."""
+    try:
+        run.advance(progress)
+        record = run.record()
+        with io.atomic(run.folder / "weights.safetensors") as partial:
+            partial.write_bytes(run.weights())
+        io.write_json(run.folder / "result.json", record)
+        for path in machine.checkpoints(run.folder):
+            io.remove(path)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or machine.out_of_memory(error)):
+            raise
+        return run.interrupted(error)
     return record
 
 
-def finished(records):
+def finished(records: list[dict]) -> list[dict]:
     """The records of a size's runs, when all are finished.
 
     Raises
@@ -100,37 +104,49 @@ def finished(records):
         Naming the first that was interrupted, and why. The others are finished and are not trained again.
     """
     for record in records:
-        if record["status"] == "interrupted":
+        if record["status"] == Status.INTERRUPTED:
             raise InputError(f"{record['size']}, seed {record['seed']}: {record['reason']}.")
     return records
 
 
-def learning_rate(settings, width):
+def learning_rate(settings, width: int) -> float:
     """Peak rate: `learning_rate` times (reference_width / width)**width_exponent, and at most `highest_rate`."""
     rate = settings.learning_rate * (settings.reference_width / width) ** settings.width_exponent
     return min(rate, settings.highest_rate or math.inf)
 
 
-def schedule(settings, update, total, end=None):
+def schedule(settings, update: int, end: int | None = None) -> float:
     """Share of the peak learning rate at an update: linear warm-up, a plateau, then a linear fall to `final_rate`.
 
-    With `end` the fall comes early, so that training ends at that update instead of `total`.
+    With `end` the fall comes early, so that training ends at that update instead of the last one.
     """
-    warmup, end = round(settings.warmup * total), end or total
+    warmup, end = round(settings.warmup * settings.updates), end or settings.updates
     fall = max(1, round(settings.decay * end))
     left = min(1.0, (end - update) / fall)
     return min((update + 1) / max(1, warmup), settings.final_rate + (1 - settings.final_rate) * left, 1.0)
 
 
-def protocol(settings, size, cells):
+def optimiser(model: torch.nn.Module, settings, peak: float) -> torch.optim.Optimizer:
+    """AdamW on all weights. `peak` of each group is what the schedule takes its share of."""
+    groups = [{"params": list(model.parameters()), "peak": peak}]
+    return torch.optim.AdamW(groups, lr=peak, weight_decay=settings.weight_decay, fused=True)
+
+
+def convergence(half: float | None, whole: float, tolerance: float) -> str | None:
+    """`converged` where half the updates give a loss within `tolerance` of the whole run's, None where not known."""
+    if half is None:
+        return None
+    return "converged" if abs(half - whole) / whole <= tolerance else "not converged"
+
+
+def protocol(settings, size: Size, cells: int) -> dict[str, str]:
     """How one size is trained, in words and numbers, for a table."""
-    updates = math.ceil(settings.cells_seen / settings.batch)
     reference, exponent = settings.reference_width, settings.width_exponent
     fall = f"over the last {settings.decay:.0%} down to {settings.final_rate:.0%} of the peak"
     most = f", at most {settings.highest_rate:g}" if settings.highest_rate else ""
     return {
         "protocol": settings.protocol,
-        "updates": f"{updates:,} of {settings.batch} cells",
+        "updates": f"{settings.updates:,} of {settings.batch} cells",
         "passes over the training cells": f"{settings.cells_seen / cells:.2f}",
         "peak learning rate": f"{learning_rate(settings, size.d):.3g}",
         "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}{most}",
@@ -144,287 +160,240 @@ def protocol(settings, size, cells):
 class Run:
     """One model, its optimiser and how far they have come.
 
-    Half-way the run makes an excursion: its learning rate falls as it would at the end, the loss is measured, and the
-    run goes on from where it left. So every run also knows the loss that half its updates would have given.
+    On its way the run makes branches (`settings.branches`): at one, its learning rate falls as it would at the end, the
+    loss is measured, and the run goes back to the trunk, where it left. So every run also knows the loss that half
+    its updates would have given.
     """
 
-    def __init__(self, data, size, seed, settings, folder, identity, fabric=None):
+    def __init__(self, data, size: Size, seed: int, settings, folder: Path, identity: str):
         self.size, self.seed, self.settings, self.folder, self.identity = size, seed, settings, folder, identity
-        self.fabric, self.device = fabric, fabric.device if fabric else machine.device()
-        self.rank, self.world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        machine.prepare(size, data.x.shape[1])
-        self.x = torch.as_tensor(np.asarray(data.x))
-        if 2 * self.x.nbytes < machine.memory(self.device.type):  # else batches come from where the panel lies
-            self.x = self.x.to(self.device)
-        self.unit, self.cost = likelihood.UNITS[settings.objective], likelihood.COSTS[settings.objective]
-        self.counts = None if self.unit == "mse" else torch.as_tensor(np.asarray(data.counts))
-        self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32).to(self.x.device)
-        self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
-        self.rows = {"train": data.train} | data.held
-        if settings.train_on == "all":
-            self.rows["train"] = np.arange(len(data.x))
+        self.device = machine.device()
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
-        self.total = math.ceil(settings.cells_seen / settings.batch)
-        self.half = self.total // 2
-        self.leaves = self.half - round(settings.decay * self.half)
+        machine.prepare(size, self.genes)
+        self.cells = machine.Cells(data, settings, seed, self.device)
+        self.unit, self.loss = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
         torch.manual_seed(seed)
         outputs = OUTPUTS[settings.objective]
         self.model = transformer.Transformer(size, self.genes, settings.dropout, settings.embedding_scale, outputs)
         self.model.to(self.device)
         self.fast = machine.compiled(self.model, self.device.type)
-        self.weights = _in_one(self.model)
-        self.peak = learning_rate(settings, size.d)
-        self.moments = {name: torch.zeros_like(self.weights.detach()) for name in ("mean", "square")}
-        self.moments["steps"] = torch.zeros((), device=self.device)
+        self.optimiser = optimiser(self.model, settings, learning_rate(settings, size.d))
         self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
-        self.left_at, self.half_loss, self.order = None, None, (None, None)
+        self.trunk, self.branch_losses = None, []
+        self.saved, self.pause = time.monotonic(), CHECKPOINT_SECONDS
         self.restore()
 
-    def advance(self, progress):
+    def advance(self, progress: Callable) -> None:
         """Train from where the run stands to its last update, measuring the learning curve on the way.
 
         SIGINT (Jupyter's stop button) and SIGTERM save and stop between two updates, never inside one.
         """
-        marks = {round(mark) for mark in np.linspace(0, self.total, self.settings.evaluations)}
-        started, saved, pause = time.monotonic() - self.seconds, time.monotonic(), CHECKPOINT_SECONDS
+        points = {round(point) for point in np.linspace(0, self.settings.updates, self.settings.evaluations)}
+        started = time.monotonic() - self.seconds
         with _stop_signals() as asked_to_stop:
-            while self.update < self.total and not self.diverged:
-                if self.update == 0:
-                    self.measure()
+            if self.update == 0:
+                self.measure()
+            while self.update < self.settings.updates and math.isfinite(self.last_loss):
                 loss = self.step()
-                self.update += 1
-                self.seconds = time.monotonic() - started
-                if self.left_at is None:
+                if self.trunk is None:
                     self.losses_since.append(loss)
-                    if self.update in marks:
+                    if self.update in points:
                         self.measure()
-                self.excursion()
+                self.branch()
+                self.seconds = time.monotonic() - started
                 progress(*self.progress(), self.last_loss)
                 stop = bool(asked_to_stop)
-                if stop or time.monotonic() - saved > pause:
-                    before, _ = time.monotonic(), self.save()
-                    saved = time.monotonic()
-                    pause = max(pause, (saved - before) / CHECKPOINT_SHARE) if pause > 0 else pause
+                if stop or time.monotonic() - self.saved > self.pause:
+                    self.save()
                 if stop:
                     raise KeyboardInterrupt
 
-    def excursion(self):
-        """Leave for the half-way measurement, or come back from it, where it is time."""
-        if self.settings.report == "best":
-            return
-        if self.update == self.leaves and self.half_loss is None and self.left_at is None:
-            self.left_at = self.state()
-        if self.update == self.half and self.left_at is not None:
-            self.half_loss = float(self.losses("validation").mean())
-            self.set_state(self.left_at)
-            self.left_at = None
-
-    def progress(self):
-        """Updates done and updates in all, those of the excursion included."""
-        extra = 0 if self.settings.report == "best" else self.half - self.leaves
-        return self.update + (extra if self.half_loss is not None else 0), self.total + extra
-
-    @property
-    def last_loss(self):
-        """Validation loss at the last point of the learning curve."""
-        return self.history[-1][f"validation_{self.unit}"]
-
-    @property
-    def diverged(self):
-        return bool(self.history) and not math.isfinite(self.last_loss)
-
-    def rate(self):
-        """Learning rate of the next update."""
-        end = self.half if self.left_at is not None else self.total
-        return self.peak * schedule(self.settings, self.update, self.total, end)
-
-    def step(self):
+    def step(self) -> Tensor:
         """One update on one batch; returns its loss without waiting for the device."""
-        if not self.model.training:
-            self.model.train()
+        self.model.train()
         loss = self.gradient()
-        gradient = self.weights.grad
-        if self.fabric is not None:
-            gradient.copy_(self.fabric.all_reduce(gradient, reduce_op="sum"))
-            loss = self.fabric.all_reduce(loss, reduce_op="sum")
-        gradient.mul_((self.settings.clip / (gradient.norm() + 1e-6)).clamp(max=1.0))
-        self.descend()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * self.share()
+        self.optimiser.step()
+        self.update += 1
         return loss
 
-    @torch.no_grad()
-    def descend(self):
-        """AdamW on all weights at once: the function behind torch's optimiser, which itself would load a compiler."""
-        moments = [[self.moments[name]] for name in ("mean", "square", "steps")]
-        adamw(
-            [self.weights], [self.weights.grad], *moments[:2], [], moments[2], fused=True, amsgrad=False,
-            beta1=0.9, beta2=0.999, eps=1e-8, lr=self.rate(), weight_decay=self.settings.weight_decay, maximize=False,
-        )  # fmt: skip
-
-    def gradient(self):
-        """Gradient of the next batch's mean loss at its masked positions, into `weights.grad`; returns that loss.
+    def gradient(self) -> Tensor:
+        """Gradient of the next batch's mean loss at its masked positions, into the weights; returns that loss.
 
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
         while True:
-            machine.seed(_stream(self.seed, self.update), self.device.type)
-            rows = self.batch()
-            x = self.x[rows].to(self.device)
-            hidden, positions = self.draw_masks(len(x))
-            masked = hidden.sum() if positions is None else positions.numel()
-            if self.fabric is not None:
-                machine.seed(_stream(self.seed, self.update, self.rank), self.device.type)
-            self.weights.grad.zero_()
-            loss = torch.zeros((), device=self.device)
+            self.optimiser.zero_grad()
             try:
-                for part in torch.arange(len(x)).tensor_split(self.world)[self.rank].split(self.at_once):
-                    cells = slice(part[0], part[-1] + 1)
-                    with machine.precision(self.device.type):
-                        chosen = None if positions is None else positions[cells]
-                        cost = self.masked_loss(self.fast, rows[cells], x[cells], hidden[cells], chosen).sum() / masked
-                    cost.backward()
-                    loss += cost.detach()
-                return loss
+                return self.accumulated(self.cells.batch(self.update))
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self.at_once == 1:
+                if not machine.out_of_memory(error) or self.at_once == 1:
                     raise
             self.at_once //= 2
 
-    def batch(self):
-        """Rows of the next batch. Each pass over the training cells is a new permutation; batches run across passes."""
-        place, end, parts = self.update * self.settings.batch, (self.update + 1) * self.settings.batch, []
-        while place < end:
-            epoch, start = divmod(place, len(self.rows["train"]))
-            parts.append(self.permuted(epoch)[start : start + end - place])
-            place += len(parts[-1])
-        return torch.cat(parts)
+    def accumulated(self, rows: Tensor) -> Tensor:
+        """Mean loss of a batch at masks drawn for this update; its gradient is added to the weights', lot by lot."""
+        machine.seed(_stream(self.seed, self.update), self.device.type)
+        x, total = self.cells.expression(rows), torch.zeros((), device=self.device)
+        hidden, positions = self.draw_masks(len(x))
+        masked = hidden.sum() if positions is None else positions.numel()
+        for start in range(0, len(x), self.at_once):
+            lot = slice(start, start + self.at_once)
+            with machine.precision(self.device.type):
+                chosen = None if positions is None else positions[lot]
+                loss = self.masked_loss(self.fast, rows[lot], x[lot], hidden[lot], chosen).sum() / masked
+            loss.backward()
+            total += loss.detach()
+        return total
 
-    def permuted(self, epoch):
-        """Training rows in the order of one pass."""
-        if self.order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows["train"])
-            self.order = (epoch, torch.as_tensor(order, device=self.x.device))
-        return self.order[1]
-
-    def draw_masks(self, cells):
+    def draw_masks(self, cells: int) -> tuple[Tensor, Tensor | None]:
         """New masks: hidden (cells, genes) bool and, where their number is fixed, the k hidden positions (cells, k)."""
         chance = torch.rand(cells, self.genes, device=self.device)
         if self.settings.masks == "bernoulli":
             return chance < self.k / self.genes, None
         positions = chance.topk(self.k, dim=1).indices
-        return _hidden(positions, self.genes), positions
+        return transformer.hide(positions, self.genes), positions
 
-    def masked_loss(self, predict, rows, x, hidden, positions):
+    def masked_loss(self, predict, rows: Tensor, x: Tensor, hidden: Tensor, positions: Tensor | None) -> Tensor:
         """Loss at each masked position: (cells, k), or one flat vector when their number varies by cell."""
         predicted = predict(x, hidden, positions).float()
         if positions is None:
-            return likelihood.squared_error(predicted, x, None)[hidden]
-        truth = x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
+            return transformer.squared_error(predicted, x)[hidden]
         with torch.autocast(self.device.type, enabled=False):
-            return self.cost(predicted, truth.gather(1, positions), self.library[rows].to(self.device))
+            truth = self.cells.truth(rows, x).gather(1, positions)
+            return self.loss(predicted, truth, self.cells.library[rows].to(self.device))
 
-    def measure(self):
+    def branch(self) -> None:
+        """Leave the trunk for the next branch, or measure the loss at its end and come back, where it is time."""
+        for leaves, ends in self.settings.branches[len(self.branch_losses) :][:1]:
+            if self.trunk is None and self.update == leaves:
+                self.trunk = self.state()
+            if self.trunk is not None and self.update == ends:
+                self.branch_losses.append(float(self.losses("validation").mean()))
+                self.set_state(self.trunk)
+                self.trunk = None
+
+    def share(self) -> float:
+        """Share of the peak learning rate at the next update: of the branch, or of the trunk."""
+        end = None if self.trunk is None else self.settings.branches[len(self.branch_losses)][1]
+        return schedule(self.settings, self.update, end)
+
+    def progress(self) -> tuple[int, int]:
+        """Updates done and updates in all, those of the branches included."""
+        extra = [ends - leaves for leaves, ends in self.settings.branches]
+        return self.update + sum(extra[: len(self.branch_losses)]), self.settings.updates + sum(extra)
+
+    @property
+    def last_loss(self) -> float:
+        """Validation loss at the last point of the learning curve; NaN before the first."""
+        return self.history[-1][f"validation_{self.unit}"] if self.history else math.nan
+
+    def measure(self) -> None:
         """Add a point to the learning curve: the training loss since the last one, the validation loss now."""
         train = torch.stack(self.losses_since).mean().item() if self.losses_since else math.nan
         self.losses_since.clear()
         if self.settings.report == "best":
             validation = self.noisy_loss()
         else:
-            validation = self.losses("validation", cells=CURVE_CELLS, masks=1).mean()
+            validation = float(self.losses("validation", cells=CURVE_CELLS, masks=1).mean())
         self.history.append(
             {
                 "update": self.update, "cells_seen": self.update * self.settings.batch,
-                "learning_rate": self.rate(),
-                f"train_{self.unit}": train, f"validation_{self.unit}": float(validation),
+                "learning_rate": learning_rate(self.settings, self.size.d) * self.share(),
+                f"train_{self.unit}": train, f"validation_{self.unit}": validation,
             }
         )  # fmt: skip
         with io.atomic(self.folder / "history.csv") as partial:
             lines = [",".join(self.history[0])] + [",".join(f"{v!r}" for v in row.values()) for row in self.history]
             partial.write_text("\n".join(lines) + "\n")
 
-    def losses(self, part, cells=None, masks=None):
+    def losses(self, split: str, cells: int | None = None, masks: int | None = None) -> np.ndarray:
         """Mean loss of each held-out cell over its fixed masks: float64 array (cells,).
 
         Evaluated in float32 without dropout, and summed in float64; `cells` and `masks` take the first few of each.
         """
-        return self.at_masks(part, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
+        return self.at_masks(split, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
 
-    def squared_errors(self, part):
+    def squared_errors(self, split: str) -> np.ndarray:
         """The same for the squared error of the log-normalised expression, of which counts predict the mean.
 
         That mean is of log1p(10,000 count / library) under the predicted distribution of the count.
         """
-        if self.counts is None:
-            return self.losses(part)
-        from lib.train import predictive  # needs SciPy
+        if self.cells.counts is None:
+            return self.losses(split)
+        from lib.train import evaluate  # needs SciPy
 
-        rows, masks = torch.as_tensor(self.rows[part], device=self.x.device), self.masks[part]
-        raw = self.at_masks(part, lambda predict, rows, *inputs: predict(*inputs))
-        library, truth = self.library[rows].cpu()[:, None], self.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1)
-        counts = likelihood.distribution(raw, library, self.settings.objective)
-        mean, _ = predictive.moments(*counts, library.numpy()[..., None])
-        return (torch.as_tensor(mean) - truth.gather(2, masks)).square().mean(2).mean(1).numpy()
+        rows, masks = self.cells.held[split], self.cells.masks[split]
+        raw = self.at_masks(split, lambda predict, rows, *inputs: predict(*inputs))
+        library = self.cells.library[rows].cpu()[:, None]
+        counts = transformer.distribution(raw, library, self.settings.objective)
+        mean, _ = evaluate.moments(*counts, library.numpy()[..., None])
+        truth = self.cells.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1).gather(2, masks)
+        return (torch.as_tensor(mean) - truth).square().mean(2).mean(1).numpy()
 
     @torch.no_grad()
-    def at_masks(self, part, measure, cells=None, masks=None):
-        """What `measure` finds at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
+    def at_masks(self, split: str, measure: Callable, cells: int | None = None, masks: int | None = None) -> Tensor:
+        """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
-        rows, fixed, found = self.rows[part][:cells], self.masks[part][:cells, :masks], []
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
-        for block in range(0, len(rows), step):
-            some = torch.as_tensor(rows[block : block + step], device=self.x.device)
-            x = self.x[some].to(self.device)
-            per_mask = [
-                measure(self.model, some, x, _hidden(positions, self.genes), positions).float()
-                for positions in fixed[block : block + step].to(self.device).unbind(1)
+        blocks = zip(
+            self.cells.held[split][:cells].split(step), self.cells.masks[split][:cells, :masks].split(step), strict=True
+        )
+        measured = []
+        for rows, fixed in blocks:
+            x = self.cells.expression(rows)
+            of_mask = [
+                measure(self.model, rows, x, transformer.hide(positions, self.genes), positions).float()
+                for positions in fixed.to(self.device).unbind(1)
             ]
-            found.append(torch.stack(per_mask, 1))
-        return torch.cat(found).cpu()
+            measured.append(torch.stack(of_mask, 1).cpu())
+        return torch.cat(measured)
 
     @torch.no_grad()
-    def noisy_loss(self, batch=4):
+    def noisy_loss(self, batch: int = 4) -> float:
         """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
         self.model.eval()
-        machine.seed(_stream(self.seed, self.total + self.update), self.device.type)
+        machine.seed(_stream(self.seed, self.settings.updates + self.update), self.device.type)
         means = []
-        for block in range(0, len(self.rows["validation"]), batch):
-            x = self.x[torch.as_tensor(self.rows["validation"][block : block + batch], device=self.x.device)]
-            x = x.to(self.device)
-            means.append(self.masked_loss(self.model, None, x, *self.draw_masks(len(x))).mean())
+        for rows in self.cells.held["validation"].split(batch):
+            x = self.cells.expression(rows)
+            means.append(self.masked_loss(self.model, rows, x, *self.draw_masks(len(x))).mean())
         return torch.stack(means).nanmean().item()
 
-    def record(self):
+    def record(self) -> dict:
         """Everything that is known of the finished run."""
-        sides = [side for side in self.rows if side != "train"]
-        exact = {f"{side}_mse": self.squared_errors(side) for side in sides}
+        exact = {f"{split}_mse": self.squared_errors(split) for split in self.cells.held}
         if self.unit != "mse":
-            exact |= {f"{side}_{self.unit}": self.losses(side) for side in sides}
-        found = {name: float(losses.mean()) for name, losses in exact.items()}
+            exact |= {f"{split}_{self.unit}": self.losses(split) for split in self.cells.held}
+        means = {name: float(losses.mean()) for name, losses in exact.items()}
         if self.settings.report == "best":
-            found["validation_mse"] = min(point["validation_mse"] for point in self.history)
-        ok = not self.diverged and all(map(math.isfinite, found.values()))
-        found |= {f"{name}_se": _standard_error(losses) for name, losses in exact.items()}
-        loss, half = f"validation_{self.unit}", self.half_loss
-        moved = abs(half - found[loss]) / found[loss] if ok and half is not None else None
+            means["validation_mse"] = min(point["validation_mse"] for point in self.history)
+        ok = math.isfinite(self.last_loss) and all(map(math.isfinite, means.values()))
+        errors = {f"{name}_se": _standard_error(losses) for name, losses in exact.items()}
+        loss, half = f"validation_{self.unit}", self.branch_losses[-1] if self.branch_losses else math.nan
+        half = half if ok and math.isfinite(half) else None
         return {
             **self.origin(),
-            **{name: value if ok else None for name, value in found.items()},
-            f"{loss}_half": half if ok else None,
-            "weights_sha256": hashlib.sha256(self.weights.detach().cpu().numpy()).hexdigest(),
-            "convergence": None if moved is None else _converged(moved, self.settings.tolerance),
-            "status": "ok" if ok else "diverged",
+            **{name: value if ok else None for name, value in (means | errors).items()},
+            f"{loss}_half": half,
+            "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
+            "convergence": convergence(half, means[loss], self.settings.tolerance),
+            "status": Status.OK if ok else Status.DIVERGED,
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
         }
 
-    def interrupted(self, error):
+    def interrupted(self, error: Exception) -> dict:
         """Record of a run that memory or disk stopped."""
         reason = " ".join(str(error).split())[:200]
         advice = "free some memory and run it again"
         if isinstance(error, OSError):
             advice = "make room on the disk, or make it writable, and run it again: it goes on from its last checkpoint"
-        return {**self.origin(), "status": "interrupted", "reason": f"stopped ({reason}); {advice}"}
+        return {**self.origin(), "status": Status.INTERRUPTED, "reason": f"stopped ({reason}); {advice}"}
 
-    def origin(self):
+    def origin(self) -> dict:
         """What was trained, how and where."""
         return {
             "fingerprint": self.identity,
@@ -432,10 +401,10 @@ class Run:
             "seed": self.seed,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "genes": self.genes,
-            "cells_train": len(self.rows["train"]),
+            "cells_train": len(self.cells.train),
             "cells_seen": self.update * self.settings.batch,
             "updates": self.update,
-            "learning_rate": self.peak,
+            "learning_rate": learning_rate(self.settings, self.size.d),
             "protocol": self.settings.protocol,
             "objective": self.settings.objective,
             "seconds": round(self.seconds, 3),
@@ -443,34 +412,42 @@ class Run:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "code_version": io.code_version(),
             "versions": io.versions(),
-            "kernels": "compiled" if self.device.type == "cpu" and kernels.available() else "torch",
         }
 
-    def state(self):
-        """Where weights and optimiser stand: copies."""
-        moving = {"weights": self.weights.detach(), **self.moments}
-        return {"update": self.update, **{name: tensor.clone() for name, tensor in moving.items()}}
+    def weights(self) -> bytes:
+        """Content of weights.safetensors."""
+        return save({name: weight.contiguous() for name, weight in self.model.state_dict().items()})
 
-    def set_state(self, state):
+    def state(self) -> dict:
+        """A copy of where weights and optimiser stand."""
+        moving = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return copy.deepcopy({"update": self.update, **moving})
+
+    def set_state(self, state: dict) -> None:
+        """Go to where a state was copied; the optimiser takes its tensors over."""
         self.update = state["update"]
-        for name, tensor in {"weights": self.weights.detach(), **self.moments}.items():
-            tensor.copy_(state[name])
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
 
-    def save(self):
-        if self.rank == 0:
-            kept = {name: getattr(self, name) for name in ("identity", *PROGRESS)}
-            checkpoint.save(self.folder, self.progress()[0], {**kept, "state": self.state()})
+    def save(self) -> None:
+        """Write a checkpoint; the next comes when saving has had its share of the time."""
+        started = time.monotonic()
+        content = {name: getattr(self, name) for name in ("identity", *PROGRESS)}
+        machine.save_checkpoint(self.folder, self.progress()[0], {**content, "state": self.state()})
+        self.saved = time.monotonic()
+        if CHECKPOINT_SECONDS > 0:
+            self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
 
-    def restore(self):
+    def restore(self) -> None:
         """Continue from the newest whole checkpoint, if it is one of this very run."""
-        saved = checkpoint.load(self.folder, self.device)
+        saved = machine.load_checkpoint(self.folder, self.device)
         if saved and saved["identity"] == self.identity:
             self.set_state(saved["state"])
             for name in PROGRESS:
                 setattr(self, name, saved[name])
 
 
-def fingerprint(data, size, seed, settings):
+def fingerprint(data, size: Size, seed: int, settings) -> str:
     """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings, TRAIN_NUMERICS."""
     digest = hashlib.sha256()
     truth = () if settings.objective == "mse" else (data.counts, data.library)
@@ -483,7 +460,7 @@ def fingerprint(data, size, seed, settings):
 
 
 @contextmanager
-def _stop_signals():
+def _stop_signals() -> Iterator[list]:
     """A list that is empty until SIGINT or SIGTERM arrives. Outside the main thread signals cannot be caught."""
     asked = []
     if threading.current_thread() is not threading.main_thread():
@@ -497,37 +474,10 @@ def _stop_signals():
             signal.signal(number, handler)
 
 
-def _in_one(network):
-    """All weights as one tensor, of which the network's become parts, gradients too: one kernel updates them all."""
-    weights = list(network.parameters())
-    starts = np.cumsum([0, *(-(-weight.numel() // ALIGNED) * ALIGNED for weight in weights)])
-    whole = torch.nn.Parameter(weights[0].new_zeros(int(starts[-1])))
-    whole.grad = torch.zeros_like(whole)
-    for weight, start in zip(weights, starts[:-1], strict=True):
-        place = slice(start, start + weight.numel())
-        whole.data[place] = weight.data.reshape(-1)
-        weight.data, weight.grad = whole.data[place].view_as(weight), whole.grad[place].view_as(weight)
-    return whole
-
-
-def _out_of_memory(error):
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _converged(moved, tolerance):
-    return "converged" if moved <= tolerance else "not converged"
-
-
-def _stream(*numbers):
+def _stream(*numbers: int) -> int:
     """One generator seed for each combination of numbers, such as (seed, update)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _hidden(positions, genes):
-    """Boolean masks (cells, genes) that are true at `positions` (cells, k)."""
-    hidden = torch.zeros(len(positions), genes, dtype=torch.bool, device=positions.device)
-    return hidden.scatter_(1, positions, True)
-
-
-def _standard_error(values):
+def _standard_error(values: np.ndarray) -> float | None:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

@@ -1,41 +1,53 @@
-"""What this machine offers to training: a device, threads, precision, memory. Needs torch alone."""
+"""What the training loop stands on: device, threads, precision, memory, checkpoints, and the panel as tensors.
+
+A checkpoint is written whole or not at all, named by its checksum, and loaded without pickle.
+"""
 
 import ctypes
+import hashlib
 import os
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from lib import io
 from lib.io import InputError
+from lib.model.sizes import Size
 
 CACHE = 8 * 2**20
 """Bytes of one layer's widest activations that are worked on at once by a CPU: they should stay in its cache."""
-KEPT = {-3: 2**30, -1: 2**31 - 1}
-"""mallopt: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that freed tensors are used again instead of given back."""
+MALLOPT = {-3: 2**30, -1: 2**31 - 1}
+"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that freed tensors are used again instead of given back."""
+CHECKPOINTS = 2
+"""Checkpoints that stay: the last, and the one before it should the last be damaged."""
 
 
-def device():
+def device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare(size, genes):
+def prepare(size: Size, genes: int) -> None:
     """Set up the process for training: threads, and glibc's memory kept from one update to the next."""
     torch.set_num_threads(size.threads(genes))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for option, value in KEPT.items() if mallopt else ():
+    for option, value in MALLOPT.items() if mallopt else ():
         mallopt(option, value)
 
 
-def seed(number, kind):
+def seed(number: int, kind: str) -> None:
     """Seed the generators that training draws from. torch.manual_seed writes down the whole stack, for milliseconds."""
     torch.default_generator.manual_seed(number)
     if kind == "cuda":
         torch.cuda.manual_seed(number)
 
 
-def cells_at_once(size, genes, batch, kind):
+def cells_at_once(size: Size, genes: int, batch: int, kind: str) -> int:
     """Cells of a batch that go through the model together: all on a GPU, on a CPU as many as its cache holds."""
     if kind == "cuda":
         return batch
@@ -43,33 +55,22 @@ def cells_at_once(size, genes, batch, kind):
     return min(batch, 2 ** max(0, (CACHE // widest).bit_length() - 1))
 
 
-def precision(kind):
+def precision(kind: str) -> AbstractContextManager:
     """The context of training's forward pass: bf16 on a GPU, over weights that stay float32; float32 on a CPU."""
     return torch.autocast("cuda", dtype=torch.bfloat16) if kind == "cuda" else nullcontext()
 
 
-def compiled(model, kind):
-    """The model, compiled by torch on a GPU; itself on a CPU (which has its kernels), and when compiling fails."""
+def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
+    """The model, compiled by torch on a GPU; where compiling fails torch says so, and runs it as it is."""
     if kind != "cuda":
         return model
-    fast, failed = torch.compile(model), []
+    import torch._dynamo
 
-    def forward(*inputs):
-        if not failed:
-            try:
-                return fast(*inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                failed.append(error)
-                said = " ".join(str(error).split())[:200]
-                warnings.warn(f"torch.compile failed ({said}); training goes on without it, slower.", stacklevel=2)
-        return model(*inputs)
-
-    return forward
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(model)
 
 
-def memory(kind):
+def memory(kind: str) -> int:
     """Bytes of memory that this process can have: the GPU's, or the machine's within its control group's limit."""
     if kind == "cuda":
         return torch.cuda.mem_get_info()[1]
@@ -80,7 +81,7 @@ def memory(kind):
     return min(limits, default=2**63)
 
 
-def check_room(size, genes, kind):
+def check_memory(size: Size, genes: int, kind: str) -> None:
     """Refuse a size that cannot be trained here, before anything is allocated."""
     needed, there = size.memory(genes), memory(kind)
     if needed > there:
@@ -88,3 +89,75 @@ def check_room(size, genes, kind):
             f"training {size.name} on {genes:,} genes takes at least {needed / 2**30:.1f} GiB of memory and this "
             f"machine has {there / 2**30:.1f}; leave {size.name} out of the study, or train it on a larger machine."
         )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory gave out; torch's allocator on a CPU raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def save_checkpoint(folder: Path, number: int, state: dict) -> None:
+    """Write checkpoint-<number>-<checksum>.pt of tensors and plain values, and remove all but the last CHECKPOINTS."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
+    with io.atomic(folder / f"checkpoint-{number:012d}-{digest}.pt") as partial:
+        partial.write_bytes(buffer.getbuffer())
+    for old in checkpoints(folder)[:-CHECKPOINTS]:
+        io.remove(old)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict | None:
+    """The newest whole checkpoint in a folder, or None. A damaged one is reported, removed, and the one before used."""
+    for path in reversed(checkpoints(folder)):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
+            return torch.load(BytesIO(content), map_location=device, weights_only=True)
+        warnings.warn(f"{path.parent.name}/{path.name} is damaged; the checkpoint before it is used.", stacklevel=2)
+        io.remove(path)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints in a folder, the oldest first."""
+    return sorted(folder.glob("checkpoint-*.pt"))
+
+
+class Cells:
+    """A panel as tensors, and the order in which its training cells are seen."""
+
+    def __init__(self, data, settings, seed: int, device: torch.device):
+        self.settings, self.seed, self.device = settings, seed, device
+        self.x = torch.as_tensor(np.asarray(data.x))
+        if 2 * self.x.nbytes < memory(device.type):  # else batches come from where the panel lies
+            self.x = self.x.to(device)
+        self.counts = None if settings.objective == "mse" else torch.as_tensor(np.asarray(data.counts))
+        self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32).to(self.x.device)
+        self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
+        self.held = {name: torch.as_tensor(rows, device=self.x.device) for name, rows in data.held.items()}
+        self.train = np.arange(len(data.x)) if settings.train_on == "all" else data.train
+        self.order = (None, None)
+
+    def batch(self, update: int) -> Tensor:
+        """Rows of a batch. Each pass over the training cells is a new permutation; batches run across passes."""
+        start, end, parts = update * self.settings.batch, (update + 1) * self.settings.batch, []
+        while start < end:
+            epoch, first = divmod(start, len(self.train))
+            parts.append(self.permuted(epoch)[first : first + end - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+    def permuted(self, epoch: int) -> Tensor:
+        """Training rows in the order of one pass."""
+        if self.order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.train)
+            self.order = (epoch, torch.as_tensor(order, device=self.x.device))
+        return self.order[1]
+
+    def expression(self, rows: Tensor) -> Tensor:
+        """Log-normalised expression (cells, genes) on the device."""
+        return self.x[rows].to(self.device)
+
+    def truth(self, rows: Tensor, x: Tensor) -> Tensor:
+        """What a model predicts, (cells, genes): expression, or counts."""
+        return x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()

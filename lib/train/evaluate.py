@@ -1,0 +1,382 @@
+"""A finished run looked at closely: read back from its weights, by gene, as a predictor of counts, and in bits.
+
+`examine` runs a model and writes what it finds to data/<study>/examined.json; `read_examined` needs no torch.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib import io
+from lib.data import panel, simulate
+from lib.io import InputError
+from lib.train import baselines
+from lib.train.baselines import bits, distribution
+
+BINS = 20
+"""Of a histogram of probability integral transforms."""
+STEP = 64
+"""Cells that a model predicts at a time."""
+GROUPS = ("low", "middle", "high")
+"""Thirds of the genes, by mean count."""
+EXACT_CELLS = 200
+"""Cells for which the exact mixture is summed over all counts."""
+SUMMED, QUANTILES = 64, 400
+"""Up to this mean the moments of a count are summed count by count; above it over quantiles of its distribution."""
+CHUNK = 200_000
+"""Positions that are worked on at a time."""
+RULES = {
+    "one Gaussian, differential": "published: depends on the scale of the input, takes counts for a continuum",
+    "the same at 1,000,000 counts a cell": "another scale of the same counts, and other bits",
+    "one Gaussian, of counts": "a code for counts, with one spread for all genes and cells",
+    "a Gaussian for each gene, of counts": "spreads of genes, but none that changes from cell to cell",
+    "a Gaussian for each prediction, of counts": "the right mean and spread of each prediction, the wrong shape",
+    "predicted counts": "nothing but what the model has not learned",
+    "exact mixture, these counts": "nothing: what these very counts cost who knows the truth",
+    "exact entropy": "nothing: what a count costs on average, the floor in bits",
+}
+"""How squared errors, or distributions, become bits per masked gene, and what each rule leaves out."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One run of a study, examined; without a run to examine the sentence says why, and the rest is None."""
+
+    sentence: str
+    run: str | None = None  # its name
+    genes: pd.DataFrame | None = None  # `by_gene`
+    bits: pd.DataFrame | None = None  # `conversions`
+    calibration: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Hidden values of a held-out split and what one run predicts for them, each (cells, masks, k)."""
+
+    rows: np.ndarray  # (cells,): row numbers of the panel
+    masked: np.ndarray  # genes
+    library: np.ndarray  # (cells, 1, 1)
+    expression: np.ndarray  # log-normalised, as measured
+    counts: np.ndarray  # as measured
+    predicted: np.ndarray  # mean of the log-normalised expression
+    mean: np.ndarray | None = None  # of the count, and its dispersion; None for a run trained for squared error
+    dispersion: np.ndarray | None = None
+
+
+def examine(study, runs: pd.DataFrame) -> Examination:
+    """Examine the largest run of the first regime that predicts counts, or of the first; write it for `read_examined`.
+
+    A run that has been examined is not examined again.
+
+    Parameters
+    ----------
+    study : lib.study.Study
+    runs : DataFrame
+        Of `lib.fit.runs.collect`.
+    """
+    run, known = _to_examine(study, runs), _path(study)
+    if isinstance(run, str):
+        examination, key = Examination(run), None
+    else:
+        key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
+        if known.is_file() and io.read_json(known)["key"] == key:
+            return read_examined(study)
+        examination = _examined(study, *run)
+    content = {name: _plain(value) for name, value in vars(examination).items()}
+    io.write_json(known, {"key": key, **content})
+    return examination
+
+
+def read_examined(study) -> Examination:
+    """What `examine` has written.
+
+    Raises
+    ------
+    InputError
+        It has not.
+    """
+    if not _path(study).is_file():
+        raise InputError(f"{io.shown(_path(study))} is not there; run 04_fit of {study.name} first.")
+    content = io.read_json(_path(study))
+    del content["key"]
+    tables = {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
+    if "bits" in tables:
+        tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
+    return replace(Examination(content["sentence"], content["run"]), **tables)
+
+
+def _plain(value):
+    """A table as lists, where JSON has no word for what is not a number."""
+    return value.astype(object).where(value.notna(), None).to_dict("list") if hasattr(value, "columns") else value
+
+
+def _path(study):
+    return study.data / "examined.json"
+
+
+def _to_examine(study, runs):
+    """Regime, size and seed of the run that `examine` takes, or a sentence that says why there is none."""
+    if study.runs:
+        return "These runs were trained elsewhere; their weights are not here to be examined."
+    counted = [name for name in study.regimes if study.training(name).objective != "mse"]
+    regime = (counted or list(study.regimes))[0]
+    done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
+    if done.empty:
+        return f"No run of {regime} has ended with a loss; there is none to examine."
+    best = done[done["parameters"] == done["parameters"].max()].sort_values("seed").iloc[0]
+    return regime, best["size"], int(best["seed"])
+
+
+def _examined(study, regime, size, seed):
+    adata = panel.read(study.folder(regime) / "panel.h5ad")
+    data, source = panel.arrays(adata), study.census.simulate
+    found, exact = predictions(study, regime, size, seed, data), None
+    if source and study.training(regime).library_size != "panel":
+        exact = Exact(simulate.truth(source), adata, data, found)
+    genes = by_gene(adata, data, found, exact)
+    tables = {"genes": genes, "bits": conversions(found, exact), "calibration": calibration(data, found, exact)}
+    return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
+
+
+def predictions(study, regime: str, size: str, seed: int, data, split: str = "validation") -> Predictions:
+    """Predict the fixed masked genes of a held-out split with the weights that a finished run left."""
+    import torch
+    from safetensors.torch import load_file
+
+    from lib.model import transformer
+    from lib.model.sizes import OUTPUTS
+
+    objective = study.training(regime).objective
+    network = transformer.Transformer(study.size(size), data.x.shape[1], outputs=OUTPUTS[objective]).eval()
+    network.load_state_dict(load_file(study.run_folder(regime, size, seed) / "weights.safetensors"))
+    rows, masked, raw = data.held[split], data.masks[split], []
+    with torch.no_grad():
+        for start in range(0, len(rows), STEP):
+            x = torch.as_tensor(np.asarray(data.x[rows[start : start + STEP]]))
+            each = torch.as_tensor(masked[start : start + STEP], dtype=torch.long).unbind(1)
+            raw.append(torch.stack([network(x, transformer.hide(one, x.shape[1]), one) for one in each], 1))
+    raw, library = torch.cat(raw), data.library[rows][:, None, None]
+    measured = [np.take_along_axis(part[rows][:, None, :], masked, axis=2) for part in (data.x, data.counts)]
+    if objective == "mse":
+        return Predictions(rows, masked, library, *measured, raw.numpy().astype(np.float64))
+    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32), objective)
+    return Predictions(rows, masked, library, *measured, moments(*counts, library)[0], *counts)
+
+
+class Exact:
+    """What is exactly known of the hidden counts of a simulated panel."""
+
+    def __init__(self, truth: simulate.Truth, adata, data, found: Predictions):
+        self.truth, self.columns = truth, baselines.census_columns(adata, truth)
+        self.seen = data.counts[found.rows], data.library[found.rows], found.masked
+        self.posterior = self.at_scale(panel.TARGET)
+
+    def at_scale(self, scale: float):
+        """Exact predictive of counts scaled to so many a cell."""
+        return simulate.predictive(self.truth, self.columns, *self.seen, scale)
+
+    def probabilities(self, x, cells: int | None = None) -> np.ndarray:
+        """Probability of counts x at the masked positions of the first cells."""
+        return simulate.probabilities(self.truth, self.columns, *(part[:cells] for part in self.seen), x)
+
+
+def by_gene(adata, data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+    """What each gene adds to the loss that is left, over the masked positions of a held-out split.
+
+    Returns
+    -------
+    DataFrame, one row per gene of the panel
+        feature_name; times (it was masked); mean_count and mean (of the log-normalised expression) of training cells;
+        variance, the squared error of the training mean; residual, that of the run; share of all residuals summed; with
+        a truth floor, the exact variance, and floor_share; for predicted counts nll, bits, and with a truth floor_bits.
+    """
+    mean = np.asarray(data.x[data.train]).mean(axis=0, dtype=np.float64)
+    values = {
+        "variance": (found.expression - mean[found.masked]) ** 2,
+        "residual": (found.expression - found.predicted) ** 2,
+    }
+    if found.mean is not None:
+        values["nll"] = bits(found.counts, found.mean, found.dispersion)
+    if exact is not None:
+        values["floor"] = exact.posterior.variance
+        values |= {"floor_bits": exact.posterior.bits} if found.mean is not None else {}
+    genes = found.masked.ravel()
+    times = np.bincount(genes, minlength=adata.n_vars)
+    summed = {name: np.bincount(genes, value.ravel(), adata.n_vars) for name, value in values.items()}
+    table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "times": times})
+    table["mean_count"] = np.asarray(data.counts[data.train]).mean(axis=0, dtype=np.float64)
+    table["mean"] = mean
+    for name, value in summed.items():
+        table[name] = value / np.maximum(times, 1)
+    table["share"] = summed["residual"] / summed["residual"].sum()
+    if exact is not None:
+        table["floor_share"] = summed["floor"] / summed["floor"].sum()
+    return table
+
+
+def concentration(genes: pd.DataFrame) -> str:
+    """Which genes carry the loss, in one sentence."""
+    ordered = genes.sort_values("share", ascending=False)
+    half = int((ordered["share"].cumsum() < 0.5).sum()) + 1
+    top = ", ".join(ordered["feature_name"].head(3))
+    rank = genes[["residual", "mean"]].corr("spearman").iloc[0, 1]
+    return (
+        f"{half} of {len(genes)} genes carry half of what is left of the squared error (most of all {top}); the "
+        f"residual variance of a gene goes with its mean expression (rank correlation {rank:.2f})."
+    )
+
+
+def conversions(found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+    """The same predictions turned into bits by rules that leave out less and less.
+
+    Returns
+    -------
+    DataFrame
+        predictor (run, or exact posterior where the truth is known), rule, bits, what the rule leaves out.
+    """
+    of = {"run": _gaussian_rules(found, found.predicted, (found.expression - found.predicted) ** 2)}
+    if found.mean is not None:
+        of["run"]["predicted counts"] = bits(found.counts, found.mean, found.dispersion).mean()
+    if exact is not None:
+        best = exact.posterior
+        each = baselines.normal_bits(found.counts, best.mean, np.sqrt(best.variance), found.library)
+        of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
+            "the same at 1,000,000 counts a cell": _differential(exact.at_scale(1e6).variance.mean()),
+            "a Gaussian for each prediction, of counts": each.mean(),
+            "exact mixture, these counts": -np.log2(exact.probabilities(found.counts[..., None])).mean(),
+            "exact entropy": best.bits.mean(),
+        }
+    rows = [
+        {"predictor": predictor, "rule": rule, "bits": float(rules[rule]), "leaves out": words}
+        for predictor, rules in of.items()
+        for rule, words in RULES.items()
+        if rule in rules
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(rule=_in_order(table["rule"]))
+
+
+def _in_order(rules):
+    return pd.Categorical(rules, [rule for rule in RULES if rule in set(rules)])
+
+
+def _gaussian_rules(found, mean, squares):
+    """Bits by the rules that take a mean and an average squared error, pooled or of each gene."""
+    pooled, genes = squares.mean(), found.masked.ravel()
+    of_gene = np.bincount(genes, squares.ravel()) / np.maximum(np.bincount(genes), 1)
+    deviation = np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]
+    return {
+        "one Gaussian, differential": _differential(pooled),
+        "one Gaussian, of counts": baselines.normal_bits(found.counts, mean, np.sqrt(pooled), found.library).mean(),
+        "a Gaussian for each gene, of counts": baselines.normal_bits(
+            found.counts, mean, deviation, found.library
+        ).mean(),
+    }
+
+
+def _differential(variance):
+    """Differential entropy of a Gaussian, in bits."""
+    return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
+
+
+def calibration(data, found: Predictions, exact: Exact | None = None, seed: int = 0) -> pd.DataFrame:
+    """Randomised probability integral transforms of the hidden counts, as histograms by group of genes.
+
+    Predictions of counts by the run, overall and by thirds of the genes' mean count; beside them the discretised
+    conditional Gaussian and, where the truth is known, the exact mixture, which must be uniform.
+
+    Returns
+    -------
+    DataFrame
+        predictor, genes (all, or low / middle / high mean), bin (left end), density (1 where uniform), low and high
+        (where 95 % of uniform samples of as many cells lie), misfit: the mean absolute distance of the density from 1.
+    """
+    rng = np.random.default_rng(seed)
+    transforms = {}
+    if found.mean is not None:
+        predicted = distribution(found.mean, found.dispersion)
+        transforms["run"] = between(predicted.cdf(found.counts - 1), predicted.cdf(found.counts), rng)
+    gaussian = baselines.fit_gaussian(data.x, data.train)
+    normal = baselines.predict_gaussian(gaussian, data.x[found.rows], found.masked)
+    ends = baselines.normal_ends(found.counts, *normal, found.library)
+    transforms["conditional Gaussian"] = between(*ends, rng)
+    if exact is not None:
+        few = found.counts[:EXACT_CELLS, ..., None].astype(int)
+        summed = np.cumsum(exact.probabilities(np.arange(few.max() + 1), EXACT_CELLS), axis=-1)
+        below, upto = (np.take_along_axis(summed, np.maximum(at, 0), axis=-1)[..., 0] for at in (few - 1, few))
+        transforms["exact"] = between(np.where(few[..., 0] > 0, below, 0), upto, rng)
+    means = np.asarray(data.counts[data.train]).mean(axis=0)
+    third = np.array(GROUPS)[np.searchsorted(np.quantile(means, [1 / 3, 2 / 3]), means)][found.masked]
+    parts = []
+    for name, u in transforms.items():
+        groups = {"all": slice(None)} | ({g: third[: len(u)] == g for g in GROUPS} if name == "run" else {})
+        parts += [_histogram(u[where].ravel(), rng).assign(predictor=name, genes=g) for g, where in groups.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def between(below: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Randomised probability integral transform from the cumulative probabilities below each count and up to it.
+
+    Uniform on 0 to 1 where the distribution is the true one (Czado, Gneiting & Held 2009, Biometrics 65:1254).
+    """
+    return below + rng.random(np.shape(below)) * (upto - below)
+
+
+def _histogram(u, rng):
+    """Density of transforms in BINS bins, and the band that uniform ones keep to."""
+    density = np.histogram(u, BINS, (0, 1))[0] * BINS / len(u)
+    drawn = rng.multinomial(len(u), np.full(BINS, 1 / BINS), 2000) * BINS / len(u)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    content = {"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high}
+    return pd.DataFrame(content).assign(misfit=np.abs(density - 1).mean(), expected=np.abs(drawn - 1).mean())
+
+
+def moments(
+    mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray, scale: float = panel.TARGET, tolerance: float = 1e-7
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log1p(scale x / library) under the predicted distribution of each count x.
+
+    Small means are summed count by count until less than `tolerance` of the probability is left. For large ones
+    the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
+
+    Returns
+    -------
+    mean, variance : arrays of the broadcast shape
+    """
+    arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, np.minimum(dispersion, 1e9), library)))
+    flat = [np.ravel(array) for array in arrays]
+    found = np.empty((2, flat[0].size))
+    for start in range(0, flat[0].size, CHUNK):
+        part = slice(start, start + CHUNK)
+        found[:, part] = _moments(*(array[part] for array in flat), scale, tolerance)
+    first, second = found.reshape(2, *arrays[0].shape)
+    return first, np.maximum(second - first**2, 0)
+
+
+def _moments(mean, dispersion, library, scale, tolerance):
+    """First and second moment, (2, positions)."""
+    found = np.zeros((2, len(mean)))
+    large = np.flatnonzero(mean > SUMMED)
+    for some in np.array_split(large, max(1, len(large) * QUANTILES // CHUNK)):
+        middle = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        x = distribution(mean[some, None], dispersion[some, None]).ppf(middle)
+        y = np.log1p(scale * x / library[some, None])
+        found[:, some] = y.mean(1), (y**2).mean(1)
+    running = np.flatnonzero(mean <= SUMMED)
+    m, theta, unit = mean[running], dispersion[running], scale / library[running]
+    odds, probability = m / (m + theta), np.exp(-theta * np.log1p(m / theta))
+    seen, x = np.zeros(len(running)), 0
+    while len(running):
+        y = np.log1p(unit * x)
+        found[0, running] += probability * y
+        found[1, running] += probability * y**2
+        seen += probability
+        probability = probability * odds * (x + theta) / (x + 1)
+        x += 1
+        left = 1 - seen > tolerance
+        if left.mean() < 0.8:
+            running, unit, odds, theta = running[left], unit[left], odds[left], theta[left]
+            probability, seen = probability[left], seen[left]
+    return found

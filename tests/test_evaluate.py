@@ -1,0 +1,135 @@
+"""A finished run read back: the same losses, gene by gene, in bits, and put to the test as a predictor of counts."""
+
+import subprocess
+import sys
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import io
+from lib.data import panel, simulate
+from lib.fit import runs
+from lib.io import write_json
+from lib.study import parse_study
+from lib.train import baselines, evaluate, loop
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A small study, one regime for squared error and one for counts, trained; and its table of runs."""
+    before, io.ROOT = io.ROOT, tmp_path_factory.mktemp("study")
+    regimes = {"squares": {"genes": 24, "cells": 500}}
+    regimes["counts"] = regimes["squares"] | {"train": {"objective": "negative_binomial"}}
+    study = parse_study(conftest.TINY | {"regimes": regimes, "genes_from": "squares", "seeds": [7]}, "tiny")
+    truth = simulate.truth(study.census.simulate)
+    for regime in regimes:
+        adata = panel.read(panel.build(study, regime))
+        write_json(study.folder(regime) / "baselines.json", baselines.measure(adata, truth))
+        for size in study.sizes:
+            folder = study.run_folder(regime, size.name, 7)
+            loop.train(panel.arrays(adata), size, 7, study.training(regime), folder)
+    yield study, runs.collect(study)
+    io.ROOT = before
+
+
+@pytest.fixture(scope="module")
+def examined(done):
+    return evaluate.examine(*done)
+
+
+@pytest.mark.parametrize("regime", ["squares", "counts"])
+def test_a_run_read_back_has_the_losses_of_its_record(done, regime):
+    study, table = done
+    data = panel.arrays(panel.read(study.folder(regime) / "panel.h5ad"))
+    found = evaluate.predictions(study, regime, "small", 7, data)
+    row = table[(table["regime"] == regime) & (table["size"] == "small")].iloc[0]
+    assert ((found.expression - found.predicted) ** 2).mean() == pytest.approx(row["validation_mse"], rel=1e-4)
+    if regime == "counts":
+        bits = baselines.bits(found.counts, found.mean, found.dispersion)
+        assert bits.mean() == pytest.approx(row["validation_nll"], rel=1e-4)
+    else:
+        assert found.mean is None and np.isnan(row["validation_nll"])
+
+
+def test_genes_add_up_to_the_loss_and_carry_all_of_it(done, examined):
+    genes, table = examined.genes, done[1]
+    row = table[(table["regime"] == "counts") & (table["size"] == "small")].iloc[0]
+    assert examined.run == "small, seed 7, of counts"
+    for column, whole in {"residual": "validation_mse", "nll": "validation_nll", "floor": "bayes_mse"}.items():
+        assert np.average(genes[column], weights=genes["times"]) == pytest.approx(row[whole], rel=1e-4), column
+    assert genes["share"].sum() == pytest.approx(1) and genes["floor_share"].sum() == pytest.approx(1)
+    assert "genes carry half" in examined.sentence
+
+
+def test_rules_that_leave_out_less_cost_less_on_the_exact_posterior(examined):
+    bits = examined.bits.set_index(["predictor", "rule"])["bits"]
+    exact = bits["exact posterior"]
+    assert exact["one Gaussian, of counts"] > exact["a Gaussian for each prediction, of counts"]
+    assert exact["a Gaussian for each prediction, of counts"] > exact["exact mixture, these counts"]
+    assert exact["exact mixture, these counts"] == pytest.approx(exact["exact entropy"], rel=0.1)
+    ten = exact["the same at 1,000,000 counts a cell"] - exact["one Gaussian, differential"]
+    assert ten > 0.5, "the differential entropy should move with the scale"
+    assert bits["run"]["predicted counts"] > exact["exact mixture, these counts"]
+
+
+def test_the_exact_posterior_is_calibrated(examined):
+    misfit = examined.calibration.groupby(["predictor", "genes"])[["misfit", "expected"]].first()
+    assert misfit.loc[("exact", "all"), "misfit"] < 2 * misfit.loc[("exact", "all"), "expected"]
+    assert set(misfit.loc["run"].index) == {"all", "low", "middle", "high"}
+
+
+def test_an_examination_is_made_once_and_read_without_torch(done, examined, monkeypatch):
+    study, table = done
+    again = evaluate.read_examined(study)
+    assert (again.sentence, again.run) == (examined.sentence, examined.run)
+    for name in ("genes", "bits", "calibration"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(examined, name))
+    monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
+    assert evaluate.examine(study, table).run == examined.run
+    code = "import sys; from lib.train import evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_study_without_a_finished_run_says_so(done, examined):
+    study, table = done
+    assert "No run of counts" in evaluate.examine(study, table.assign(status="diverged")).sentence
+    empty = evaluate.read_examined(study)
+    assert "No run of counts" in empty.sentence and empty.genes is None
+    evaluate.examine(study, table)
+
+
+def test_what_was_never_examined_is_refused(tiny):
+    with pytest.raises(io.InputError, match="run 04_fit of tiny"):
+        evaluate.read_examined(tiny)
+
+
+@pytest.mark.parametrize("mean", [1e-3, 0.4, 20, 63, 65, 4000])
+@pytest.mark.parametrize("dispersion", [0.1, 2, 1e9])
+def test_moments_on_the_log_scale_are_those_of_the_whole_sum(mean, dispersion):
+    predicted = baselines.distribution(mean, dispersion)
+    x = np.arange(int(predicted.ppf(1 - 1e-12)) + 2)
+    y, weight = np.log1p(1e4 * x / 5000), predicted.pmf(x)
+    first, variance = evaluate.moments(mean, dispersion, 5000)
+    assert first == pytest.approx((weight * y).sum(), abs=2e-3)
+    assert variance == pytest.approx((weight * y**2).sum() - (weight * y).sum() ** 2, rel=0.02, abs=1e-6)
+
+
+def test_moments_keep_the_shape_and_the_order_of_every_position(monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 5)
+    mean = np.random.default_rng(0).lognormal(2, 2, (4, 3))
+    together, _ = evaluate.moments(mean, 2.0, np.full((4, 1), 4000.0))
+    alone = [[evaluate.moments(m, 2.0, 4000.0)[0] for m in row] for row in mean]
+    assert together == pytest.approx(np.array(alone))
+
+
+def test_calibration_is_uniform_for_the_true_distribution_and_not_for_another():
+    rng = np.random.default_rng(1)
+    counts = baselines.distribution(3.0, 1.0).rvs(4000, random_state=rng)
+    right, wrong = (
+        evaluate.between(predicted.cdf(counts - 1), predicted.cdf(counts), rng)
+        for predicted in (baselines.distribution(3.0, 1.0), baselines.distribution(3.0, np.inf))
+    )
+    assert stats.kstest(right, "uniform").pvalue > 0.01 > 1e-6 > stats.kstest(wrong, "uniform").pvalue
