@@ -142,7 +142,7 @@ class S3(Strict):
 class Census(Strict):
     """Where the counts come from. Exactly one of `simulate`, `version`, `uri`, `h5ad` and `files` is given.
 
-    Without `filter`, `filters.condition` chooses the cells: of a public release other ones than of your own files.
+    Without `filter`, `split.condition` chooses the cells: of a public release other ones than of your own files.
     """
 
     simulate: Simulation | None = None

@@ -6,9 +6,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from lib import io
-from lib.data import compact
-from lib.io import InputError
-from lib.run import workflow
+from lib.data import panel
 from lib.train import scale
 
 SPEED = "speed.csv"
@@ -19,43 +17,15 @@ _stopped = []
 
 
 def arrays(study, regime):
-    """The arrays of a regime's panel: of panel.h5ad, made where it is missing, or of a panel.npz that came without it.
-
-    Raises
-    ------
-    InputError
-        Also where there is neither, and no way to make one, on a machine that is for training alone.
-    """
-    full = study.folder(regime) / "panel.h5ad"
-    packed = full.with_name(compact.NAME)
-    if packed.is_file() and not full.is_file():
-        return compact.read(packed, origin(study, regime))
-    try:
-        from lib.data import panel
-    except ImportError as error:
-        raise InputError(
-            f"{io.shown(packed)} is not there, and this machine cannot make a panel ({error}); run python -m lib "
-            f"pack {study.name} where the whole project is installed, and copy that file here."
-        ) from None
-    return panel.load(panel.build(study, regime))
-
-
-def origin(study, regime):
-    """What a panel is made from, in words: the part of the study file that it depends on."""
-    return workflow.settings(study, "data", regime)
+    """The arrays of a regime's panel, as 01_data or `pack` wrote them."""
+    return panel.load(study.folder(regime))
 
 
 def pack(study):
     """Make what is missing of a study's panels, and write each as a compact file; returns their paths."""
-    from lib.data import panel
-
-    paths = []
     for regime in study.regimes:
-        full = panel.build(study, regime)
-        paths.append(full.with_name(compact.NAME))
-        if not paths[-1].is_file() or paths[-1].stat().st_mtime < full.stat().st_mtime:
-            compact.write(paths[-1], panel.load(full), origin(study, regime))
-    return paths
+        panel.build(study, regime)
+    return [panel.pack(study, regime) for regime in study.regimes]
 
 
 def plan(study):
