@@ -57,7 +57,7 @@ BYTES = {
 
 
 def labels(rows):
-    """Cells as `lib.data.draw.cells` gives them: categories, ids, library sizes; a data set has a dozen donors."""
+    """Cells as `lib.data.split.cells` gives them: categories, ids, library sizes; a data set has a dozen donors."""
     donor = np.arange(rows, dtype=np.int64) * 20_000 // rows
     kinds = {"donor_id": (donor, 20_000), "dataset_id": (donor // 12, 1667), "tissue": (donor % 50, 50),
              "cell_type": (donor % 700, 700)}  # fmt: skip

@@ -614,9 +614,9 @@ def test_no_room_for_sorting_is_not_said_to_be_a_damaged_file(h5ad, counts, monk
 def test_what_a_killed_build_left_behind_is_removed_by_the_next(tiny, project):
     code = """
 import os, signal
-from lib.data import census, soma
+from lib.data import census
 from lib.study import load_study
-soma._write_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+census._write_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 census.prepare(load_study("tiny"))
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=io.CODE).returncode == -signal.SIGKILL

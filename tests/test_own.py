@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import io, sparse
 
-from lib.data import census, genes, own, samples, soma
+from lib.data import census, genes, own, samples
 from lib.data import counts as blocks
 from lib.io import InputError
 from lib.run import cli as command
@@ -222,7 +222,7 @@ def test_a_union_says_which_data_set_measured_which_gene(union, counts):
 
 def test_only_genes_that_all_chosen_data_sets_measured_count_as_measured(union):
     with census.open_census(union) as collection:
-        measured = {chosen: np.flatnonzero(soma.measured(collection, list(chosen))) for chosen in ("x", "yz", "xy")}
+        measured = {chosen: np.flatnonzero(census.measured(collection, list(chosen))) for chosen in ("x", "yz", "xy")}
     assert measured["x"].tolist() == list(range(20)) and measured["yz"].tolist() == list(range(10, 30))
     assert measured["xy"].tolist() == list(range(10, 20))
 
@@ -231,7 +231,7 @@ def test_a_data_set_in_two_files_measured_what_both_measured(h5ad, study_file, c
     h5ad("a", counts[:, :20], genes=[f"G{gene}" for gene in range(20)], dataset_id="x")
     h5ad("b", counts + 1, dataset_id="x", donors=("E",))
     with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
-        assert np.flatnonzero(soma.measured(collection, ["x"])).tolist() == list(range(20))
+        assert np.flatnonzero(census.measured(collection, ["x"])).tolist() == list(range(20))
 
 
 # ---------------------------------------------------------------- samples

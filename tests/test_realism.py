@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import realism as measuring
 from lib.data import panel, realism
 from lib.io import InputError
 
@@ -35,13 +36,13 @@ def test_a_panel_is_measured_on_evenly_spaced_cells_when_it_is_large(tiny, monke
 def test_the_carried_table_is_what_the_simulator_gives_today():
     carried = realism.compared()
     carried = carried[carried["source"] == "simulated, 2,000 genes"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(realism.simulated(2000).round(5), carried, rtol=1e-3, atol=1e-4, check_dtype=False)
+    pd.testing.assert_frame_equal(measuring.simulated(2000).round(5), carried, rtol=1e-3, atol=1e-4, check_dtype=False)
 
 
 @pytest.mark.parametrize("genes", [200, 2000, 20_000])
 def test_a_panel_of_the_default_census_has_the_zeros_of_10x_whatever_its_size(genes, monkeypatch):
-    monkeypatch.setattr(realism, "CELLS", 1000)
-    assert 0.85 < realism.simulated(genes)["sparsity"].iloc[0] < 0.95
+    monkeypatch.setattr(measuring, "CELLS", 1000)
+    assert 0.85 < measuring.simulated(genes)["sparsity"].iloc[0] < 0.95
 
 
 def test_the_simulator_lies_among_the_real_data_sets():
@@ -56,10 +57,10 @@ def test_the_simulator_lies_among_the_real_data_sets():
 
 
 def test_the_carried_table_is_that_of_the_real_files(real_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(realism, "SIMULATED", (2000,))
+    monkeypatch.setattr(measuring, "SIMULATED", (2000,))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "10x_pbmc1k_v3.h5ad").symlink_to(real_data / "10x_pbmc1k_v3.h5ad")
-    made = realism.main(tmp_path / "data", tmp_path / "out.csv")
+    made = measuring.main(tmp_path / "data", tmp_path / "out.csv")
     made = made[~made["simulated"]].round(5)
     carried = realism.compared()
     carried = carried[carried["source"] == "10x_pbmc1k_v3"].reset_index(drop=True)
@@ -70,5 +71,5 @@ def test_the_carried_table_is_that_of_the_real_files(real_data, tmp_path, monkey
 
 def test_a_folder_without_data_is_named(tmp_path):
     with pytest.raises(InputError, match=r"has no \.h5ad file"):
-        realism.main(tmp_path / "nowhere", tmp_path / "out.csv")
+        measuring.main(tmp_path / "nowhere", tmp_path / "out.csv")
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Every source of counts becomes a CELLxGENE Census: the public one, a folder, your own .h5ad files, or the simulator.
+"""Every source of counts becomes a CELLxGENE Census: the public one, a folder, your own files, or the simulator.
 
 A local Census is written so that the unmodified `cellxgene_census` client reads it, hence there is one reader and no
 second code path. Nothing ever takes the place of a Census that cannot be opened.
@@ -7,20 +7,42 @@ second code path. Nothing ever takes the place of a Census that cannot be opened
 import hashlib
 import json
 import os
-import re
 import threading
 import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from lib import io
 from lib.data import simulate
 from lib.data.own import pooled
 from lib.data.samples import marks
-from lib.data.soma import ORGANISM, write, writing
-from lib.io import CensusUnavailable, shown
+from lib.io import CensusUnavailable, InputError, shown
+from lib.study import S3, Study
 
+ORGANISM, SCHEMA = "homo_sapiens", "2.4.0"
+BUILD = "local"
+"""What a Census written here gives as its build date: no date, so that writing it again gives the same content."""
+OBS = {
+    "dataset_id": "unknown", "assay": "unknown", "cell_type": "unknown", "tissue": "unknown",
+    "tissue_general": "unknown", "tissue_type": "tissue", "donor_id": "unknown", "is_primary_data": True,
+    "suspension_type": "unknown", "disease": "unknown", "sex": "unknown", "development_stage": "unknown",
+    "raw_sum": None, "nnz": None,
+}  # fmt: skip
+"""The obs columns of a Census written here, and what stands where the source says nothing (None: counted)."""
+PRESENCE = "feature_dataset_presence_matrix"
+
+CELLS, VALUES = 2**14, 2**25
+"""In one block of counts: cells, and at most so many values of chosen genes."""
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading a missing or damaged .npz file raises."""
 PATIENCE = 60.0
 """Seconds that opening a Census may take. The client's own request for the list of releases has no time limit."""
 READ, PAUSES = 300.0, (1.0, 5.0, 25.0)
@@ -34,43 +56,61 @@ TILEDB = {
 }
 """TileDB ends a silent request by itself, but repeats for ever one that is answered SlowDown: there READ is the end."""
 
+# ---------------------------------------------------------------- open
 
-def prepare(study):
-    """Make sure that the Census of a study is there; built once, also when several processes ask at the same time.
 
-    A Census from the simulator or from .h5ad files is built in data/<study>/census when it is missing or was made from
-    other settings, other files or other code. One given by `uri` or `version` is left for `open_census` to open.
+def prepare(study: Study) -> str:
+    """Make sure that the Census of a study is there, and give its path or uri; for a public release its date.
 
-    Returns
-    -------
-    str
-        Path or uri; for a public release its date.
+    A Census from the simulator or from files is built in data/<study>/census, once, when it is missing or was made from
+    other settings or files. One given by `uri` or `version` is left for `open_census` to open.
 
     Raises
     ------
     InputError
-        A source file that cannot be used; nothing has been written then.
+        A source file that cannot be used, or no room to write; nothing has been written then.
     """
     source = study.census
     if source.version:
         return source.version
     if source.uri:
         return source.uri if "://" in source.uri else str(io.ROOT / source.uri)
+    import tiledbsoma
     from filelock import FileLock
 
-    path = study.data / "census"
-    settings = made_from(study)
-    with writing(path):
+    path, settings = study.data / "census", made_from(study)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(".census.lock")):
-            if _metadata(path).get("settings") != settings:
+            if _settings(path) != settings:
                 io.sweep(path)
                 var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
                 write(path, var, chunks, summary | {"settings": settings}, presence)
+    except (OSError, tiledbsoma.SOMAError) as error:
+        raise InputError(
+            f"{shown(path)} cannot be written ({short(error)}); free space on its disk, or take a folder that may be "
+            "written."
+        ) from None
     return str(path)
 
 
-def made_from(study):
+def _simulated(settings):
+    truth = simulate.truth(settings)
+    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None
+
+
+def _settings(path):
+    """Fingerprint that a local Census carries; None when there is none that opens."""
+    import tiledbsoma
+
+    try:
+        with tiledbsoma.Collection.open(str(path)) as collection:
+            return collection.metadata.get("settings")
+    except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError):
+        return None
+
+
+def made_from(study: Study) -> str:
     """Fingerprint of all that decides the content of a study's Census: settings, files, and the number of their reader.
 
     A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
@@ -81,13 +121,13 @@ def made_from(study):
     return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
 
 
-def fingerprint(settings, numerics):
+def fingerprint(settings: Any, numerics: int) -> str:
     """SHA-256 of settings (JSON types) and of a number that is raised when the same settings give other results."""
     return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def open_census(study):
+def open_census(study: Study) -> Iterator[Any]:
     """Context manager: the open Census of a study, built first where `prepare` has to.
 
     Raises
@@ -107,18 +147,15 @@ def open_census(study):
         yield collection
 
 
-def _server(s3):
+def _server(s3: S3 | None) -> dict[str, str]:
     """TileDB's settings for the server of an s3:// uri; none when it is the public one."""
     if s3 is None:
         return {}
     settings = {"vfs.s3.region": s3.region, "vfs.s3.no_sign_request": str(not s3.signed).lower()}
     if s3.endpoint:
         scheme, host = s3.endpoint.split("://")
-        settings |= {
-            "vfs.s3.scheme": scheme,
-            "vfs.s3.endpoint_override": host,
-            "vfs.s3.use_virtual_addressing": "false",
-        }
+        own = {"scheme": scheme, "endpoint_override": host, "use_virtual_addressing": "false"}
+        settings |= {f"vfs.s3.{key}": value for key, value in own.items()}
     return settings
 
 
@@ -143,8 +180,14 @@ def _open(where, keywords):
     raise CensusUnavailable(f"there is no readable Census at {shown(where)} ({reason}); {advice}.")
 
 
+# ---------------------------------------------------------------- read
+
+
 def _within(seconds, work):
-    """What `work()` returns or raises, in its own thread that is left behind when it takes longer: TimeoutError."""
+    """What `work()` returns or raises, in its own thread that is left behind when it takes longer: TimeoutError.
+
+    A thread of concurrent.futures would be waited for when the process ends.
+    """
     answer = {}
 
     def attempt():
@@ -163,16 +206,21 @@ def _within(seconds, work):
     return answer["value"]
 
 
-def is_remote(uri):
+def is_remote(uri: str) -> bool:
     """Whether reading from there can fail for a while."""
     return "://" in uri and not uri.startswith("file://")
 
 
-def fetch(collection, work):
-    """What `work()` reads from an open Census. On a server it is tried again after an error or READ seconds of silence.
+def fetch(collection, work: Callable[[], Any], patience: float | None = None):
+    """What `work()` reads from an open Census. On a server it is tried again after an error or a long silence.
 
     A server that refuses is given up after the waits alone, half a minute; one that never answers after 21 minutes at
     the latest.
+
+    Parameters
+    ----------
+    patience : float, optional
+        Seconds that one attempt may take, READ when left out.
 
     Raises
     ------
@@ -184,7 +232,7 @@ def fetch(collection, work):
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         try:
-            return _within(READ, work)
+            return _within(patience or READ, work)
         except Exception as error:
             reason = short(error)
     raise CensusUnavailable(
@@ -193,7 +241,18 @@ def fetch(collection, work):
     )
 
 
-def describe(collection):
+def short(error: BaseException) -> str:
+    """An error on one line of at most 300 characters, without its stack and the project's folder on this machine."""
+    message = f"{type(error).__name__}: {error}".split("\n\nAt:")[0].replace(f"{io.ROOT}{os.sep}", "")
+    return " ".join(message.split())[:300].rstrip(".")
+
+
+def human(collection):
+    """The Experiment of human cells in an open Census."""
+    return collection["census_data"][ORGANISM]
+
+
+def describe(collection) -> dict[str, Any]:
     """Which Census this is, for the provenance of a result.
 
     Returns
@@ -203,57 +262,224 @@ def describe(collection):
     """
 
     def size():
-        human = collection["census_data"][ORGANISM]
-        return [1 + ids(table)[1] for table in (human.obs, human.ms["RNA"].var)]
+        return [1 + ids(table)[1] for table in (human(collection).obs, human(collection).ms["RNA"].var)]
 
-    summary, (cells, genes) = _summary(collection), fetch(collection, size)
+    about, (cells, genes) = summary(collection), fetch(collection, size)
     return {
         "uri": shown(collection.uri),
-        "version": summary.get("census_build_date", "unknown"),
-        "schema": summary.get("census_schema_version", "unknown"),
-        "simulated": summary.get("simulated") == "true",
+        "version": about.get("census_build_date", "unknown"),
+        "schema": about.get("census_schema_version", "unknown"),
+        "simulated": about.get("simulated") == "true",
         "cells": cells,
         "genes": genes,
     }
 
 
-def ids(table):
+def ids(table) -> tuple[int, int]:
     """First and last soma_joinid of an open table. Its `count` would stop all of Python's threads while it waits."""
     return table.non_empty_domain()[0]
 
 
-def is_release(collection):
-    """Whether this is a release of the public Census, wherever it is read from: those are known by their date."""
-    return re.fullmatch(r"\d{4}-\d{2}-\d{2}", _summary(collection).get("census_build_date", "")) is not None
+def sources(collection) -> pd.DataFrame:
+    """The files behind a Census of user files, as their survey reports them; no rows for any other Census."""
+    return pd.DataFrame(json.loads(summary(collection).get("files", "[]")))
 
 
-def sources(collection):
-    """The files behind a Census of one's own, as `own.survey` reports them; no rows for any other Census."""
-    return pd.DataFrame(json.loads(_summary(collection).get("files", "[]")))
-
-
-def _summary(collection):
+def summary(collection) -> dict[str, str]:
+    """Rows of census_info/summary of an open Census, {label: value}."""
     table = fetch(collection, lambda: collection["census_info"]["summary"].read().concat().to_pandas())
     return dict(zip(table["label"].astype(str), table["value"].astype(str), strict=True))
 
 
-def _metadata(path):
-    """Metadata of a local Census; empty when there is none that opens."""
-    import tiledbsoma
+def measured(collection, datasets: Iterable[str]) -> np.ndarray:
+    """Which genes all of the given data sets measured, (genes,) bool by soma_joinid: elsewhere a zero is no count."""
+    table = collection["census_info"]["datasets"].read(column_names=["soma_joinid", "dataset_id"]).concat().to_pandas()
+    rows = table["soma_joinid"][table["dataset_id"].isin(datasets)].to_numpy()
+    matrix = human(collection).ms["RNA"][PRESENCE]
+    found = np.zeros(matrix.shape[1], np.int64)
+    for part in matrix.read((rows,)).tables():
+        found += np.bincount(part["soma_dim_1"].to_numpy()[part["soma_data"].to_numpy() > 0], minlength=len(found))
+    return found == len(rows)
 
+
+def blocks(collection, cells, genes, folder, progress):
+    """Yield (rows, csr_matrix) for block after block of cells: counts of `genes`, or with None of all, by soma_joinid.
+
+    Blocks of a Census on a server are kept in `folder` until the panel is complete, so that a download that breaks
+    goes on from there.
+    """
+    matrix = fetch(collection, lambda: human(collection).ms["RNA"].X["raw"])
+    step = CELLS if genes is None else max(1, min(CELLS, VALUES // len(genes)))
+    for start in range(0, len(cells), step):
+        ids, stop, fresh = cells[start : start + step], min(start + step, len(cells)), True
+
+        def block(ids=ids):
+            return fetch(collection, lambda: _counts(matrix, ids, genes))
+
+        if folder and is_remote(collection.uri):
+            asked = hashlib.sha256(ids.tobytes() + (b"all" if genes is None else genes.tobytes())).hexdigest()
+            path = folder / f"{asked[:32]}.npz"
+            fresh = not path.exists()
+            yield slice(start, stop), _kept(path, block)
+        else:
+            yield slice(start, stop), block()
+        if progress and (fresh or stop == len(cells)):  # blocks that were there already say nothing about the rate
+            progress(stop, len(cells))
+
+
+def _counts(matrix, ids, genes):
+    """Counts of some cells, (cells, genes of the Census) csr_matrix."""
+    tables = [(np.zeros(0, np.float32), np.zeros(0, int), np.zeros(0, int))]
+    for table in matrix.read((ids, slice(None) if genes is None else genes)).tables():
+        rows = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
+        tables.append((table["soma_data"].to_numpy(), rows, table["soma_dim_1"].to_numpy()))
+    values, rows, columns = (np.concatenate(part) for part in zip(*tables, strict=True))
+    return sparse.csr_matrix((values, (rows, columns)), (len(ids), matrix.shape[1]))
+
+
+def _kept(path, block):
+    """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
     try:
-        with tiledbsoma.Collection.open(str(path)) as collection:
-            return dict(collection.metadata)
-    except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError):
-        return {}
+        return sparse.load_npz(path)
+    except DAMAGED:
+        counts = block()
+    with io.atomic(path) as partial, partial.open("wb") as file:
+        sparse.save_npz(file, counts)
+    return counts
 
 
-def short(error):
-    """An error on one line of at most 300 characters, without its stack and the project's place on this machine."""
-    said = f"{type(error).__name__}: {error}".split("\n\nAt:")[0].replace(f"{io.ROOT}{os.sep}", "")
-    return " ".join(said.split())[:300].rstrip(".")
+# ---------------------------------------------------------------- write
 
 
-def _simulated(settings):
-    truth = simulate.truth(settings)
-    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None
+def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, str], presence=None) -> None:
+    """Write a local SOMA Census, one chunk of cells in memory at a time; `path` appears when it is complete.
+
+    Parameters
+    ----------
+    var : DataFrame, (genes,)
+        feature_id (unique), feature_name and, if known, feature_length in base pairs.
+    chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
+        obs has columns of `OBS`; what it lacks is filled in. A given raw_sum is kept: it may cover more genes.
+    summary : dict of str
+        Rows added to census_info/summary; `settings` is also the mark by which `prepare` knows the Census again.
+    presence : dict of str to (genes,) bool, optional
+        Which genes each data set measured; all of them where it is not given.
+    """
+    with io.atomic(path) as partial:
+        human = f"{partial}/census_data/{ORGANISM}"
+        _lay_out(partial, len(var), summary.get("settings", ""))
+        obs, nnz = _write_counts(f"{human}/ms/RNA/X/raw", chunks, len(var))
+        cells = obs["dataset_id"].value_counts(sort=False)
+        present = np.ones((len(cells), len(var)), bool)
+        if presence is not None:
+            present[:] = [presence[name] for name in cells.index]
+        var = var.assign(feature_length=var.get("feature_length", 0), nnz=nnz, n_measured_obs=cells.values @ present)
+        _write_table(human, "obs", obs)
+        _write_table(f"{human}/ms/RNA", "var", var)
+        _write_information(f"{partial}/census_info", obs, cells, summary)
+        _write_presence(f"{human}/ms/RNA", present)
+
+
+def _lay_out(path, genes, settings):
+    """Create the collections and the empty matrix."""
+    import pyarrow as pa
+    import tiledbsoma as soma
+
+    # A tile is as wide as the gene table, so that the rows of a CSR matrix are already in the order of the array.
+    squeeze = {"filters": ["ByteShuffleFilter", {"_type": "ZstdFilter", "level": 1}]}
+    tiles = {"soma_dim_0": {"tile": 2048, **squeeze}, "soma_dim_1": {"tile": genes, **squeeze}}
+    layout = soma.TileDBCreateOptions(dims=tiles, attrs={"soma_data": squeeze}, capacity=2**16, allows_duplicates=True)
+    with soma.Collection.create(str(path)) as root:
+        root.metadata["settings"] = settings
+        root.add_new_collection("census_info")
+        experiment = root.add_new_collection("census_data").add_new_collection(ORGANISM, soma.Experiment)
+        matrices = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
+        raw = matrices.add_new_collection("X")
+        raw.add_new_sparse_ndarray("raw", type=pa.float32(), shape=(1, genes), platform_config=layout)
+
+
+def _write_counts(uri, chunks, genes):
+    """Write all chunks; return the finished obs table and the number of cells in which each gene is seen."""
+    parts, seen, cells = [], np.zeros(genes, np.int64), 0
+    for obs, counts in chunks:
+        counts = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+        total = obs.get("raw_sum", np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel())
+        nnz = np.diff(counts.indptr).astype(np.int64)
+        parts.append(_complete(obs.assign(raw_sum=np.asarray(total, np.float64), nnz=nnz)))
+        _append(uri, cells, counts)
+        seen += np.bincount(counts.indices, minlength=genes)
+        cells += len(obs)
+    if not cells:
+        raise InputError("a Census needs at least one cell, and the source has none.")
+    return pd.DataFrame({name: _joined([part[name] for part in parts]) for name in OBS}), seen
+
+
+def _complete(obs):
+    """Columns of OBS for one chunk, in that order: what is missing filled in, text as categories."""
+    obs = obs.assign(**{name: value for name, value in OBS.items() if name not in obs})
+    return obs.astype({name: "category" for name, value in OBS.items() if isinstance(value, str)})
+
+
+def _joined(parts):
+    if isinstance(parts[0].dtype, pd.CategoricalDtype):
+        return pd.api.types.union_categoricals(parts, sort_categories=True)
+    return np.concatenate(parts)
+
+
+def _append(uri, start, counts):
+    """Write CSR rows after the `start` rows that a SOMA matrix already has."""
+    import pyarrow as pa
+    import tiledbsoma as soma
+
+    with soma.SparseNDArray.open(uri, "w") as array:
+        array.resize((start + counts.shape[0], counts.shape[1]))
+    rows = np.repeat(np.arange(start, start + counts.shape[0]), np.diff(counts.indptr))
+    columns = {"soma_dim_0": rows, "soma_dim_1": counts.indices.astype(np.int64), "soma_data": counts.data}
+    with soma.SparseNDArray.open(uri, "w") as array:  # opened again: a handle does not see its own resize
+        array.write(pa.table(columns), platform_config=soma.TileDBWriteOptions(sort_coords=False))
+
+
+def _write_table(parent, name, frame):
+    """Add a DataFrame to a collection, numbered by soma_joinid.
+
+    It is opened again for writing, because categories written through the handle that created it are lost.
+    """
+    import pyarrow as pa
+    import tiledbsoma as soma
+
+    frame = pd.DataFrame({"soma_joinid": np.arange(len(frame))}).join(frame.reset_index(drop=True))
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    with soma.open(parent, "w") as collection:
+        collection.add_new_dataframe(name, schema=table.schema, domain=[(0, len(frame) - 1)])
+    with soma.DataFrame.open(f"{parent}/{name}", "w") as handle:
+        handle.write(table)
+
+
+def _write_information(folder, obs, cells, summary):
+    """census_info: what this Census is, and its data sets, in the order of the rows of `PRESENCE`."""
+    names = cells.index.astype(str)
+    datasets = {"dataset_id": names, "dataset_title": names, "collection_name": "local"}
+    _write_table(folder, "datasets", pd.DataFrame(datasets | {"dataset_total_cell_count": cells.to_numpy()}))
+    rows = {
+        "census_schema_version": SCHEMA,
+        "census_build_date": BUILD,
+        "total_cell_count": len(obs),
+        "unique_cell_count": obs["is_primary_data"].sum(),
+        "number_donors_homo_sapiens": obs["donor_id"].nunique(),
+        **summary,
+    }
+    _write_table(folder, "summary", pd.Series(rows, dtype=str).rename_axis("label").reset_index(name="value"))
+
+
+def _write_presence(parent, present):
+    """Which gene was measured in which data set: `present`, (data sets, genes) bool."""
+    import pyarrow as pa
+    import tiledbsoma as soma
+
+    with soma.open(parent, "w") as measurement:
+        measurement.add_new_sparse_ndarray(PRESENCE, type=pa.uint8(), shape=present.shape)
+    dataset, gene = np.nonzero(present)
+    with soma.SparseNDArray.open(f"{parent}/{PRESENCE}", "w") as array:
+        array.write(pa.table({"soma_dim_0": dataset, "soma_dim_1": gene, "soma_data": np.ones(dataset.size, np.uint8)}))

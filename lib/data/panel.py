@@ -1,89 +1,62 @@
-"""From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed."""
+"""From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed.
 
-import shutil
+A panel may be larger than memory: it is written in blocks of cells, and its two matrices are mapped from the file.
+"""
+
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from lib import io
-from lib.data import census, draw, soma, split
-from lib.data.compact import Arrays
-from lib.io import InputError
+from lib.io import TARGET, InputError
+from lib.study import Masking, Study
 
-TARGET = 1e4
-"""Counts that every cell is scaled to before the logarithm."""
 COUNTS = "layers/counts"
 ROWS = 20_000
 """Cells whose values are held in memory at a time."""
+IN_MEMORY = 2**28
+"""Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
 ALIGNMENT = 64
 """Bytes; a cache line."""
+Progress = Callable[[int, int], None]
 
 
-def build(study, regime, progress=None):
-    """Write data/<study>/<regime>/panel.h5ad; one made from the same settings and code is kept as it is.
+@dataclass(frozen=True)
+class Arrays:
+    """A panel as NumPy arrays, all that training needs.
 
-    The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
-    same donors. Each regime then draws from all sides in the shares asked for; see `split`. Memory is bounded by
-    a block of cells, not by the panel, and a build that the network broke goes on from the blocks it had finished.
-
-    Parameters
+    Attributes
     ----------
-    progress : callable, optional
-        Called with (cells read, cells to read) after every block.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InputError
-        Too few cells, donors or genes for what is asked, no room on the disk; CensusUnavailable where there is no
-        Census.
+    x : (cells, genes) float32
+        log1p(1e4 * counts / library). Mapped from panel.h5ad, as the counts are.
+    counts : (cells, genes) int32
+    library : (cells,) float64
+        Counts of the whole transcriptome.
+    train : int64
+        Indices into cells.
+    held : dict of int64
+        Those of every held-out split, in the order of `split.SPLITS`: validation, test, and what else is set aside.
+    masks : dict of (cells of the split, per_cell, k) int32
+        For every held-out split, row i for its i-th cell: the masked genes, sorted.
     """
-    from filelock import FileLock
 
-    path = study.folder(regime) / "panel.h5ad"
-    blocks = path.with_name(".blocks")
-    settings = [census.made_from(study), study.panel_settings(regime)]
-    settings = census.fingerprint(settings, io.PANEL_NUMERICS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".panel.lock")):
-        if _settings(path) != settings:
-            io.sweep(path)
-            _need_room(path.parent, study.regimes[regime], study.split)
-            folder = blocks / settings[:16]
-            with census.open_census(study) as collection, io.atomic(path) as partial:
-                adata = plan(collection, study, regime, folder, progress)
-                adata.uns["provenance"]["settings"] = settings
-                write(partial, adata, collection, study, folder, progress)
-            io.remove(blocks)
-    return path
+    x: np.ndarray
+    counts: np.ndarray
+    library: np.ndarray
+    train: np.ndarray
+    held: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
 
 
-def _need_room(folder, asked, held):
-    """Refuse a panel that the disk has no room for: eight bytes a value, and half as much for all the rest."""
-    cells = asked.cells + len(held.shares) * (held.cells or 0)
-    need, free = 12 * cells * asked.genes, shutil.disk_usage(folder).free
-    if need > free:
-        raise InputError(
-            f"a panel of {cells:,} cells x {asked.genes:,} genes needs {need / 2**30:,.1f} GiB, and its disk has "
-            f"{free / 2**30:,.1f} GiB free; make room, or ask for fewer cells or genes."
-        )
+# ---------------------------------------------------------------- read
 
 
-def _settings(path):
-    """Fingerprint that a panel carries; None where there is no whole panel."""
-    import h5py
-
-    try:
-        with h5py.File(path) as h5:
-            return h5["uns/provenance/settings"].asstr()[()]
-    except (OSError, KeyError):
-        return None
-
-
-def read(path):
+def read(path: Path):
     """The panel as AnnData, its matrices mapped from the file: memory holds the rows that are looked at, no more.
 
     A change of a value stays in this process; the file is never written to.
@@ -104,87 +77,147 @@ def _mapped(dataset):
     return np.memmap(dataset.file.filename, dataset.dtype, "c", start, dataset.shape)  # "c": torch wants it writable
 
 
-def arrays(adata):
-    """The arrays of a panel; see `Arrays`."""
-    return Arrays(
-        x=adata.X,
-        counts=adata.layers["counts"],
-        library=adata.obs["total_counts"].to_numpy(np.float64),
-        train=np.flatnonzero(adata.obs["split"] == "train"),
-        held={name: np.flatnonzero(adata.obs["split"] == name) for name in _sides(adata)[1:]},
-        masks=dict(adata.uns["masks"]),
-    )
+def arrays(adata) -> Arrays:
+    """The arrays of a panel that has been read."""
+    rows = {name: np.flatnonzero(adata.obs["split"] == name) for name in adata.obs["split"].cat.categories}
+    library = adata.obs["total_counts"].to_numpy(np.float64)
+    return _arrays(adata.X, adata.layers["counts"], library, rows, dict(adata.uns["masks"]))
 
 
-def load(path):
-    """The arrays of a panel straight from its file; the labels of its cells, which training needs not, are not read.
+def _arrays(x, counts, library, rows, masks):
+    held = {name: found for name, found in rows.items() if name != "train"}  # in the order of split.SPLITS
+    return Arrays(x, counts, library, rows["train"], held, {name: masks[name] for name in held})
 
-    They are what would not fit first: a hundred bytes of a cell's name and labels against none of its mapped values.
+
+def load(folder: Path) -> Arrays:
+    """The arrays of the panel in a regime's folder: of panel.h5ad, or else of the compact panel.npz.
+
+    NumPy and h5py do, so that a machine which only trains needs no more; labels of cells are not read.
+
+    Raises
+    ------
+    InputError
+        There is neither, or the file is damaged.
     """
     import h5py
 
-    with h5py.File(path) as h5:
-        names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
-        rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
-        return Arrays(
-            x=_mapped(h5["X"]),
-            counts=_mapped(h5[COUNTS]),
-            library=h5["obs/total_counts"][()].astype(np.float64),
-            train=rows["train"],
-            held={name: rows[name] for name in split.SPLITS[1:] if name in rows},
-            masks={name: masks[()] for name, masks in h5["uns/masks"].items()},
+    full, packed = folder / "panel.h5ad", folder / "panel.npz"
+    if not full.is_file() and not packed.is_file():
+        raise InputError(
+            f"there is no panel in {io.shown(folder)}/; make it with 01_data, or copy its panel.npz there."
         )
+    try:
+        if not full.is_file():
+            return _unpacked(packed)
+        with h5py.File(full) as h5:
+            names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
+            rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
+            library = h5["obs/total_counts"][()].astype(np.float64)
+            masks = {name: masks[()] for name, masks in h5["uns/masks"].items()}
+            return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, rows, masks)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        path = full if full.is_file() else packed
+        raise InputError(
+            f"{io.shown(path)} cannot be read ({str(error)[:120]}); remove it and make it again."
+        ) from None
 
 
-def _sides(adata):
-    """Names of the panel's sides, in order."""
-    used = set(adata.obs["split"].unique())
-    return [name for name in split.SPLITS if name in used]
+def pack(study: Study, regime: str) -> Path:
+    """Write a regime's panel as panel.npz: a small file for a machine that only trains; see `load`.
+
+    Counts are kept as compressed sparse rows of the smallest integers that hold them; x is computed again from them.
+    """
+    folder = study.folder(regime)
+    data, path = load(folder), folder / "panel.npz"
+    kind = np.min_scalar_type(int(data.counts.max()))
+    parts = {"settings": np.array(_settings(folder / "panel.h5ad") or ""), "genes": np.array(data.counts.shape[1])}
+    parts |= {"counts": data.counts[data.counts > 0].astype(kind)}
+    parts |= {"columns": np.nonzero(data.counts)[1].astype(np.int32), "per_cell": (data.counts > 0).sum(1)}
+    parts |= {"library": data.library, "library_size": np.array(study.training(regime).library_size)}
+    parts |= {f"split-{name}": rows for name, rows in {"train": data.train, **data.held}.items()}
+    parts |= {f"masks-{name}": masks for name, masks in data.masks.items()}
+    with io.atomic(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **parts)
+    return path
 
 
-def origin(adata):
-    """Where a panel comes from, in words and numbers, for a table."""
-    made = adata.uns["provenance"]
-    source, held = made["census"], made["split"]
-    kind = "simulated" if source["simulated"] else "measured"
-    sides = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in _sides(adata)]
-    asked = f" ({made['asked']['donors']:,} asked)" if "donors" in made["asked"] else ""
-    alike = {}
-    if "random" in held:
-        said = f"{held['test_random_donors_that_train']:,} of its {len(held['donors']['test_random']):,} donors"
-        alike = {"leak that test_random shows": f"{said} train here"}
-    return {
-        "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
-        "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
-        "cells of this panel": ", ".join(sides),
-        "held out by": " and ".join(str(held[key]) for key in ("by", "related") if key in held),
-        "held out of the census": str(held["held_out"]),
-        "donors that train": f"{len(held['donors']['train']):,}{asked}",
-        "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
-        **alike,
-        "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
-        "genes chosen on the cells of": made["genes_from"],
-        "library size": str(made["library_size"]),
-        "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
-        "zeros": f"{gene_statistics(adata)['zeros'].mean():.1%} of the panel",
-    }
-
-
-def gene_statistics(adata):
-    """Mean and variance of every gene's counts, and its share of cells without any: a DataFrame, one row per gene."""
-    counts, n = adata.layers["counts"], adata.n_obs
-    total, squares, zeros = np.zeros((3, adata.n_vars))
-    for start in range(0, n, ROWS):
-        block = counts[start : start + ROWS].astype(np.float64)  # sums of integers below 2^53 are exact
-        total, squares, zeros = total + block.sum(0), squares + (block**2).sum(0), zeros + (block == 0).sum(0)
-    mean = total / n
-    return pd.DataFrame(
-        {"mean": mean, "variance": (squares - total * mean) / n, "zeros": zeros / n}, index=adata.var_names
+def _unpacked(path):
+    with np.load(path, allow_pickle=False) as file:
+        parts = {name: file[name] for name in file.files}
+    counts = np.zeros((len(parts["per_cell"]), int(parts["genes"])), np.int32)
+    counts[np.repeat(np.arange(len(counts)), parts["per_cell"]), parts["columns"]] = parts["counts"]
+    rows, masks = (
+        {name.removeprefix(kind): value for name, value in parts.items() if name.startswith(kind)}
+        for kind in ("split-", "masks-")
     )
+    x = normalise(counts, counts.sum(1) if parts["library_size"] == "panel" else parts["library"])
+    return _arrays(x, counts, parts["library"], rows, masks)
 
 
-def plan(collection, study, regime, folder=None, progress=None):
-    """Draw, split and select from an open Census: all of one regime's panel but its values; see `draw.select`.
+# ---------------------------------------------------------------- build
+
+
+def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
+    """Write data/<study>/<regime>/panel.h5ad; one made from the same settings is kept as it is.
+
+    The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
+    same donors. Each regime then draws from all splits in the shares asked for; see `split`. A build that the network
+    broke goes on from the blocks it had finished.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with (cells read, cells to read) after every block.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        Too few cells, donors or genes for what is asked, no room on the disk; CensusUnavailable where there is no
+        Census.
+    """
+    from filelock import FileLock
+
+    from lib.data import census
+
+    path = study.folder(regime) / "panel.h5ad"
+    settings = census.fingerprint([census.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".panel.lock")):
+        if _settings(path) != settings:
+            io.sweep(path)
+            blocks = path.with_name(".blocks") / settings[:16]
+            with census.open_census(study) as collection, io.atomic(path) as partial:
+                adata = plan(collection, study, regime, blocks, progress)
+                adata.uns["provenance"]["settings"] = settings
+                try:
+                    adata.write_h5ad(partial)
+                    _fill(partial, collection, study, adata.uns["provenance"], blocks, progress)
+                except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
+                    raise InputError(
+                        f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it "
+                        "was kept; see that its disk has room and can be written to, and run again."
+                    ) from error
+            io.remove(blocks.parent)
+    return path
+
+
+def _settings(path):
+    """Fingerprint that a panel carries; None where there is no whole panel."""
+    import h5py
+
+    try:
+        with h5py.File(path) as h5:
+            return h5["uns/provenance/settings"].asstr()[()]
+    except (OSError, KeyError):
+        return None
+
+
+def plan(collection, study: Study, regime: str, blocks: Path | None = None, progress: Progress | None = None):
+    """Draw, split and select from an open Census: all of one regime's panel but its values.
 
     Returns
     -------
@@ -192,38 +225,41 @@ def plan(collection, study, regime, folder=None, progress=None):
         obs, var, uns["masks"], uns["provenance"].
     """
     import anndata
+    import pandas as pd
+
+    from lib.data import census, split
 
     asked, source = study.regime(regime), study.genes_from or regime
-    cells, found = draw.cells(collection, study)
-    side, group = split.assign(cells, study.split)
-    chosen = split.draw(side, asked, study.split, study.census.seed, cells["donor_id"])
+    cells, found = split.cells(collection, study)
+    assigned, group = split.assign(cells, study.split)
+    chosen, fitted = (
+        split.draw(assigned, study.regime(name), study.split, study.census.seed, cells["donor_id"])
+        for name in (regime, source)
+    )
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
-    obs["split"] = pd.Categorical.from_codes(side[chosen], split.SPLITS).remove_unused_categories()
-    fitted = chosen
-    if source != regime:
-        fitted = split.draw(side, study.regime(source), study.split, study.census.seed, cells["donor_id"])
+    obs["split"] = pd.Categorical.from_codes(assigned[chosen], split.SPLITS).remove_unused_categories()
     if study.training(source).statistics_from == "train":
-        fitted = fitted[side[fitted] == 0]
-    measured_in = cells["dataset_id"] if study.genes_from else obs["dataset_id"]  # the same for every regime
-    measured = census.fetch(collection, lambda: soma.measured(collection, measured_in.unique()))
-    told = _told(progress, 0, len(fitted) + len(obs))
-    var = draw.select(collection, cells["soma_joinid"].to_numpy()[fitted], asked.genes, measured, folder, told)
+        fitted = fitted[assigned[fitted] == 0]
+    datasets = (cells if study.genes_from else obs)["dataset_id"].unique()  # the same for every regime
+    measured = census.fetch(collection, lambda: census.measured(collection, datasets))
+    shown = _part(progress, 0, len(fitted) + len(obs))
+    var = select(collection, cells["soma_joinid"].to_numpy()[fitted], asked.genes, measured, blocks, shown)
     adata = anndata.AnnData(obs=obs, var=var)
     adata.uns["masks"] = {
         name: draw_masks((obs["split"] == name).sum(), asked.genes, study.masking, split.SPLITS.index(name))
-        for name in _sides(adata)[1:]
+        for name in obs["split"].cat.categories[1:]
     }
     adata.uns["provenance"] = {
-        **_origin(study, regime, len(fitted)),
+        **_provenance(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "split": {"held_out": split.held_out(side, group, study.split)},
+        "split": {"held_out": split.held_out(assigned, group, study.split)},
     }
     return adata
 
 
-def _origin(study, regime, fitted):
-    """What the study file and this code say of a panel, for its provenance."""
+def _provenance(study, regime, fitted):
+    """What the study file and this code say of a panel."""
     source = study.genes_from or regime
     return {
         "study": study.name,
@@ -241,25 +277,15 @@ def _origin(study, regime, fitted):
     }
 
 
-def write(path, adata, collection, study, folder, progress):
-    """Write a planned panel and its values; a disk that fails on the way is one sentence."""
-    try:
-        adata.write_h5ad(path)
-        _fill(path, collection, study, adata.uns["provenance"], folder, progress)
-    except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
-        raise InputError(
-            f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it was kept; "
-            "see that its disk has room and can be written to, and run again."
-        ) from error
-
-
-def _fill(path, collection, study, made, folder, progress):
+def _fill(path, collection, study, made, blocks, progress):
     """Read the counts into the file, block by block, and write the values and the split as counted in the file.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
     """
     import anndata
     import h5py
+
+    from lib.data import census, split
 
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT) as h5:
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
@@ -269,15 +295,17 @@ def _fill(path, collection, study, made, folder, progress):
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
-        told = _told(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
-        draw.read(collection, obs["soma_joinid"].to_numpy(), var["soma_joinid"].to_numpy(), counts, folder, told)
+        shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
+        genes = var["soma_joinid"].to_numpy()
+        for rows, block in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
+            counts[rows] = block[:, genes].toarray().astype(np.int32)
         for start in range(0, len(obs), ROWS):
             block, library = counts[start : start + ROWS], obs["total_counts"].to_numpy()[start : start + ROWS]
             x[start : start + ROWS] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library)
 
 
-def _told(progress, before, total):
-    """What one of the two readings, of the genes' statistics and of the panel, says of both."""
+def _part(progress, before, total):
+    """Progress of one of the two readings, of the genes' statistics and of the panel, as a part of both."""
     return progress and (lambda done, _: progress(before + done, total))
 
 
@@ -288,14 +316,18 @@ def _matrix(h5, name, shape, kind):
     return dataset
 
 
-def normalise(counts, library):
-    """log1p(1e4 * counts / library), (cells, genes) float32; a cell whose library is 0 stays 0."""
+def normalise(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """log1p(1e4 * counts / library), (cells, genes) float32; a cell whose library is 0 stays 0.
+
+    scanpy's normalize_total divides by the sum over the genes that it is given, and here the library size is that of
+    the whole transcriptome.
+    """
     x = counts.astype(np.float32)
     x *= (TARGET / np.maximum(library, 1)).astype(np.float32)[:, None]
     return np.log1p(x, out=x)
 
 
-def draw_masks(cells, genes, masking, stream):
+def draw_masks(cells: int, genes: int, masking: Masking, stream: int) -> np.ndarray:
     """Fixed masks: for each cell `masking.per_cell` sets of round(share * genes) genes.
 
     Returns
@@ -309,3 +341,129 @@ def draw_masks(cells, genes, masking, stream):
         part = masks[start : start + 1000]
         part[:] = np.sort(np.argpartition(rng.random((*part.shape[:2], genes)), k - 1)[..., :k])
     return masks
+
+
+# ---------------------------------------------------------------- genes and counts
+
+
+def select(collection, cells, genes, measured, blocks=None, progress=None):
+    """The `genes` most variable genes (seurat_v3) of the given cells, in the order of soma_joinid.
+
+    Parameters
+    ----------
+    cells : (cells,) int64
+        Ascending soma_joinids.
+    measured : (genes of the Census,) bool
+        Which may be chosen: those that all data sets of the panel measured.
+
+    Returns
+    -------
+    DataFrame
+        soma_joinid, feature_id, feature_name, means, variances, variances_norm; named by feature_id.
+    """
+    from scipy import sparse
+
+    from lib.data import census
+
+    human, columns = census.human(collection), ["soma_joinid", "feature_id", "feature_name"]
+    table = census.fetch(collection, lambda: human.ms["RNA"].var.read(column_names=columns).concat())
+    var = table.to_pandas().sort_values("soma_joinid").set_index("soma_joinid", drop=False).rename_axis(None)
+    counts = census.fetch(collection, lambda: human.obs.read((cells,), column_names=["nnz"]).concat())
+    if counts["nnz"].to_numpy().sum() > IN_MEMORY:
+        statistics = _streamed(collection, cells)
+    else:
+        parts = [block for _, block in census.blocks(collection, cells, None, blocks, progress)]
+        statistics = variability(sparse.vstack(parts, format="csr")).loc[var.index]
+    var = var[measured[var["soma_joinid"]]]
+    if var.empty:
+        raise InputError("no gene is measured in all data sets of the panel; leave some out by census.filter.")
+    var = var.join(statistics[["means", "variances", "variances_norm"]])
+    varying = int((var["variances"] > 0).sum())
+    if varying < genes:
+        raise InputError(
+            f"{genes:,} genes are asked for, and {varying:,} of the Census' {len(var):,} vary in the training cells; "
+            "ask for fewer."
+        )
+    var = var.sort_values("variances_norm", ascending=False, kind="stable").head(genes).sort_values("soma_joinid")
+    return var.set_index(var["feature_id"].astype(str).rename(None))
+
+
+def variability(counts):
+    """Mean, variance and normalised variance of every gene by scanpy's seurat_v3, for (cells, genes) csr counts.
+
+    Its local fit of variance on mean is singular where many genes have the same mean, as in every real panel of a few
+    hundred cells. Genes are then scaled apart by a hair, seeded, which leaves the normalised variance as it is.
+    """
+    import anndata
+    import scanpy
+
+    apart = np.random.default_rng(0).uniform(-1, 1, counts.shape[1])
+    for size in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
+        scaled = counts if size == 0 else counts.multiply(1 + size * apart).tocsr()
+        adata = anndata.AnnData(scaled)
+        try:
+            return scanpy.pp.highly_variable_genes(
+                adata, flavor="seurat_v3", n_top_genes=1, inplace=False, check_values=False
+            ).set_axis(range(counts.shape[1]))
+        except ValueError:
+            continue
+    raise InputError("the varying genes are too few or too alike to choose among; give more cells or genes.")
+
+
+def _streamed(collection, cells):
+    """The same by the Census client, in bounded memory."""
+    from cellxgene_census.experimental.pp import get_highly_variable_genes
+
+    from lib.data import census
+
+    def work():
+        return get_highly_variable_genes(collection, census.ORGANISM, obs_coords=cells, n_top_genes=1)
+
+    return census.fetch(collection, work, patience=threading.TIMEOUT_MAX)
+
+
+# ---------------------------------------------------------------- describe
+
+
+def origin(adata) -> dict[str, str]:
+    """Where a panel comes from, in words and numbers, for a table."""
+    made = adata.uns["provenance"]
+    source, held = made["census"], made["split"]
+    kind = "simulated" if source["simulated"] else "measured"
+    names = adata.obs["split"].cat.categories
+    parts = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in names]
+    asked = f" ({made['asked']['donors']:,} asked)" if "donors" in made["asked"] else ""
+    leak = {}
+    if "random" in held:
+        trained = f"{held['test_random_donors_that_train']:,} of its {len(held['donors']['test_random']):,} donors"
+        leak = {"leak that test_random shows": f"{trained} train here"}
+    return {
+        "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
+        "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
+        "cells of this panel": ", ".join(parts),
+        "held out by": " and ".join(str(held[key]) for key in ("by", "related") if key in held),
+        "held out of the census": str(held["held_out"]),
+        "donors that train": f"{len(held['donors']['train']):,}{asked}",
+        "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
+        **leak,
+        "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
+        "genes chosen on the cells of": made["genes_from"],
+        "library size": str(made["library_size"]),
+        "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
+        "zeros": f"{gene_statistics(adata)['zeros'].mean():.1%} of the panel",
+    }
+
+
+def gene_statistics(adata):
+    """Mean and variance of every gene's counts, and its share of cells without any: a DataFrame, one row per gene."""
+    import pandas as pd
+
+    counts, n = adata.layers["counts"], adata.n_obs
+    total, squares, zeros = np.zeros((3, adata.n_vars))
+    for start in range(0, n, ROWS):
+        block = counts[start : start + ROWS].astype(np.float64)  # sums of integers below 2^53 are exact
+        total, squares, zeros = total + block.sum(0), squares + (block**2).sum(0), zeros + (block == 0).sum(0)
+    mean = total / n
+    return pd.DataFrame(
+        {"mean": mean, "variance": (squares - total * mean) / n, "zeros": zeros / n}, index=adata.var_names
+    )

@@ -19,6 +19,7 @@ The floor is that of a predictor which knows this truth, the visible counts and 
 sees log1p(1e4 x / l) only; the value that a count of one takes tells l too, unless all visible counts are zero.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Truth:
         return np.repeat(self.prior / len(self.profiles), len(self.profiles))
 
 
-def truth(settings):
+def truth(settings: Simulation) -> Truth:
     """Draw the truth from `settings.seed`; the number of cells plays no part in it.
 
     Returns
@@ -96,7 +97,7 @@ def _raised(rng, node_of_state, share, genes):
     return (np.abs(rng.normal(0, EFFECT, shape)) * (rng.random(shape) < share))[node_of_state]
 
 
-def genes(truth):
+def genes(truth: Truth) -> pd.DataFrame:
     """The gene table, one row per column of the counts: feature_id, feature_name, feature_length (base pairs)."""
     n = truth.settings.genes
     length = np.random.default_rng([truth.settings.seed, 1]).lognormal(8, 0.7, n).round().astype(np.int64)
@@ -104,7 +105,7 @@ def genes(truth):
     return pd.DataFrame({"feature_id": ids, "feature_name": _numbered("SIM", n), "feature_length": length})
 
 
-def chunks(truth, size=5000):
+def chunks(truth: Truth, size: int = 5000) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
     """Draw the census `size` cells at a time, so that memory is bounded by one chunk.
 
     The same cells come whatever the size. Those of a donor, and of a data set, follow each other, as in the public

@@ -1,18 +1,192 @@
-"""Which cells train and which are held out: whole groups of related cells, decided once for all regimes of a study."""
+"""Which cells a study uses, and which of them train or are held out: whole groups of related cells, decided once."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lib.data import census
 from lib.io import InputError
+from lib.study import Census, Regime, Sample, Split, Study
 
 SPLITS = ("train", "validation", "test", "test_dataset", "test_random")
-"""The sides of a split; a study has the first three at least. Everywhere below a side is an index into this."""
+"""Names of the splits; a study has the first three at least. Everywhere below a split is an index into this."""
 ORDERS, TOLERANCE = 1000, 0.2
 """Seeded orders of the groups that are tried, and the relative miss of a held-out share at which the search stops."""
+COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_sum"]
+"""obs columns of every panel; raw_sum becomes total_counts."""
+ROWS = 2**22
+"""Rows of obs that are read at a time."""
+
+PRIMARY = "is_primary_data == True"
+"""The default filter: no cell that another data set holds as well."""
+UMI = [
+    "10x 3' transcription profiling", "10x 3' v1", "10x 3' v2", "10x 3' v3", "10x 3' v4",
+    "10x 5' transcription profiling", "10x 5' v1", "10x 5' v2", "10x 5' v3", "10x gene expression flex",
+    "10x multiome", "5' STRT-seq", "Asteria scRNA-seq kit", "BD Rhapsody Whole Transcriptome Analysis", "CEL-seq2",
+    "DroNc-seq", "Drop-seq", "GEXSCOPE technology", "HIVE CLX Single-Cell RNAseq Solution", "MARS-seq",
+    "Parse Evercode Whole Transcriptome v1", "Parse Evercode Whole Transcriptome v2",
+    "Parse Evercode Whole Transcriptome v3", "SHARE-seq", "SORT-seq", "SPLiT-seq",
+    "ScaleBio single cell RNA sequencing", "Seq-Well", "Seq-Well S3", "TruDrop", "inDrop", "microwell-seq",
+    "modified STRT-seq", "particle-templated instant partition sequencing", "sci-CAR", "sci-Plex", "sci-RNA-seq",
+    "sci-RNA-seq3", "snDrop-seq",
+]  # fmt: skip
+"""Assays of the Census whose counts are molecules of the whole transcriptome. Left out: full-length methods such as
+Smart-seq, whose counts are reads; targeted panels; labels that leave it open, such as STRT-seq."""
+GRAMMAR = (
+    ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.BitAnd, ast.BitOr, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE,
+    ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Name, ast.Load, ast.Constant, ast.List, ast.Call, ast.UnaryOp, ast.USub,
+)  # fmt: skip
+"""The parts of Python's syntax that a filter of the Census is made of."""
+
+# ---------------------------------------------------------------- which cells
 
 
-def assign(cells, split):
-    """Put every cell of the Census on one side.
+def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Labels of the cells that a study may use, by soma_joinid, and how they were chosen.
+
+    Returns
+    -------
+    DataFrame
+        COLUMNS and what the split and the sample go by; only cells that pass the filter, have counts, and are drawn.
+    dict
+        filter, cells_available, cells_without_counts; with census.sample also sample.
+    """
+    source, obs = study.census, census.fetch(collection, lambda: census.human(collection).obs)
+    by = [source.sample.by] if source.sample else []
+    names = list(dict.fromkeys([*COLUMNS, *columns(study.split), *by]))
+    if absent := [name for name in names if name not in obs.schema.names]:
+        raise InputError(f"the Census has no obs column {absent[0]!r}; it has {', '.join(obs.schema.names)}.")
+    passing, parts, empty = condition(collection, source), [], 0
+    for rows in _passing(collection, obs, names, passing):
+        counted = rows["raw_sum"] > 0
+        empty += int((~counted).sum())
+        parts.append(rows.loc[counted, names])
+    table = pd.concat(parts, ignore_index=True).rename(columns={"raw_sum": "total_counts"})
+    if table.empty:
+        raise InputError(f"no cell of the Census passes census.filter {passing!r} and has counts; ask for other cells.")
+    found = {"filter": passing, "cells_available": len(table), "cells_without_counts": empty}
+    if source.sample:
+        table = table.iloc[sample(table, source.sample, source.seed)].reset_index(drop=True)
+        found["sample"] = source.sample.model_dump(exclude_none=True) | {"cells": len(table)}
+    for name in table.columns[table.dtypes == "category"]:
+        table[name] = table[name].cat.remove_unused_categories()
+    return table, found
+
+
+def _passing(collection, obs, names, passing):
+    """Rows of obs that pass, sorted by soma_joinid, as one DataFrame for every ROWS ids."""
+    first, last = census.fetch(collection, lambda: census.ids(obs))
+    for start in range(first, last + 1, ROWS):
+        ids = slice(start, min(start + ROWS - 1, last))
+
+        def read(ids=ids):
+            return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
+
+        try:
+            yield census.fetch(collection, read).sort_values("soma_joinid")
+        except InputError:
+            raise
+        except Exception as error:
+            reason = census.short(error)
+            raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
+
+
+def condition(collection, source: Census) -> str:
+    """The filter in force: that of the study or the default of this Census, and census.tissues.
+
+    The default of a public release is primary data from normal tissue (not from a culture, where the Census says so)
+    by an assay that counts molecules; elsewhere it is primary data.
+
+    Raises
+    ------
+    InputError
+        It is no condition, or names a column or a label that the Census lacks: such a label gives no cells, and no
+        error either.
+    """
+    obs = census.fetch(collection, lambda: census.human(collection).obs)
+    clauses = [PRIMARY if source.filter is None else source.filter]
+    release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
+    if source.filter is None and (source.version or release):
+        known = _labels(collection, obs, "assay")
+        if not (assays := [assay for assay in UMI if assay in known]):
+            raise InputError(
+                "no assay of this Census is known to count molecules; choose its cells with census.filter."
+            )
+        clauses += ["tissue_type == 'tissue'"] if "tissue_type" in obs.schema.names else []  # since schema 2.2.0
+        clauses += ["disease == 'normal'", f"assay in {assays}"]
+    if source.tissues:
+        clauses.append(f"tissue_general in {source.tissues}")
+    for clause in clauses:
+        _check(collection, obs, clause)
+    return clauses[0] if len(clauses) == 1 else " and ".join(f"({clause})" for clause in clauses)
+
+
+def _labels(collection, obs, column):
+    """The labels of a categorical obs column."""
+    return census.fetch(collection, lambda: obs.get_enumeration_values([column])[column].to_pylist())
+
+
+def _check(collection, obs, clause):
+    """Refuse a clause that is no condition, and columns and labels that the Census lacks."""
+    import pyarrow as pa
+
+    try:
+        nodes = list(ast.walk(ast.parse(clause, mode="eval").body))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
+        nodes = [None]
+    if not all(isinstance(node, GRAMMAR) for node in nodes):
+        raise InputError(f"census.filter {clause!r} is no condition such as \"sex == 'female' and nnz > 500\".")
+    for comparison in (list(ast.walk(node)) for node in nodes if isinstance(node, ast.Compare)):
+        values = [node.value for node in comparison if isinstance(node, ast.Constant)]
+        for column in (node.id for node in comparison if isinstance(node, ast.Name)):
+            if column in ("attr", "val"):
+                continue
+            if column not in obs.schema.names:
+                there = ", ".join(obs.schema.names)
+                raise InputError(f"census.filter {clause!r}: no obs column is {column}; there are {there}.")
+            if pa.types.is_dictionary(obs.schema.field(column).type):
+                labels = _labels(collection, obs, column)
+                for value in (value for value in values if value not in labels):
+                    close = difflib.get_close_matches(str(value), labels, n=1, cutoff=0)
+                    nearest = f"; the nearest label is {close[0]!r}" if close else ""
+                    raise InputError(f"census.filter {clause!r}: the Census has no {column} {value!r}{nearest}.")
+
+
+def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
+    """A seeded draw of blocks of neighbouring ids, with caps; see `study.Sample`.
+
+    All blocks are put in a random order, and cells are taken in it until their donor, then their label of `by`, has
+    enough. Donors count within a data set, because their names are unique only there.
+
+    Returns
+    -------
+    (cells,) int64
+        Positions in `cells`, ascending.
+    """
+    block = cells["soma_joinid"].to_numpy() // asked.block
+    block = np.cumsum(np.diff(block, prepend=block[:1]) != 0, dtype=np.int32)
+    order = np.random.default_rng([seed, 3]).permutation(block[-1] + 1)
+    order = np.argsort(order[block], kind="stable")
+    if asked.per_donor:
+        order = order[_turn(cells, order, ["dataset_id", "donor_id"]) < asked.per_donor]
+    return np.sort(order[_turn(cells, order, [asked.by]) < asked.each])
+
+
+def _turn(cells, order, columns):
+    """How many cells with the same labels stand before each one of `order`, (n,) int64."""
+    return cells[columns].iloc[order].groupby(columns, observed=True, dropna=False).cumcount().to_numpy()
+
+
+# ---------------------------------------------------------------- who is held out
+
+
+def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Put every cell of the Census into a split.
 
     Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together.
     With `random` each cell is drawn by itself, and donors are in several splits. Data sets that are set aside go first,
@@ -22,11 +196,11 @@ def assign(cells, split):
     ----------
     cells : DataFrame
         donor_id, dataset_id and the columns that `split` names.
-    split : params.Split
 
     Returns
     -------
-    side, group : (cells,) int
+    assigned, group : (cells,) int
+        Index into SPLITS, and number of the group.
 
     Raises
     ------
@@ -34,28 +208,30 @@ def assign(cells, split):
         Fewer than three groups, or than two data sets where some are set aside.
     """
     if split.by == "random":
-        side, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
+        assigned, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
         validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
-        side[order[:validation]], side[order[validation : validation + test]] = 1, 2
-        return side, np.arange(len(cells))
+        assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
+        return assigned, np.arange(len(cells))
     group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
-    side = np.zeros(len(sizes), int)  # of each group
+    assigned = np.zeros(len(sizes), int)  # of each group
     if split.dataset:
-        side[group[_data_sets(cells, split)]] = SPLITS.index("test_dataset")
-    left = np.flatnonzero(side == 0)
+        assigned[group[_data_sets(cells, split)]] = SPLITS.index("test_dataset")
+    left = np.flatnonzero(assigned == 0)
     if len(left) < 3:
-        donors = cells["donor_id"][side[group] == 0].nunique()
+        donors = cells["donor_id"][assigned[group] == 0].nunique()
         aside = " once split.dataset has set data sets aside" if split.dataset else ""
         raise InputError(
             f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(left)}, of "
             f"{donors} donor(s){aside}: add donors, set split.by to donor_id, or to random if that leak is wanted."
         )
-    side[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
-    side = side[group]
+    assigned[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
+    assigned = assigned[group]
     if split.random:
-        _single_cells(side, split)
-    return side, group
+        number = SPLITS.index("test_random")
+        order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(assigned == 0))
+        assigned[order[: round(split.random * len(assigned))]] = number
+    return assigned, group
 
 
 def _data_sets(cells, split):
@@ -70,19 +246,12 @@ def _data_sets(cells, split):
     return hold_out(sizes, (split.dataset,), split.seed)[group] == 1
 
 
-def _single_cells(side, split):
-    """Put cells that would train, whoever their donor is, on the side test_random."""
-    number = SPLITS.index("test_random")
-    order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(side == 0))
-    side[order[: round(split.random * len(side))]] = number
-
-
-def columns(split):
-    """obs columns of which no label may stand on two sides; none for a random split."""
+def columns(split: Split) -> list[str]:
+    """obs columns of which no label may stand in two splits; none for a random split."""
     return [] if split.by == "random" else list(dict.fromkeys(filter(None, (split.by, "donor_id", split.related))))
 
 
-def related(*labels):
+def related(*labels: Iterable) -> np.ndarray:
     """Number the groups of cells, (cells,) int: connected components of the graph that joins the labels of a cell.
 
     Parameters
@@ -97,25 +266,17 @@ def related(*labels):
     for column in labels:
         nodes.append(size + pd.factorize(column, use_na_sentinel=False)[0])  # what has no label counts as one group
         size = nodes[-1].max() + 1
-    first = _different(nodes)  # one edge for each combination of labels, not for each cell
-    edges = np.tile(nodes[0][first], len(nodes)), np.concatenate([column[first] for column in nodes])
-    graph = coo_matrix((np.ones(len(edges[0]), bool), edges), shape=(size, size))
+    pairs = pd.DataFrame(nodes).T.drop_duplicates()  # one edge for each combination of labels, not for each cell
+    ends = np.repeat(pairs[0].to_numpy(), len(nodes)), pairs.to_numpy().ravel()
+    graph = coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][nodes[0]]
 
 
-def _different(columns):
-    """A cell of each combination of numbers that cells have in some columns, (combinations,) int."""
-    kind = columns[0]
-    for column in columns[1:]:
-        kind = pd.factorize(kind * (column.max() + 1) + column)[0]
-    return np.flatnonzero(~pd.Series(kind).duplicated().to_numpy())
-
-
-def hold_out(sizes, shares, seed, cells=None):
+def hold_out(sizes: np.ndarray, shares: tuple[float, ...], seed: int, cells: int | None = None) -> np.ndarray:
     """Choose the groups that are held out, so that their cells come near the asked shares.
 
-    Groups are taken in a seeded random order, each if it brings its side nearer to its share, at least one a side. The
-    largest group always trains. The first order that misses no share by more than TOLERANCE of it is used, or
+    Groups are taken in a seeded random order, each if it brings its split nearer to its share, at least one a split.
+    The largest group always trains. The first order that misses no share by more than TOLERANCE of it is used, or
     else the one of ORDERS that misses least.
 
     Parameters
@@ -123,31 +284,31 @@ def hold_out(sizes, shares, seed, cells=None):
     sizes : (groups,) int
         Cells of each group, of which there are more than shares.
     shares : tuple
-        Of each side, such as (validation, test).
+        Of each split, such as (validation, test).
     cells : int, optional
         What these are shares of; all cells of these groups when left out.
 
     Returns
     -------
     (groups,) int
-        The side of each group: 0 where it trains, else 1 for the first share and so on.
+        0 where a group trains, else 1 for the first share and so on.
     """
     rng, goals = np.random.default_rng(seed), np.multiply(shares, cells or sizes.sum())
     movable = np.delete(np.arange(len(sizes)), sizes.argmax())
     least = np.inf
     for _ in range(ORDERS):
         order, taken = rng.permutation(movable), []
-        for later, goal in zip(reversed(range(len(goals))), goals, strict=True):  # each later side needs a group too
+        for later, goal in zip(reversed(range(len(goals))), goals, strict=True):  # each later split needs a group too
             taken.append(_fill(order[: len(order) - later], sizes, goal))
             order = order[~np.isin(order, taken[-1])]
         miss = np.abs(np.array([sizes[groups].sum() for groups in taken]) / goals - 1).max()
         if miss < least:
-            least, side = miss, np.zeros(len(sizes), int)
+            least, assigned = miss, np.zeros(len(sizes), int)
             for number, groups in enumerate(taken, 1):
-                side[groups] = number
+                assigned[groups] = number
         if least <= TOLERANCE:
             break
-    return side
+    return assigned
 
 
 def _fill(order, sizes, goal):
@@ -160,17 +321,18 @@ def _fill(order, sizes, goal):
     return taken or [order[0]]
 
 
-def draw(side, asked, split, seed, donor):
-    """Draw one regime's cells from all sides, in the shares asked for, or with split.cells on each held-out side.
+def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd.Series) -> np.ndarray:
+    """Draw one regime's cells from all splits, in the shares asked for, or with split.cells of each held-out split.
 
-    Each side has one seeded order, whatever is asked for, so that the cells of a small regime are among those of a
+    Each split has one seeded order, whatever is asked for, so that the cells of a small regime are among those of a
     larger one. So have the donors that train: a regime that asks for a number of them takes its training cells, in the
     same order as ever, from the first ones.
 
     Parameters
     ----------
-    side : (cells of the Census,) int
-    asked : params.Regime
+    assigned : (cells of the Census,) int
+        Of `assign`.
+    asked : Regime
         How many cells: in all, or for training where split.cells fixes the held-out cells.
     donor : Series of (cells of the Census,)
         Label of each cell's donor.
@@ -178,16 +340,16 @@ def draw(side, asked, split, seed, donor):
     Returns
     -------
     (cells,) int
-        Positions in `side`, ascending.
+        Positions in `assigned`, ascending.
 
     Raises
     ------
     InputError
-        Too few cells on a side, or none asked for.
+        Too few cells in a split, or none asked for.
     """
-    if asked.cells > len(side):
+    if asked.cells > len(assigned):
         raise InputError(
-            f"{asked.cells:,} cells are asked for, and census.filter and census.sample leave {len(side):,}; "
+            f"{asked.cells:,} cells are asked for, and census.filter and census.sample leave {len(assigned):,}; "
             "ask for fewer."
         )
     chosen = []
@@ -197,40 +359,25 @@ def draw(side, asked, split, seed, donor):
                 f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
             )
         number, limited = SPLITS.index(name), name == "train" and asked.donors
-        order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(side == number))
+        order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(assigned == number))
         if limited:
             order = order[_of_donors(donor, order, asked.donors, seed)]
         if wanted > len(order):
-            pool = f"{asked.donors:,} donors" if limited else "groups"
-            advice = "for more donors" if limited else "change the shares or the seed of the split"
+            pool, change = ("groups", "the shares or the seed of the split")
+            if limited:
+                pool, change = f"{asked.donors:,} donors", "the number of donors"
             raise InputError(
-                f"{_need(name, wanted, asked, split)}, whose {pool} have {len(order):,}; "
-                f"ask for at most {_most(name, len(order), asked.cells, split):,}, or {advice}."
+                f"{wanted:,} cells are needed for {name}, whose {pool} have {len(order):,}; ask for fewer, or change "
+                f"{change}."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
 
 
 def _wanted(cells, split):
-    """Cells of each side of a regime, {side: cells}."""
+    """Cells of each split of a regime, {name: cells}."""
     held = {name: split.cells or round(share * cells) for name, share in split.shares.items()}
     return {"train": cells if split.cells else cells - sum(held.values())} | held
-
-
-def _need(name, wanted, asked, split):
-    """What asks for more cells of a side than there are, in words."""
-    if split.cells:
-        return f"{wanted:,} cells are asked for {name}"
-    return f"{asked.cells:,} cells need {wanted:,} for {name}"
-
-
-def _most(name, available, cells, split):
-    """The most cells that may be asked for where a side has only `available`: of that side itself with split.cells."""
-    if split.cells:
-        return available
-    while _wanted(cells, split)[name] > available:  # no step passes the number sought
-        cells = min(cells - 1, int((available + len(split.shares)) * cells / _wanted(cells, split)[name]))
-    return cells
 
 
 def _of_donors(donor, order, donors, seed):
@@ -241,26 +388,25 @@ def _of_donors(donor, order, donors, seed):
         raise InputError(
             f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most {len(labels):,}."
         )
-    first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no side has
+    first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no split has
     return np.isin(codes, first)
 
 
-def held_out(side, group, split):
-    """Share of the Census' cells that each held-out side got, in words, and why where it misses what was asked."""
-    sizes, said, missed = np.bincount(group), [], False
-    for name, asked in split.shares.items():
-        got = np.mean(side == SPLITS.index(name))
-        said.append(f"{name} {got:.1%} of the cells ({asked:.1%} asked)")
-        missed |= abs(got / asked - 1) > TOLERANCE
-    reason = (
-        f"; none of {ORDERS:,} choices among the {len(sizes):,} groups, which stay whole and have {sizes.min():,} to "
-        f"{sizes.max():,} cells, came nearer"
+def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:
+    """Share of the Census' cells that each held-out split got, in words, and why where it misses what was asked."""
+    sizes = np.bincount(group)
+    got = {name: np.mean(assigned == SPLITS.index(name)) for name in split.shares}
+    parts = [f"{name} {got[name]:.1%} of the cells ({asked:.1%} asked)" for name, asked in split.shares.items()]
+    if all(abs(got[name] / asked - 1) <= TOLERANCE for name, asked in split.shares.items()):
+        return ", ".join(parts)
+    return (
+        f"{', '.join(parts)}; none of {ORDERS:,} choices among the {len(sizes):,} groups, which stay whole and have "
+        f"{sizes.min():,} to {sizes.max():,} cells, came nearer"
     )
-    return ", ".join(said) + (reason if missed else "")
 
 
-def report(obs, split):
-    """Who is where, for the provenance: counted from the table as it was written, and not from `assign`.
+def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
+    """What is in each split, for the provenance: counted from the table as it was written, and not from `assign`.
 
     Parameters
     ----------
@@ -270,32 +416,32 @@ def report(obs, split):
     Returns
     -------
     dict
-        Settings; cells, groups and donors of each side; and how many donors, cells, and labels of the columns that
-        the split keeps together are found on two sides. For donors and labels, test_random counts as training, of
-        whose donors it is made; how many of its donors train in this regime is said.
+        Settings; cells, groups and donors of each split; and how many donors, cells, and labels of the columns that
+        the split keeps together are in two splits. For donors and labels, test_random counts as training, of
+        whose donors it is made; how many of its donors train in this regime is given.
     """
-    sides = {name: obs[obs["split"] == name] for name in ("train", *split.shares)}
-    donors = {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in sides.items()}
-    kept = columns(split) or ["soma_joinid"]
+    parts = {name: obs[obs["split"] == name] for name in ("train", *split.shares)}
+    donors = {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in parts.items()}
+    together = columns(split) or ["soma_joinid"]
     people = obs.assign(split=obs["split"].astype(str).replace("test_random", "train"))
-    in_two = {name: _in_two(people, name) for name in kept}
+    in_two = {name: _in_two(people, name) for name in together}
     if split.dataset:
         in_two["dataset_id"] = _in_two(people.assign(split=people["split"] == "test_dataset"), "dataset_id")
-    told = {
+    found = {
         **split.model_dump(exclude_none=True),
-        "cells": {name: len(rows) for name, rows in sides.items()},
-        "groups": {name: len(np.unique(related(*(rows[column] for column in kept)))) for name, rows in sides.items()},
+        "cells": {name: len(rows) for name, rows in parts.items()},
+        "groups": {name: int(related(*(rows[key] for key in together)).max()) + 1 for name, rows in parts.items()},
         "donors": donors,
         "donors_in_two_splits": _in_two(people, "donor_id"),
         "cells_in_two_splits": _in_two(obs, "soma_joinid"),
         "labels_in_two_splits": sum(in_two.values()),
     }
     if split.random:
-        told["test_random_donors_that_train"] = len(np.intersect1d(donors["train"], donors["test_random"]))
-    return told
+        found["test_random_donors_that_train"] = len(np.intersect1d(donors["train"], donors["test_random"]))
+    return found
 
 
 def _in_two(obs, name):
-    """How many labels of a column are found on two sides."""
+    """How many labels of a column are in two splits."""
     pairs = obs[[name, "split"]].drop_duplicates()
     return int((pairs[name].value_counts(dropna=False) > 1).sum())
