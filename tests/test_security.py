@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import io, names, plain
-from lib.data import draw, filters, own, panel
+from lib.data import draw, filters, panel, user_files
 from lib.fit import runs
 from lib.io import InputError
 from lib.run.cli import main
@@ -69,7 +69,7 @@ def test_no_pickle_is_loaded_from_the_census_to_the_trained_weights(tiny, h5ad, 
         for _ in range(2):  # trained, then found
             loop.train(data, shape, 7, tiny.training("data-rich"), tiny.run_folder("data-rich", shape.name, 7))
         assert set(runs.histories(tiny, "data-rich")["size"]) == {shape.name}
-        own.survey(Census(files=[str(h5ad("a", counts))]))
+        user_files.survey(Census(files=[str(h5ad("a", counts))]))
     assert looked_up == []
     with unpickling() as looked_up:
         pickle.loads(pickle.dumps(Program()))
@@ -144,7 +144,7 @@ def test_a_file_that_points_to_another_file_is_refused(h5ad, counts, tmp_path, k
             layout[:] = h5py.VirtualSource(str(secret), "data", (len(values),))
             h5["X"].create_virtual_dataset("data", layout)
     with pytest.raises(InputError, match="keeps X/data in another file, which the study does not name"):
-        own.survey(Census(files=[str(path)]))
+        user_files.survey(Census(files=[str(path)]))
 
 
 def test_a_filter_nested_too_deep_is_refused_in_one_sentence():

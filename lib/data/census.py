@@ -16,9 +16,8 @@ import pandas as pd
 
 from lib import io
 from lib.data import simulate
-from lib.data.own import pooled
-from lib.data.samples import marks
 from lib.data.soma import ORGANISM, write, writing
+from lib.data.user_files import marks, pooled
 from lib.io import CensusUnavailable, shown
 
 PATIENCE = 60.0
@@ -228,7 +227,7 @@ def is_release(collection):
 
 
 def sources(collection):
-    """The files behind a Census of one's own, as `own.survey` reports them; no rows for any other Census."""
+    """The files behind a Census of one's own, as `user_files.survey` reports them; no rows for any other Census."""
     return pd.DataFrame(json.loads(_summary(collection).get("files", "[]")))
 
 

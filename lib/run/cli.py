@@ -202,20 +202,20 @@ def make_report(name):
 
 def check(what):
     """Check the files of a study, or files given by their paths, and say what they hold."""
-    from lib.data import own
+    from lib.data import user_files
 
     named = (io.ROOT / "params" / f"{what[0]}.yaml").is_file() or not os.path.exists(what[0])
     if len(what) > 1 or not named:
         paths = [glob.escape(os.path.abspath(path)) for path in what]
-        pool = own.survey(Census(files=paths), labelled=False)
+        pool = user_files.survey(Census(files=paths), labelled=False)
     else:
         study = load_study(what[0])
         if not (study.census and (study.census.h5ad or study.census.files)):
             raise InputError(
                 f"study {study.name} reads no files of your own; name them in census.h5ad or census.files."
             )
-        pool = own.survey(study.census)
-    print(pool.report.to_string(index=False), own.said(pool), sep="\n")
+        pool = user_files.survey(study.census)
+    print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
     return 0
 
 

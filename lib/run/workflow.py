@@ -77,9 +77,9 @@ def sources(study):
         return [table]
     if not (study.census.h5ad or study.census.files):
         return []
-    from lib.data import samples
+    from lib.data import user_files
 
-    return samples.inputs(study.census)
+    return user_files.inputs(study.census)
 
 
 def flops(study, regime, size):
