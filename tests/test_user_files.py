@@ -4,6 +4,7 @@ import tracemalloc
 
 import anndata
 import cellxgene_census
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from lib import io as lib_io
 from lib.data import census, readers, soma, user_files
 from lib.io import InputError
 from lib.run import cli as command
@@ -241,6 +243,121 @@ def test_a_label_of_the_study_goes_before_the_column_of_the_file(h5ad, study_fil
     adata, _ = read(skin)
     assert set(adata.obs["tissue"]) == {"skin"} and set(adata.obs["donor_id"]) == set("ABCD")
     assert census.made_from(skin) != census.made_from(lung)
+
+
+# ---------------------------------------------------------------- files as people have them
+
+
+def in_the_layout_of_anndata_07(path, donors):
+    """An .h5ad file whose donors are codes, with their categories beside the columns of obs; -1 is a missing one."""
+    with h5py.File(path, "r+") as h5:
+        obs, names = h5["obs"], sorted(set(donors) - {None})
+        for key in {"donor_id", "__categories"} & set(obs):
+            del obs[key]
+        obs.create_dataset("__categories/donor_id", data=names, dtype=h5py.string_dtype())
+        obs["donor_id"] = np.array([names.index(donor) if donor else -1 for donor in donors], np.int8)
+        obs["donor_id"].attrs["categories"] = obs["__categories/donor_id"].ref
+        for group in (obs, h5["var"]):
+            group.attrs["encoding-version"] = "0.1.0"
+
+
+def test_categories_of_anndata_07_are_labels_and_not_codes(h5ad, counts):
+    for name in "PQ":
+        path = h5ad(name, counts + (name == "Q"))
+        in_the_layout_of_anndata_07(path, np.resize([f"{name}{donor}" for donor in range(8)], 200))
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert {*pool.obs[0]["donor_id"]} == {f"P{donor}" for donor in range(8)}
+    assert {*pool.obs[1]["donor_id"]} == {f"Q{donor}" for donor in range(8)}
+    in_the_layout_of_anndata_07(path, ["Q1"] * 190 + [None] * 10)
+    with pytest.raises(InputError, match=r"Q\.h5ad: obs column 'donor_id' is empty for 10 cells"):
+        user_files.survey(Census(h5ad=["input/*.h5ad"]))
+
+
+def test_one_donor_is_one_however_its_number_was_stored(h5ad, tenx, project, counts):
+    donors = np.resize(np.arange(1, 9), 200)
+    kinds = {"a": donors, "b": donors.astype(float), "c": donors.astype(str), "d": pd.Categorical(donors.astype(float))}
+    paths = [h5ad(name, counts + at, None, donor_id=kind) for at, (name, kind) in enumerate(kinds.items())]
+    (project / "sheet.csv").write_text(f"path,donor_id\n{tenx('e', counts + 9)},1.0\n")
+    pool = user_files.survey(Census(files=[*map(str, paths), "sheet.csv"]))
+    assert {donor for obs in pool.obs for donor in obs["donor_id"]} == set("12345678")
+
+
+def test_counts_are_found_in_raw_or_a_layer_and_that_is_said(h5ad, counts):
+    for name, attribute in (("a", "raw/X"), ("b", "layers/counts"), ("c", "X")):
+        path = h5ad(name, counts + (name == "b") + 2 * (name == "c"))
+        adata = anndata.read_h5ad(path)
+        if attribute == "raw/X":
+            whole, adata = adata, adata[:, :20].copy()
+            adata.raw = whole
+        if attribute == "layers/counts":
+            adata.layers["counts"] = adata.X.copy()
+        if attribute != "X":
+            adata.X = np.log1p(adata.X.toarray() / 3)
+        adata.write_h5ad(path)
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert pool.report["counts_in"].tolist() == ["raw/X", "layers/counts", "X"]
+    assert pool.report["genes"].tolist() == [30, 30, 30]
+    totals = [np.median(counts.sum(axis=1)) + extra for extra in (0, 30, 60)]
+    assert pool.report["median_counts"].tolist() == totals
+
+
+@pytest.mark.parametrize("layout", ["v3", "mtx"])
+def test_identifiers_of_a_pipeline_do_not_go_before_symbols(tenx, counts, layout):
+    symbols = [f"GENE{gene}" for gene in range(30)]
+    tenx("a", counts, layout, ids=[f"unknown_{gene:05}" for gene in range(30)], symbols=symbols)
+    tenx("b", counts[:, 5:] + 1, layout, ids=[f"unknown_{gene:05}" for gene in range(25)], symbols=symbols[5:])
+    pool = user_files.survey(Census(files=["input/*"]), labelled=False)
+    assert pool.var["feature_id"].tolist() == symbols[5:] and pool.report["ensembl_ids"].tolist() == [0, 0]
+
+
+def test_symbols_of_an_h5ad_go_before_its_own_identifiers(h5ad, counts):
+    symbols = [f"GENE{gene}" for gene in range(30)]
+    h5ad("a", counts, genes=[f"MSTRG.{gene}" for gene in range(30)], var={"gene_symbols": symbols})
+    h5ad("b", counts[:, ::-1] + 1, genes=[f"MSTRG.{gene}" for gene in range(30)], var={"gene_symbols": symbols[::-1]})
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert pool.var["feature_name"].tolist() == symbols and np.argmax(pool.placed[1].toarray()[0]) == 29
+
+
+def test_tables_of_10x_folders_with_quotes_uneven_rows_or_other_columns(tenx, counts):
+    path = tenx("quoted", counts, "mtx")
+    for name in ("features.tsv", "barcodes.tsv"):
+        lines = (path / name).read_text().splitlines()
+        (path / name).write_text("\n".join(f'"{line}"' for line in lines))
+    path = tenx("uneven", counts + 1, "mtx", types=[*["Gene Expression"] * 25, *["Peaks"] * 5])
+    lines = (path / "features.tsv").read_text().splitlines()
+    (path / "features.tsv").write_text("\n".join(line + "\tchr1\t4\t13" * (at > 2) for at, line in enumerate(lines)))
+    path = tenx("untyped", counts + 2, "mtx", types=["1"] * 30)  # a chromosome stands where 10x has the type
+    pool = user_files.survey(Census(files=["input/*"]), labelled=False)
+    assert pool.report["genes"].tolist() == [30, 25, 30] and pool.report["ensembl_ids"].tolist() == [30, 25, 30]
+    assert pool.report["left_out"].tolist() == ["nothing", "5 Peaks", "nothing"]
+
+
+def test_names_with_brackets_and_columns_with_slashes_are_found(h5ad, project, counts, monkeypatch):
+    inner = project / "[2024] study"
+    inner.mkdir()
+    path = h5ad("one", counts, donors=None, **{"Patient/Sample": np.resize(list("AB"), 200)})
+    path.rename(inner / "[1] one.h5ad")
+    monkeypatch.setattr(lib_io, "ROOT", inner)
+    for name in ("[1] one.h5ad", "*.h5ad", str(inner / "[1] one.h5ad")):
+        pool = user_files.survey(Census(h5ad=[name], donor="Patient/Sample"))
+        assert pool.report["file"].tolist() == ["[1] one.h5ad"] and pool.report["donors"].tolist() == [2]
+
+
+def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
+    barcodes = [f"{name[:-2]}-{1 + at % 4}" for at, name in enumerate(bases(200))]
+    path = tenx("aggr", counts, barcodes=barcodes)
+    h5ad("copy", counts + 1, is_primary_data=False)
+    pool = user_files.survey(Census(files=[{"path": str(path), "donor_id": "A"}, "input/copy.h5ad"]))
+    _, libraries, primary = user_files.overview(pool).splitlines()
+    assert libraries == "input/aggr.h5: barcodes of 4 libraries, and one donor; is that one person?"
+    assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")
+
+
+def test_empty_rows_and_columns_of_a_spreadsheet_are_no_samples(tenx, project, counts):
+    tenx("one", counts)
+    (project / "sheet.csv").write_text("path,donor_id,,Unnamed: 3\n,,,\ninput/one.h5,A,,\n,,,\n")
+    pool = user_files.survey(Census(files=["sheet.csv"]))
+    assert pool.obs[0]["donor_id"].unique().tolist() == ["A"]
 
 
 # ---------------------------------------------------------------- copies

@@ -18,7 +18,7 @@ from scipy import sparse
 from lib import io
 from lib.io import InputError, shown
 
-ENTRIES, BY_GENE = 2_000_000, 20_000_000
+ENTRIES, BY_GENE = 2_000_000, 10_000_000
 """Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
 PLACES = ("X", "raw/X", "layers/counts", "layers/raw_counts", "layers/raw")
 """Where an .h5ad file may have its counts."""

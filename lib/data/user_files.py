@@ -133,6 +133,8 @@ def _numbers(row, labels, read):
     return {
         "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
         "datasets": labels["dataset_id"].nunique(),
+        "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
+        "primary_cells": int(np.sum(np.broadcast_to(labels.get("is_primary_data", True), len(labels)))),
         "median_counts": float(read["total"].median()),
         "zeros": round(1 - read["stored"].sum() / (row["cells"] * row["genes"]), 4),
         "empty_cells": int((read["total"] == 0).sum()),
@@ -140,12 +142,18 @@ def _numbers(row, labels, read):
 
 
 def overview(pool: Pool) -> str:
-    """What a pool holds, on one line."""
+    """What a pool holds, on one line, and what of each file should be looked at, on further ones."""
     labels = {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}
     labels = {kind: [obs[column] for obs in pool.obs if column in obs] for kind, column in labels.items()}
     numbers = "; ".join(f"{kind}: {pd.concat(each).nunique() if each else 0:,}" for kind, each in labels.items())
     cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
-    return f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
+    lines = [f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
+    for row in pool.report.to_dict("records"):
+        if row["libraries"] > 1 and row["donors"] == 1:
+            lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
+        if not row["primary_cells"]:
+            lines.append(f"{row['file']}: no cell is marked as primary data; census.filter can ask for other cells.")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- which files
