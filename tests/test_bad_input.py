@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import bases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -86,11 +85,6 @@ def test_values_of_scanpys_own_data_set_are_recognised_as_scaled(refused_files, 
     (project / "input").mkdir()
     (project / "input" / "old.h5ad").write_bytes(shipped.read_bytes())
     refused_files("input/old.h5ad: cell 0, gene HES4 has -0.326", "raw UMI counts")
-
-
-def test_a_file_of_zeros_alone(h5ad, refused_files, counts):
-    h5ad("bad", np.zeros_like(counts))
-    refused_files("input/bad.h5ad: 200 of 200 cells have no count at all")
 
 
 def test_droplets_that_were_not_filtered(h5ad, refused_files, counts):
@@ -174,24 +168,6 @@ def test_a_compression_that_is_not_installed_is_not_called_damage(h5ad, refused_
         how.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)  # zstd's number; nothing is packed by it here
         h5py.h5d.create(h5["X"].id, b"data", kind, space, how).write_direct_chunk((0,), values.tobytes())
     assert "damaged" not in refused_files("input/zstd.h5ad cannot be read", "packed by a plugin such as zstd")
-
-
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
-def test_a_truncated_file(h5ad, refused_files, counts, share):
-    path = h5ad("bad", counts)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refused_files("input/bad.h5ad cannot be read", "copy or download it again")
-
-
-def test_a_file_damaged_inside_its_counts(h5ad, refused_files, counts):
-    path = h5ad("bad", counts)
-    anndata.read_h5ad(path).write_h5ad(path, compression="gzip")
-    with h5py.File(path) as h5:
-        start = h5["X/data"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[start + 40 : start + 80] = b"\0" * 40
-    path.write_bytes(content)
-    refused_files("input/bad.h5ad cannot be read")
 
 
 @pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix])
@@ -290,13 +266,6 @@ def test_repeated_cell_names(h5ad, refused_files, counts):
     refused_files("input/bad.h5ad names cell bad-3 more than once", "obs_names_make_unique")
 
 
-@pytest.mark.parametrize("layout", ["v2", "v3", "mtx"])
-def test_repeated_barcodes(tenx, refused_files, counts, layout):
-    barcodes = bases(200)
-    tenx("bad", counts, layout, barcodes=[*barcodes[:199], barcodes[7]])
-    refused_files(f"names cell {barcodes[7]} more than once")
-
-
 @pytest.mark.parametrize(
     ("genes", "parts"),
     [
@@ -348,14 +317,12 @@ def test_10x_output_of_antibodies_alone(tenx, refused_files, counts, layout):
     refused_files("has no feature of type 'Gene Expression' (it has 'Antibody Capture')")
 
 
-@pytest.mark.parametrize("layout", ["v2", "v3"])
 @pytest.mark.parametrize("lost", ["barcodes", "indptr", "data", "shape"])
-def test_a_10x_file_that_lost_values(tenx, refused_files, counts, layout, lost):
-    with h5py.File(tenx("bad", counts, layout), "r+") as h5:
-        group = h5["matrix" if layout == "v3" else "GRCh38"]
-        values = group[lost][:-1]
-        del group[lost]
-        group[lost] = values
+def test_a_10x_file_that_lost_values(tenx, refused_files, counts, lost):
+    with h5py.File(tenx("bad", counts), "r+") as h5:
+        values = h5["matrix"][lost][:-1]
+        del h5["matrix"][lost]
+        h5["matrix"][lost] = values
     refused_files("input/bad.h5 cannot be read")
 
 
@@ -399,15 +366,9 @@ def test_names_in_another_encoding_or_number(folder, refused_files, part):
     ("old", "new"),
     [
         ("%%MatrixMarket", "%%Matrix"),
-        ("30 200 ", "30 x "),
         ("30 200 ", "200 30 "),
-        ("\n1 1 2\n", "\n0 1 2\n"),
         ("\n1 1 2\n", "\n31 1 2\n"),
-        ("\n1 1 2\n", "\n1 201 2\n"),
-        ("\n1 1 2\n", "\n1 1.5 2\n"),
         ("\n1 1 2\n", "\none 1 2\n"),
-        ("\n1 1 2\n", "\n1 1\n"),
-        ("\n1 1 2\n", "\n1 1 2\n1 1 2\n"),
         ("\n1 1 2\n", "\n"),
     ],
 )
