@@ -244,13 +244,13 @@ def _read_tenx(path):
 def _read_folder(path):
     """A 10x folder, with the columns that scanpy gives its genes."""
     import anndata
-    from scipy.io import mmread
+    from scipy.io import mminfo, mmread
 
     parts, tables = _parts(path), []
-    with reading(parts[0]):
-        matrix = sparse.csr_matrix(mmread(parts[0]).T)
+    with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
+        genes, cells = mminfo(parts[0])[:2]
     how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
-    for part, length in zip(parts[1:], matrix.shape, strict=True):
+    for part, length in zip(parts[1:], (cells, genes), strict=True):
         with reading(part):  # more columns than any has: rows may be of different lengths
             table = pd.read_csv(part, names=range(30), **how).fillna("")
         if len(table) != length:
@@ -260,6 +260,8 @@ def _read_folder(path):
                 f"without a header (the first line is {first!r})."
             )
         tables.append(table.apply(lambda column: column.str.strip('"')))
+    with reading(parts[0]):
+        matrix = sparse.csr_matrix(mmread(parts[0]).T)
     ids, symbols, types = (tables[1][column] for column in range(3))
     var = pd.DataFrame({"gene_ids": ids, "feature_types": types}).set_index(symbols.where(symbols != "", ids))
     return anndata.AnnData(matrix, pd.DataFrame(index=tables[0][0]), var)
