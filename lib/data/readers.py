@@ -1,6 +1,6 @@
 """One file or folder of counts, of whatever kind, as `Counts`: opened by anndata and scanpy, given in blocks of cells.
 
-An .h5ad file stays on disk and may be larger than memory; 10x output is read whole. Folders of 10x go through SciPy and
+An .h5ad file stays on disk and may be larger than memory; 10x output is read whole. Folders of 10x go through
 pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
 """
 
@@ -244,11 +244,11 @@ def _read_tenx(path):
 def _read_folder(path):
     """A 10x folder, with the columns that scanpy gives its genes."""
     import anndata
-    from scipy.io import mminfo, mmread
+    from scipy.io import mminfo
 
     parts, tables = _parts(path), []
     with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
-        genes, cells = mminfo(parts[0])[:2]
+        genes, cells, entries = mminfo(parts[0])[:3]
     how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
     for part, length in zip(parts[1:], (cells, genes), strict=True):
         with reading(part):  # more columns than any has: rows may be of different lengths
@@ -261,7 +261,12 @@ def _read_folder(path):
             )
         tables.append(table.apply(lambda column: column.str.strip('"')))
     with reading(parts[0]):
-        matrix = sparse.csr_matrix(mmread(parts[0]).T)
+        # By pandas: SciPy's mmread can end Python itself (segmentation fault, 1.17) on a damaged line.
+        types = {"gene": np.int64, "cell": np.int64, "count": np.float64}
+        body = pd.read_csv(parts[0], sep=r"\s+", comment="%", header=0, names=list(types), dtype=types, index_col=False)
+        if len(body) != entries:
+            raise ValueError(f"it holds {len(body)} entries and its header says {entries}")
+        matrix = sparse.csr_matrix((body["count"], (body["cell"] - 1, body["gene"] - 1)), (cells, genes))
     ids, symbols, types = (tables[1][column] for column in range(3))
     var = pd.DataFrame({"gene_ids": ids, "feature_types": types}).set_index(symbols.where(symbols != "", ids))
     return anndata.AnnData(matrix, pd.DataFrame(index=tables[0][0]), var)
