@@ -7,8 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
-from io import BytesIO
 from pathlib import Path
 
 import anndata
@@ -16,59 +14,47 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import bases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
 from lib import io
-from lib.data import census, own, panel
+from lib.data import census, panel, user_files
 from lib.io import InputError
 from lib.study import Census
 
 
-def is_sentence(text):
-    return "\n" not in text and text.endswith(".") and len(text) < 500
-
-
-def refused(work, *said):
-    """Run `work`; it must end in one sentence that says all of `said`."""
+def refused(work, *parts):
+    """Run `work`; it must end in one sentence with all of `parts`."""
     with pytest.raises(InputError) as caught:
         work()
     sentence = str(caught.value)
-    assert is_sentence(sentence), sentence
-    for part in said:
-        assert part in sentence, sentence
+    assert "\n" not in sentence and sentence.endswith(".") and len(sentence) < 500, sentence
+    assert all(part in sentence for part in parts), sentence
     return sentence
 
 
 @pytest.fixture
-def refused_file(study_file, project):
-    """Build the Census of input/*.h5ad; it must be refused with a sentence, naming no place on this machine."""
+def refused_files(study_file, project):
+    """Build the Census of `files`, by default of all in input/, of one donor: refused, with no path of this machine."""
 
-    def check(*said, **settings):
-        study = study_file(census={"h5ad": ["input/*.h5ad"], **settings})
-        sentence = refused(lambda: census.prepare(study), *said)
+    def check(*parts, files=None, **settings):
+        study = study_file(census={"files": files or [{"path": "input/*", "donor_id": "A"}], **settings})
+        sentence = refused(lambda: census.prepare(study), *parts)
         assert str(project) not in sentence
         left = [path.name for path in study.data.iterdir()] if study.data.exists() else []
         assert set(left) <= {".census.lock"}
+        return sentence
 
     return check
 
 
-@pytest.fixture
-def refused_10x(study_file, project):
-    """The same for paths and entries of census.files; by default for all that is in input/, of one donor."""
-
-    def check(*said, files=None, **settings):
-        given = [{"path": "input/*", "donor_id": "A"}] if files is None else files
-        study = study_file(census={"files": given, **settings})
-        sentence = refused(lambda: census.prepare(study), *said)
-        assert str(project) not in sentence
-        left = [path.name for path in study.data.iterdir()] if study.data.exists() else []
-        assert set(left) <= {".census.lock"}
-
-    return check
+def rewrite(path, **changed):
+    """Write an .h5ad file again with some of its attributes replaced."""
+    adata = anndata.read_h5ad(path)
+    for name, value in changed.items():
+        setattr(adata, name, value)
+    adata.write_h5ad(path)
 
 
 def with_value(counts, value):
@@ -77,245 +63,157 @@ def with_value(counts, value):
     return counts
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (0.5, "has 0.5, which is not a whole number"),
-        (-1, "has -1, which is negative"),
-        (np.nan, "has nan, which is not a number to count with"),
-        (np.inf, "has inf, which is not a number to count with"),
-        (2**25, "which is above 16777216"),
-    ],
-)
+# ---------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("value", [0.5, -1, np.nan, np.inf, 2**25])
 @pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
-def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, refused_file, counts, value, said, layout):
-    path = h5ad("good", counts)
-    path = h5ad("bad", counts)
-    adata = anndata.read_h5ad(path)
-    adata.X = layout(with_value(counts, value))
-    adata.write_h5ad(path)
-    refused_file("input/bad.h5ad: cell 150, gene G7", said, "raw UMI counts")
+def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, refused_files, counts, value, layout):
+    h5ad("good", counts)
+    rewrite(h5ad("bad", counts), X=layout(with_value(counts, value)))
+    refused_files("input/bad.h5ad: cell 150, gene G7 has", "no whole number from 0 to 16777216; raw UMI counts")
 
 
-def test_normalised_values_are_recognised(h5ad, refused_file, counts):
-    h5ad("bad", np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
-    refused_file("input/bad.h5ad: cell 0", "as in normalised data")
+@pytest.mark.parametrize(("value", "layout"), [(-4, "v2"), (2**25, "v3"), (-4, "mtx"), (-4, "mtx.gz")])
+def test_a_value_that_is_no_count_in_10x_output(tenx, refused_files, counts, layout, value):
+    tenx("bad", with_value(counts, value), layout)
+    refused_files("input/bad", "cell 150, gene G7 has")
 
 
-def test_scaled_values_of_scanpys_own_data_set_are_recognised(refused_file, project):
+def test_values_of_scanpys_own_data_set_are_recognised_as_scaled(refused_files, project):
     shipped = Path(importlib.util.find_spec("scanpy").origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
     (project / "input").mkdir()
-    (project / "input" / "pbmc68k_reduced.h5ad").write_bytes(shipped.read_bytes())
-    refused_file("input/pbmc68k_reduced.h5ad: cell 0, gene", "raw UMI counts")
+    (project / "input" / "old.h5ad").write_bytes(shipped.read_bytes())
+    refused_files("input/old.h5ad: cell 0, gene HES4 has -0.326", "raw UMI counts")
 
 
-def test_that_data_set_is_also_recognised_when_written_again(refused_file, project):
-    import scanpy
+def test_droplets_that_were_not_filtered(h5ad, refused_files, counts):
+    counts[:101] = 0
+    h5ad("bad", counts)
+    refused_files("input/bad.h5ad: 101 of 200 cells have no count at all", "use the filtered matrix")
 
-    adata = scanpy.datasets.pbmc68k_reduced()
+
+def test_a_cell_that_is_in_two_files(h5ad, refused_files, counts):
+    one = anndata.read_h5ad(h5ad("a", counts))
+    anndata.concat([anndata.read_h5ad(h5ad("b", counts + 1)), one[3:5]]).write_h5ad(h5ad("b", counts))
+    refused_files("input/b.h5ad: cell a-3 has the same counts as cell a-3 of input/a.h5ad (and 1 more", "leave one out")
+
+
+# ---------------------------------------------------------------- files that cannot be read
+
+
+@pytest.fixture
+def place(project):
+    """The folder input/ of the project."""
     (project / "input").mkdir()
-    adata.write_h5ad(project / "input" / "again.h5ad")
-    refused_file("input/again.h5ad: cell 0, gene", "raw UMI counts", donor="bulk_labels")
+    return project / "input"
 
 
-def test_repeated_gene_names(h5ad, refused_file, counts):
-    h5ad("bad", counts, genes=["CD8A"] * 3 + [f"G{gene}" for gene in range(27)])
-    refused_file("input/bad.h5ad names gene CD8A more than once", "var_names_make_unique")
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
+        ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
+        ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
+    ],
+)
+def test_a_file_of_another_kind(place, refused_files, name, content, parts):
+    (place / name).write_bytes(content)
+    refused_files(f"input/{name} ", *parts)
 
 
-def test_an_empty_file(h5ad, refused_file, counts):
-    h5ad("bad", counts).write_bytes(b"")
-    refused_file("input/bad.h5ad is an empty file (0 bytes)")
+@pytest.mark.parametrize(
+    ("name", "inside", "kind", "step"),
+    [
+        ("a.loom", "row_attrs", "a loom file", "read_loom"),
+        ("a.h5mu", "mod", "a MuData file", "['rna'].write_h5ad"),
+        ("molecule_info.h5", "barcode_idx", "10x's molecules", "filtered_feature_bc_matrix.h5"),
+        ("bad.h5", "other", "no known kind of file", "give an .h5ad file"),
+        ("a.zarr", ".zgroup", "a zarr store", "read_zarr"),
+        ("parse", "all_genes.csv", "Parse's pipeline", ".h5ad"),
+        ("kb", "cells_x_genes.mtx", "kb-python", "--h5ad"),
+        ("empty", None, "no known kind of file", "a folder with matrix.mtx"),
+    ],
+)
+def test_other_kinds_are_called_by_name_with_the_step_that_makes_them_readable(
+    place, refused_files, name, inside, kind, step
+):
+    if name.endswith((".loom", ".h5mu", ".h5")):
+        with h5py.File(place / name, "w") as h5:
+            h5.create_group(inside)
+    else:
+        (place / name).mkdir()
+        if inside:
+            (place / name / inside).touch()
+    sentence = refused_files(f"input/{name} ", kind, step)
+    assert "damaged" not in sentence
 
 
-def test_a_file_that_is_no_h5ad(h5ad, refused_file, counts):
-    h5ad("bad", counts).write_text("gene,cell\n1,2\n")
-    refused_file("input/bad.h5ad is not an .h5ad file")
+def test_an_intact_file_that_another_program_holds_open_is_not_called_damaged(h5ad, refused_files, counts):
+    code = "import h5py, sys; h5 = h5py.File(sys.argv[1], 'r+'); print(flush=True); input()"
+    call = [sys.executable, "-c", code, h5ad("open", counts)]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "damaged" not in refused_files("input/open.h5ad cannot be read", "it is open in another program")
+        other.communicate(b"\n")
 
 
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.999])
-def test_a_truncated_file(h5ad, refused_file, counts, kept):
-    path = h5ad("bad", counts)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    refused_file("input/bad.h5ad cannot be read", "copy or download it again")
+def test_a_compression_that_is_not_installed_is_not_called_damage(h5ad, refused_files, counts):
+    with h5py.File(h5ad("zstd", counts), "r+") as h5:
+        values = h5["X/data"][:]
+        del h5["X/data"]
+        space, kind = h5py.h5s.create_simple(values.shape), h5py.h5t.IEEE_F32LE
+        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        how.set_chunk(values.shape)
+        how.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)  # zstd's number; nothing is packed by it here
+        h5py.h5d.create(h5["X"].id, b"data", kind, space, how).write_direct_chunk((0,), values.tobytes())
+    assert "damaged" not in refused_files("input/zstd.h5ad cannot be read", "packed by a plugin such as zstd")
 
 
-def test_a_file_damaged_inside_its_counts(h5ad, refused_file, counts):
-    path = h5ad("bad", counts)
-    adata = anndata.read_h5ad(path)
-    adata.write_h5ad(path, compression="gzip")
-    with h5py.File(path) as h5:
-        start = h5["X/data"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[start + 40 : start + 80] = b"\0" * 40
-    path.write_bytes(content)
-    refused_file("input/bad.h5ad cannot be read")
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize(("part", "value"), [("indptr", 10**9), ("indptr", -1), ("indices", 10**6), ("indices", -1)])
+def test_a_matrix_whose_parts_do_not_fit(h5ad, refused_files, counts, layout, part, value):
+    with h5py.File(h5ad("bad", layout(counts)), "r+") as h5:
+        h5["X"][part][5] = value
+    refused_files("input/bad.h5ad cannot be read", "copy or download it again")
 
 
-def test_gene_numbers_beyond_the_gene_table(h5ad, refused_file, counts):
-    path = h5ad("bad", counts)
-    with h5py.File(path, "r+") as h5:
-        h5["X/indices"][12] = 30
-    refused_file("input/bad.h5ad cannot be read")
-
-
-def test_a_folder_in_place_of_a_file(refused_file, project):
-    (project / "input" / "bad.h5ad").mkdir(parents=True)
-    refused_file("input/bad.h5ad is not an .h5ad file")
+@pytest.mark.parametrize("dtype", ["S1", np.complex64])
+def test_a_matrix_that_holds_no_numbers(h5ad, refused_files, counts, dtype):
+    with h5py.File(h5ad("bad", counts), "r+") as h5:
+        values = h5["X/data"][:].astype(dtype)
+        del h5["X/data"]
+        h5["X/data"] = values
+    refused_files("input/bad.h5ad: its matrix holds", "not numbers")
 
 
 @pytest.mark.parametrize("cells, genes", [(0, 30), (200, 0)])
-def test_a_file_without_cells_or_genes(h5ad, refused_file, counts, cells, genes):
+def test_a_file_without_cells_or_genes(h5ad, refused_files, counts, cells, genes):
     h5ad("bad", counts[:cells, :genes], donors=("A",), genes=[f"G{gene}" for gene in range(genes)])
-    refused_file(f"input/bad.h5ad holds {cells} cells x {genes} genes")
+    refused_files(f"input/bad.h5ad holds {cells} cells x {genes} genes")
 
 
-def test_a_file_without_counts(h5ad, refused_file, counts):
+def test_a_file_without_counts(h5ad, refused_files, counts):
     with h5py.File(h5ad("bad", counts), "r+") as h5:
         del h5["X"]
-    refused_file("input/bad.h5ad has no X")
+    refused_files("input/bad.h5ad has no counts: neither X nor raw.X nor layers['counts']")
 
 
-def test_a_missing_donor_column_names_those_that_are_there(h5ad, refused_file, counts):
-    h5ad("bad", counts, donors=None, patient="x", organ="lung")
-    refused_file("input/bad.h5ad has no obs column 'donor_id' (it has: organ, patient)", "census.donor")
-
-
-@pytest.mark.parametrize("setting", ["donor", "dataset", "tissue"])
-def test_a_named_column_must_be_there(h5ad, refused_file, counts, setting):
-    h5ad("bad", counts)
-    refused_file("no obs column 'misspelt'", f"census.{setting}", **{setting: "misspelt"})
-
-
-def test_cells_without_a_donor(h5ad, refused_file, counts):
-    h5ad("bad", counts, donors=None, donor_id=pd.Categorical(["A", None] * 100))
-    refused_file("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells")
-
-
-def test_primary_data_given_as_text(h5ad, refused_file, counts):
-    h5ad("bad", counts, is_primary_data="False")
-    refused_file("input/bad.h5ad: obs column is_primary_data", "not booleans")
-
-
-def test_files_that_share_no_gene(h5ad, refused_file, counts):
-    h5ad("a", counts)
-    h5ad("b", counts, genes=[f"ENSG{gene}" for gene in range(30)])
-    refused_file("input/b.h5ad shares no gene with the files before it (it has ENSG0, they have G0)")
-
-
-def test_a_glob_that_matches_nothing(study_file, project):
+def test_a_glob_that_matches_nothing(study_file):
     study = study_file(census={"h5ad": ["nowhere/*.h5ad"]})
     refused(lambda: census.prepare(study), "'nowhere/*.h5ad' matches no file")
     assert not study.data.exists()
 
 
 @pytest.mark.parametrize("target", ["gone.h5ad", "bad.h5ad"])
-def test_a_link_to_nothing_or_to_itself(refused_file, project, target):
-    (project / "input").mkdir()
-    (project / "input" / "bad.h5ad").symlink_to(target)
-    refused_file("input/bad.h5ad is a link to a file that is not there")
+def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
+    (place / "bad.h5ad").symlink_to(target)
+    refused_files("input/bad.h5ad is not there, or is a link to nothing")
 
 
-def test_labels_of_fewer_cells_than_counts(h5ad, refused_file, counts):
-    with h5py.File(h5ad("bad", counts), "r+") as h5:
-        for key in ("_index", "donor_id/codes"):
-            values = h5["obs"][key][:150]
-            attributes = dict(h5["obs"][key].attrs)
-            del h5["obs"][key]
-            h5["obs"][key] = values
-            h5["obs"][key].attrs.update(attributes)
-    refused_file("input/bad.h5ad: X and obs have different numbers of cells")
-
-
-def test_a_good_file_beside_a_bad_one_is_not_half_used(h5ad, refused_file, counts):
-    h5ad("a", counts)
-    h5ad("b", with_value(counts, -3))
-    refused_file("input/b.h5ad", "negative")
-
-
-# ---------------------------------------------------------------- more of .h5ad
-
-
-def test_a_pipe_in_place_of_a_file(refused_file, project):
-    (project / "input").mkdir()
-    os.mkfifo(project / "input" / "bad.h5ad")
-    refused_file("input/bad.h5ad is neither a file nor a folder")
-
-
-@pytest.mark.parametrize("dtype", ["S1", np.complex64])
-def test_a_matrix_that_holds_no_numbers(h5ad, refused_file, counts, dtype):
-    with h5py.File(h5ad("bad", counts), "r+") as h5:
-        values = h5["X/data"][:].astype(dtype)
-        del h5["X/data"]
-        h5["X/data"] = values
-    refused_file("input/bad.h5ad: its matrix (X) holds", "not numbers")
-
-
-def test_a_file_of_zeros_alone(h5ad, refused_file, counts):
-    h5ad("bad", np.zeros_like(counts))
-    refused_file("input/bad.h5ad holds 200 cells and not a single count")
-
-
-def test_droplets_that_were_not_filtered(h5ad, refused_file, counts):
-    counts[:101] = 0
-    h5ad("bad", counts)
-    refused_file("input/bad.h5ad: 101 of 200 cells have no count at all", "use the filtered matrix")
-
-
-def test_repeated_cell_names(h5ad, refused_file, counts):
-    path = h5ad("bad", counts)
-    adata = anndata.read_h5ad(path)
-    adata.obs_names = [*adata.obs_names[:199], "bad-3"]
-    adata.write_h5ad(path)
-    refused_file("input/bad.h5ad names cell bad-3 more than once", "obs_names_make_unique")
-
-
-@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize(("place", "value"), [("indptr", 10**9), ("indptr", -1), ("indices", 10**6), ("indices", -1)])
-def test_a_matrix_whose_parts_do_not_fit(h5ad, refused_file, counts, layout, place, value):
-    with h5py.File(h5ad("bad", layout(counts)), "r+") as h5:
-        h5["X"][place][5] = value
-    refused_file("input/bad.h5ad cannot be read", "copy or download it again")
-
-
-def test_genes_that_are_called_by_number(h5ad, refused_file, counts):
-    h5ad("bad", counts, genes=[str(gene) for gene in range(30)])
-    refused_file("input/bad.h5ad: gene 0 (of 30 like it) is called '0', which names no gene")
-
-
-def test_genes_of_two_species(h5ad, refused_file, counts):
-    h5ad("bad", counts, genes=[f"{kind}{gene:011d}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)])
-    refused_file("input/bad.h5ad has genes of 2 species (ENSG, ENSMUSG...)")
-
-
-def test_versions_of_one_gene_are_one_gene_twice(h5ad, refused_file, counts):
-    h5ad("bad", counts, genes=["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))])
-    refused_file("input/bad.h5ad names gene ENSG01.2 more than once", "{genes: {duplicates: sum}}")
-
-
-def test_labels_of_another_length_than_the_cells(h5ad, refused_file, counts):
-    with h5py.File(h5ad("bad", counts, tissue="lung"), "r+") as h5:
-        codes = h5["obs/tissue/codes"][:100]
-        del h5["obs/tissue/codes"]
-        h5["obs/tissue/codes"] = codes
-        h5["obs/tissue/codes"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    refused_file("input/bad.h5ad")
-
-
-def test_two_files_that_would_be_one_data_set(h5ad, refused_10x, counts, project):
-    for folder in ("one", "two"):
-        (project / "input" / folder).mkdir(parents=True)
-        h5ad("same", counts).rename(project / "input" / folder / "same.h5ad")
-    refused_10x("input/one/same.h5ad and input/two/same.h5ad would both be called data set same", files=["input/*/*"])
-
-
-def test_a_cell_that_is_in_two_files(h5ad, refused_file, counts):
-    h5ad("a", counts)
-    adata = anndata.read_h5ad(h5ad("b", counts + 1))
-    adata = anndata.concat([adata, anndata.read_h5ad(h5ad("a", counts))[3:5]])
-    adata.write_h5ad(h5ad("b", counts))
-    refused_file("input/b.h5ad: cell a-3 has the same counts as cell a-3 of input/a.h5ad (and 1 more", "leave one out")
+def test_a_pipe_in_place_of_a_file(place, refused_files):
+    os.mkfifo(place / "bad.h5ad")
+    refused_files("input/bad.h5ad is neither a file nor a folder")
 
 
 def test_a_file_that_may_not_be_read(h5ad, counts, monkeypatch):
@@ -323,73 +221,115 @@ def test_a_file_that_may_not_be_read(h5ad, counts, monkeypatch):
     path.chmod(0)
     if os.geteuid() == 0:  # root may read everything, and is told so here
         monkeypatch.setattr(os, "access", lambda *_: False)
-    refused(lambda: own.survey(Census(h5ad=["input/bad.h5ad"])), "input/bad.h5ad may not be read")
+    refused(lambda: user_files.survey(Census(h5ad=["input/bad.h5ad"])), "input/bad.h5ad may not be read")
 
 
-def test_links_that_lead_in_a_circle_name_each_file_once(h5ad, counts, project):
+def test_links_that_lead_in_a_circle_name_each_file_once(h5ad, counts):
     path = h5ad("good", counts)
     (path.parent / "again").symlink_to(path.parent)
-    assert len(own.survey(Census(h5ad=["input/**/*.h5ad"])).sources) == 1
+    assert len(user_files.survey(Census(h5ad=["input/**/*.h5ad"])).paths) == 1
+
+
+# ---------------------------------------------------------------- cells and genes
+
+
+def test_a_missing_donor_column_names_those_that_are_there(h5ad, refused_files, counts):
+    h5ad("bad", counts, donors=None, patient="x", organ="lung")
+    parts = (
+        "input/bad.h5ad has no obs column 'donor_id' (it has: organ, patient)",
+        "census.donor",
+        "{path: ..., donor_id",
+    )
+    refused_files(*parts, files=["input/*"])
+
+
+@pytest.mark.parametrize("setting", ["donor", "dataset", "tissue"])
+def test_a_column_that_the_study_names_must_be_there(h5ad, refused_files, counts, setting):
+    h5ad("bad", counts)
+    refused_files("no obs column 'misspelt'", f"census.{setting}", files=["input/*"], **{setting: "misspelt"})
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, "", "NA", "nan", " "])
+def test_cells_without_a_donor_are_refused_by_their_number(h5ad, refused_files, counts, missing):
+    h5ad("bad", counts, donors=None, donor_id=pd.Categorical(["A", missing] * 100))
+    refused_files("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells", files=["input/*"])
+
+
+def test_primary_data_given_as_text(h5ad, refused_files, counts):
+    h5ad("bad", counts, is_primary_data="False")
+    refused_files("input/bad.h5ad: obs column is_primary_data", "not booleans")
+
+
+def test_repeated_cell_names(h5ad, refused_files, counts):
+    path = h5ad("bad", counts)
+    rewrite(path, obs_names=[*anndata.read_h5ad(path).obs_names[:199], "bad-3"])
+    refused_files("input/bad.h5ad names cell bad-3 more than once", "obs_names_make_unique")
+
+
+@pytest.mark.parametrize(
+    ("genes", "parts"),
+    [
+        (
+            ["CD8A"] * 3 + [f"G{gene}" for gene in range(27)],
+            ("names gene CD8A more than once", "var_names_make_unique"),
+        ),
+        (
+            ["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))],
+            ("ENSG01.2 more than once", "{genes: {dup"),
+        ),
+        ([str(gene) for gene in range(30)], ("gene 0 (of 30 like it) is called '0', which names no gene",)),
+        ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], ("2 species (ENSG, ENSMUSG)",)),
+    ],
+)
+def test_genes_that_cannot_be_used(h5ad, refused_files, counts, genes, parts):
+    h5ad("bad", counts, genes=genes)
+    refused_files("input/bad.h5ad", *parts)
+
+
+@pytest.mark.parametrize("pool", ["intersection", "union"])
+@pytest.mark.parametrize("common", [0, 2])
+def test_files_whose_genes_hardly_meet(h5ad, refused_files, counts, common, pool):
+    h5ad("a", counts)
+    h5ad("b", counts, genes=[f"G{gene}" if gene < common else f"ENSG{gene}" for gene in range(30)])
+    refused_files(f"input/b.h5ad shares {common} of its 30 genes with the files before it", genes={"pool": pool})
+
+
+def test_two_files_that_would_be_one_data_set(h5ad, refused_files, counts, project):
+    for folder in ("one", "two"):
+        (project / "input" / folder).mkdir(parents=True)
+        h5ad("same", counts).rename(project / "input" / folder / "same.h5ad")
+    parts = "input/one/same.h5ad and input/two/same.h5ad would both be called data set same"
+    refused_files(parts, files=["input/*/*"])
 
 
 # ---------------------------------------------------------------- 10x output
 
 
-def test_10x_output_without_a_donor(tenx, refused_10x, counts):
-    tenx("bad", counts)
-    refused_10x("input/bad.h5 names no donor", "{path: ..., donor_id: ...} under census.files", files=["input/*"])
-
-
-def test_an_h5_file_that_is_no_10x_file(refused_10x, project):
-    (project / "input").mkdir()
-    with h5py.File(project / "input" / "bad.h5", "w") as h5:
-        h5["other"] = 1
-    refused_10x("input/bad.h5 has no X and no obs and no var")
-
-
-def test_a_kind_of_file_that_is_not_known(refused_10x, project):
-    (project / "input").mkdir()
-    (project / "input" / "counts.txt").write_text("gene 1 2 3")
-    refused_10x("input/counts.txt is not a known kind of file", "give an .h5ad file, or 10x output")
-
-
-def test_a_10x_file_of_two_genomes(tenx, refused_10x, counts):
+def test_a_10x_file_of_two_genomes(tenx, refused_files, counts):
     with h5py.File(tenx("bad", counts, "v2"), "r+") as h5:
         h5.copy("GRCh38", "mm10")
-    refused_10x("input/bad.h5 has cells of 2 genomes (GRCh38, mm10)")
+    refused_files("input/bad.h5 cannot be read (input/bad.h5 contains more than one genome")
 
 
-def test_a_10x_file_of_antibodies_alone(tenx, refused_10x, counts):
-    tenx("bad", counts, types=["Antibody Capture"] * 30)
-    refused_10x("input/bad.h5 has no feature of type 'Gene Expression' (it has 'Antibody Capture')")
+@pytest.mark.parametrize("layout", ["v3", "mtx"])
+def test_10x_output_of_antibodies_alone(tenx, refused_files, counts, layout):
+    tenx("bad", counts, layout, types=["Antibody Capture"] * 30)
+    refused_files("has no feature of type 'Gene Expression' (it has 'Antibody Capture')")
 
 
-@pytest.mark.parametrize("layout", ["v2", "v3", "mtx", "mtx.gz"])
-def test_repeated_barcodes(tenx, refused_10x, counts, layout):
-    barcodes = bases(200)
-    tenx("bad", counts, layout, barcodes=[*barcodes[:199], barcodes[7]])
-    refused_10x(f"names cell {barcodes[7]} more than once")
-
-
-@pytest.mark.parametrize("layout", ["v2", "v3"])
 @pytest.mark.parametrize("lost", ["barcodes", "indptr", "data", "shape"])
-def test_a_10x_file_that_lost_a_part(tenx, refused_10x, counts, layout, lost):
-    with h5py.File(tenx("bad", counts, layout), "r+") as h5:
-        group = h5["matrix" if layout == "v3" else "GRCh38"]
-        values = group[lost][:-1]
-        del group[lost]
-        group[lost] = values
-    refused_10x("input/bad.h5")
+def test_a_10x_file_that_lost_values(tenx, refused_files, counts, lost):
+    with h5py.File(tenx("bad", counts), "r+") as h5:
+        values = h5["matrix"][lost][:-1]
+        del h5["matrix"][lost]
+        h5["matrix"][lost] = values
+    refused_files("input/bad.h5 cannot be read")
 
 
-@pytest.mark.parametrize(("value", "said"), [(-4, "negative"), (2**25, "above 16777216")])
-@pytest.mark.parametrize("layout", ["v2", "v3", "mtx", "mtx.gz"])
-def test_a_value_that_is_no_count_in_10x_output(tenx, refused_10x, counts, layout, value, said):
-    tenx("bad", with_value(counts, value), layout)
-    refused_10x("input/bad", "cell 150, gene ENSG00000000007", said)
-
-
-# ---------------------------------------------------------------- a matrix as text
+def test_a_10x_file_without_types_of_features_is_not_called_damaged(tenx, refused_files, counts):
+    with h5py.File(tenx("bad", counts), "r+") as h5:
+        del h5["matrix/features/feature_type"]
+    assert "damaged" not in refused_files("input/bad.h5 has no 'feature_type', which 10x's files have")
 
 
 @pytest.fixture
@@ -398,119 +338,67 @@ def folder(tenx, counts):
     return tenx("bad", counts, "mtx")
 
 
-def change(path, old, new, count=1):
-    content = path.read_text()
-    assert old in content
-    path.write_text(content.replace(old, new, count))
+PARTS = ["matrix.mtx", "barcodes.tsv", "features.tsv"]
 
 
-@pytest.mark.parametrize("part", ["matrix.mtx", "barcodes.tsv", "features.tsv"])
-def test_a_10x_folder_that_lacks_a_file(folder, refused_10x, part):
-    (folder / part).unlink()
-    refused_10x("input/bad is no whole 10x matrix: there is no", f"{part}[.gz]")
-
-
-def test_a_10x_folder_with_two_matrices(folder, refused_10x):
-    (folder / "matrix.mtx.gz").write_bytes(b"")
-    refused_10x("input/bad has both matrix.mtx and matrix.mtx.gz")
-
-
-@pytest.mark.parametrize("part", ["matrix.mtx", "barcodes.tsv", "features.tsv"])
-def test_an_empty_file_in_a_10x_folder(folder, refused_10x, part):
+@pytest.mark.parametrize("part", PARTS)
+def test_a_10x_folder_that_lacks_a_file_or_has_an_empty_one_or_two(folder, refused_files, part):
+    content = (folder / part).read_bytes()
     (folder / part).write_bytes(b"")
-    refused_10x(f"input/bad/{part} is an empty file (0 bytes)")
+    refused_files(f"input/bad/{part} is an empty file (0 bytes)")
+    (folder / part).unlink()
+    refused_files("input/bad ")
+    (folder / part).write_bytes(content)
+    (folder / f"{part}.gz").write_bytes(gzip.compress(content))
+    refused_files("input/bad needs one of", f"and has {part} and {part}.gz")
 
 
-@pytest.mark.parametrize("part", ["barcodes.tsv", "features.tsv"])
-def test_text_in_another_encoding(folder, refused_10x, part):
-    (folder / part).write_bytes("é".encode("latin-1") + (folder / part).read_bytes())
-    refused_10x(f"input/bad/{part} is not UTF-8 text (byte b'\\xe9')")
-
-
-@pytest.mark.parametrize(("part", "kind"), [("barcodes.tsv", "cells"), ("features.tsv", "genes")])
-def test_fewer_names_than_the_matrix_has(folder, refused_10x, part, kind):
-    lines = (folder / part).read_text().splitlines()
-    (folder / part).write_text("\n".join(lines[:-1]))
-    refused_10x(f"input/bad: matrix.mtx and {part} have different numbers of {kind}")
-
-
-def test_a_matrix_with_its_cells_down_the_rows(folder, refused_10x):
-    change(folder / "matrix.mtx", "30 200 ", "200 30 ")
-    refused_10x("input/bad: matrix.mtx and barcodes.tsv have different numbers of cells (30 and 200); it is transposed")
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_names_in_another_encoding_or_number(folder, refused_files, part):
+    content = (folder / part).read_bytes()
+    (folder / part).write_bytes("é".encode("latin-1") + content)
+    refused_files(f"input/bad/{part} cannot be read", "it is not UTF-8 text")
+    (folder / part).write_bytes(b"a header\n" + content)
+    refused_files(f"input/bad/{part} has", "for the", "without a header (the first line is 'a header')")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new"),
     [
-        ("%%MatrixMarket", "%MatrixMarket", "does not begin with '%%MatrixMarket matrix coordinate'"),
-        ("coordinate", "array", "does not begin with"),
-        ("general", "symmetric", "does not begin with"),
-        ("integer", "pattern", "holds pattern values"),
-        ("integer", "complex", "holds complex values"),
-        ("30 200 ", "30 x ", "line 3: '30 x"),
-        ("30 200 ", "", "line 3"),
-        ("\n1 1 2\n", "\n0 1 2\n", "line 4: gene 0 is outside the 1 to 30"),
-        ("\n1 1 2\n", "\n31 1 2\n", "line 4: gene 31 is outside the 1 to 30"),
-        ("\n1 1 2\n", "\n1 201 2\n", "line 4: cell 201 is outside the 1 to 200"),
-        ("\n1 1 2\n", "\n1 -1 2\n", "line 4: cell -1 is outside the 1 to 200"),
-        ("\n1 1 2\n", "\n1 1.5 2\n", "line 4: '1 1.5 2' is not 'gene cell count'"),
-        ("\n1 1 2\n", "\n99999999999999999999 1 2\n", "line 4"),
-        ("\n1 1 2\n", "\none 1 2\n", "line 4: 'one 1 2' is not 'gene cell count'"),
-        ("\n1 1 2\n", "\n1 1 two\n", "line 4: '1 1 two' is not 'gene cell count'"),
-        ("\n1 1 2\n", "\n1 1 2 4\n", "line 4: '1 1 2 4' is not 'gene cell count'"),
-        ("\n1 1 2\n", "\n1 1\n", "gene ENSG00000000000 has nan"),
-        ("\n1 1 2\n", "\n1 1 nan\n", "gene ENSG00000000000 has nan"),
-        ("\n1 1 2\n", "\n1 1 inf\n", "gene ENSG00000000000 has inf"),
-        ("\n1 1 2\n", "\n1 1 0.5\n", "gene ENSG00000000000 has 0.5, which is not a whole number"),
-        ("\n1 1 2\n", "\n1 1 1e300\n", "gene ENSG00000000000 has 1e+300, which is above"),
-        ("\n1 1 2\n", "\n1 1 2\n1 1 2\n", "entries and its header says"),
-        ("\n1 1 2\n", "\n", "entries and its header says"),
-        ("\n1 1 2\n2 1 7\n", "\n1 1 2\n1 1 7\n", "gives the count of one cell and gene twice"),
+        ("%%MatrixMarket", "%%Matrix"),
+        ("30 200 ", "200 30 "),
+        ("\n1 1 2\n", "\n31 1 2\n"),
+        ("\n1 1 2\n", "\none 1 2\n"),
+        ("\n1 1 2\n", "\n"),
     ],
 )
-def test_a_text_matrix_with_a_mistake(folder, refused_10x, old, new, said):
-    change(folder / "matrix.mtx", old, new)
-    refused_10x("input/bad", said)
+def test_a_text_matrix_with_a_mistake(folder, refused_files, old, new):
+    content = (folder / "matrix.mtx").read_text()
+    assert old in content
+    (folder / "matrix.mtx").write_text(content.replace(old, new, 1))
+    refused_files("input/bad")
 
 
-@pytest.mark.parametrize("lines", [1, 2, 3, 10])
-def test_a_text_matrix_that_was_cut_short(folder, refused_10x, lines):
-    content = (folder / "matrix.mtx").read_text().splitlines()
-    (folder / "matrix.mtx").write_text("\n".join(content[:lines]) + "\n")
-    refused_10x("input/bad/matrix.mtx", "cut short")
-
-
-@pytest.mark.parametrize("part", ["matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
-def test_packed_text_that_was_cut_short(tenx, refused_10x, counts, part, kept):
-    path = tenx("bad", counts, "mtx.gz") / part
+@pytest.mark.parametrize("part", PARTS)
+def test_packed_text_that_was_cut_short_or_is_not_packed(tenx, refused_files, counts, part):
+    path = tenx("bad", counts, "mtx.gz") / f"{part}.gz"
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    refused_10x(f"input/bad/{part} cannot be read", "copy or download it again")
+    for damaged in (content[: len(content) // 2], gzip.decompress(content)):
+        path.write_bytes(damaged)
+        refused_files(f"input/bad/{part}.gz cannot be read", "copy or download it again")
 
 
-def test_text_that_is_called_packed_and_is_not(tenx, refused_10x, counts):
-    path = tenx("bad", counts, "mtx.gz") / "matrix.mtx.gz"
-    path.write_bytes(gzip.decompress(path.read_bytes()))
-    refused_10x("input/bad/matrix.mtx.gz cannot be read")
-
-
-TEXTS = st.sampled_from(["matrix.mtx", "barcodes.tsv", "features.tsv"])
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(part=TEXTS, at=st.floats(0, 1), new=st.binary(max_size=3), cut=st.integers(0, 3))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.sampled_from(PARTS), at=st.floats(0, 1), new=st.binary(max_size=3), cut=st.integers(0, 3))
 def test_any_small_damage_to_text_ends_in_a_pool_or_in_a_sentence(folder, part, at, new, cut):
     path = folder / part
     content = path.read_bytes()
     start = int(at * len(content))
     try:
         path.write_bytes(content[:start] + new + content[start + cut :])
-        own.survey(Census(files=[{"path": "input/bad", "donor_id": "A"}]))
+        user_files.survey(Census(files=[{"path": "input/bad", "donor_id": "A"}]))
     except InputError as error:
-        assert (
-            "input/bad" in str(error) and "\n" not in str(error) and str(error).endswith(".") and len(str(error)) < 500
-        )
+        assert "input/bad" in str(error) and "\n" not in str(error) and str(error).endswith(".")
     finally:
         path.write_bytes(content)
 
@@ -519,65 +407,60 @@ def test_any_small_damage_to_text_ends_in_a_pool_or_in_a_sentence(folder, part, 
 @given(kind=st.sampled_from(["v2", "v3", "h5ad"]), at=st.floats(0, 0.999))
 def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, kind, at):
     path = h5ad("bad", counts) if kind == "h5ad" else tenx("bad", counts, kind)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(at * len(content))])
-    survey = Census(files=[{"path": f"input/{path.name}", "donor_id": "A"}])
-    refused(lambda: own.survey(survey), f"input/{path.name}")
+    path.write_bytes(path.read_bytes()[: int(at * path.stat().st_size)])
+    settings = Census(files=[{"path": f"input/{path.name}", "donor_id": "A"}])
+    refused(lambda: user_files.survey(settings), f"input/{path.name}")
 
 
-# ---------------------------------------------------------------- sample sheets, and the study file
+# ---------------------------------------------------------------- sample sheets
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
-        ("path,doner_id\ninput/bad,A\n", "an unknown column 'doner_id'"),
-        ("path;donor_id\ninput/bad;A\n", "an unknown column 'path;donor_id'"),
-        ("donor_id\nA\n", "no column 'path'"),
-        ("path,donor_id\ninput/bad,A\n,B\n", "line 3: the path is empty"),
-        ("path,donor_id\ninput/bad,A\ninput/gone,B\n", "line 3: 'input/gone' matches no file"),
+        ("path,doner_id\ninput/bad,A\n", "sheet.csv, line 2: 'doner_id'"),
+        ("path;donor_id\ninput/bad;A\n", "sheet.csv, line 2: 'path'"),
+        ("donor_id\nA\n", "sheet.csv, line 2: 'path'"),
+        ("path,donor_id\ninput/bad,A\n,B\n", "sheet.csv, line 3: 'path'"),
+        ("path,donor_id\ninput/bad,A\n\ninput/gone,B\n", "line 4: 'input/gone' matches no file"),
         ("path,donor_id\ninput/bad,A\ninput/b*,B\n", "line 3: input/bad is named twice, with different labels"),
-        ("path,donor_id\ninput/bad,\n", "input/bad names no donor"),
+        ("path,donor_id\ninput/bad,\n", "input/bad has no obs column 'donor_id' (it has: none)"),
         ("path,donor_id\n", "name no file"),
         ("", "is an empty file (0 bytes)"),
-        ("path,donor_id\ninput/bad,J\xe9\n", "is not UTF-8 text (byte b'\\xe9')"),
+        ("path,donor_id\ninput/bad,J\xe9\n", "it is not UTF-8 text"),
     ],
 )
-def test_a_sample_sheet_with_a_mistake(folder, refused_10x, project, text, said):
+def test_a_sample_sheet_with_a_mistake(folder, refused_files, project, text, part):
     (project / "sheet.csv").write_bytes(text.encode("latin-1"))
-    refused_10x(said, files=["sheet.csv"])
+    refused_files(part, files=["sheet.csv"])
 
 
-def test_a_sample_sheet_that_is_not_there(refused_10x):
-    refused_10x("there is no sample sheet gone.csv", files=["gone.csv"])
+def test_a_sample_sheet_that_is_not_there(refused_files):
+    refused_files("gone.csv is not there", files=["gone.csv"])
+
+
+# ---------------------------------------------------------------- a Census too small, or that cannot be written
 
 
 @pytest.mark.parametrize(
-    ("donors", "regime", "said"),
+    ("donors", "regime", "part"),
     [
-        (("A",), {"genes": 10, "cells": 100}, "form 1, of 1 donor"),
-        (("A", "B"), {"genes": 10, "cells": 100}, "form 2, of 2 donor"),
-        (tuple("ABCDEFGH"), {"genes": 31, "cells": 100}, "31 genes are asked for, and 30"),
-        (
-            tuple("ABCDEFGH"),
-            {"genes": 10, "cells": 201},
-            "201 cells are asked for, and census.filter and census.sample leave 200",
-        ),
+        ("A", {"genes": 10, "cells": 100}, "form 1, of 1 donor"),
+        ("AB", {"genes": 10, "cells": 100}, "form 2, of 2 donor"),
+        ("ABCDEFGH", {"genes": 31, "cells": 100}, "31 genes are asked for, and 30"),
+        ("ABCDEFGH", {"genes": 10, "cells": 201}, "201 cells are asked for, and census.filter and census.sample leave"),
     ],
 )
-def test_too_little_for_what_is_asked(h5ad, study_file, counts, donors, regime, said):
-    h5ad("small", counts, donors=donors)
+def test_too_little_for_what_is_asked(h5ad, study_file, counts, donors, regime, part):
+    h5ad("small", counts, donors=tuple(donors))
     study = study_file(census={"h5ad": ["input/small.h5ad"]}, regimes={"only": regime})
-    refused(lambda: panel.build(study, "only"), said)
+    refused(lambda: panel.build(study, "only"), part)
     assert [path.name for path in study.folder("only").iterdir()] == [".panel.lock"]
 
 
 def test_a_census_that_is_not_there(study_file):
     study = study_file(census={"uri": "data/nowhere"})
     refused(lambda: panel.build(study, "data-rich"), "no readable Census at data/nowhere")
-
-
-# ---------------------------------------------------------------- where the Census is written
 
 
 def test_a_place_that_may_not_be_written(h5ad, study_file, project, counts):
@@ -600,18 +483,7 @@ def test_a_full_disk_leaves_nothing_behind(h5ad, study_file, counts):
     assert [path.name for path in study.data.iterdir()] == [".census.lock"]
 
 
-def test_no_room_for_sorting_is_not_said_to_be_a_damaged_file(h5ad, counts, monkeypatch):
-    class Full(BytesIO):
-        def write(self, _):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
-    h5ad("good", sparse.csc_matrix(counts))
-    survey = Census(h5ad=["input/good.h5ad"])
-    refused(lambda: own.survey(survey), "the counts of input/good.h5ad cannot be sorted in", "No space left", "TMPDIR")
-
-
-def test_what_a_killed_build_left_behind_is_removed_by_the_next(tiny, project):
+def test_what_a_killed_build_left_behind_is_removed_by_the_next(tiny):
     code = """
 import os, signal
 from lib.data import census

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from lib import io
-from lib.data import census, own
-from lib.data import counts as blocks
+from lib.data import census, readers, user_files
 from lib.io import CensusUnavailable
 from lib.study import Census
 
@@ -198,7 +197,7 @@ def test_a_public_census_without_network_is_not_replaced(study_file, monkeypatch
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense", "integers"])
 def test_every_layout_of_a_file_gives_the_same_census(h5ad, study_file, counts, layout, monkeypatch):
-    monkeypatch.setattr(blocks, "ENTRIES", 1000)
+    monkeypatch.setattr(readers, "ENTRIES", 1000)
     forms = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "integers": lambda x: sparse.csr_matrix(x.astype(int))}
     path = h5ad("one", forms.get(layout, sparse.csr_matrix)(counts))
     if layout == "dense":
@@ -233,7 +232,7 @@ def test_an_ensembl_id_known_to_one_file_serves_all_and_is_unique(h5ad, project,
     known = ["unknown", "ENSG01", "ENSG02", "ENSG02", *["unknown"] * 26]
     h5ad("a", counts, genes=names)
     h5ad("b", counts, genes=names, var={"feature_id": known})
-    var, *_ = own.pooled(Census(h5ad=["input/*.h5ad"]))
+    var, *_ = user_files.pooled(Census(h5ad=["input/*.h5ad"]))
     assert var["feature_id"].tolist() == ["G0", "ENSG01", *names[2:]]  # two genes of one id keep their symbols
     assert var["feature_name"].tolist() == names
 

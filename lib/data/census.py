@@ -22,8 +22,7 @@ from scipy import sparse
 
 from lib import io
 from lib.data import simulate
-from lib.data.own import pooled
-from lib.data.samples import marks
+from lib.data.user_files import marks, pooled
 from lib.io import CensusUnavailable, InputError, shown
 from lib.study import S3, Study
 

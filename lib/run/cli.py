@@ -180,16 +180,16 @@ def status(study: str) -> int:
 
 def check(what: list[str]) -> None:
     """Check the user files of a study, or files given by their paths, and say what they hold."""
-    from lib.data import own
+    from lib.data import user_files
 
     if len(what) > 1 or (not (io.ROOT / "params" / f"{what[0]}.yaml").is_file() and os.path.exists(what[0])):
-        pool = own.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
+        pool = user_files.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
     else:
         study = load_study(what[0])
         if not (study.census and (study.census.h5ad or study.census.files)):
             raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
-        pool = own.survey(study.census)
-    print(pool.report.to_string(index=False), own.said(pool), sep="\n")
+        pool = user_files.survey(study.census)
+    print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
 
 
 def train(study: str, regime: str | None = None, size: str | None = None) -> None:

@@ -192,9 +192,9 @@ def sources(study: Study) -> list[Path]:
         return [table]
     if not (study.census.h5ad or study.census.files):
         return []
-    from lib.data import samples
+    from lib.data import user_files
 
-    return samples.inputs(study.census)
+    return user_files.inputs(study.census)
 
 
 def forget_lost(study: Study) -> None:

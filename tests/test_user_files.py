@@ -4,16 +4,17 @@ import tracemalloc
 
 import anndata
 import cellxgene_census
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import bases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import io, sparse
+from scipy import sparse
 
-from lib.data import census, genes, own, samples
-from lib.data import counts as blocks
+from lib import io as lib_io
+from lib.data import census, readers, user_files
 from lib.io import InputError
 from lib.run import cli as command
 from lib.study import Census
@@ -24,7 +25,7 @@ LAYOUTS = ("v2", "v3", "mtx", "mtx.gz")
 
 def everything(path):
     """The whole matrix of a file, dense."""
-    with samples.opened(path) as file:
+    with readers.opened(path) as file:
         return np.vstack([block.toarray() for _, block in file.blocks()])
 
 
@@ -40,16 +41,16 @@ def read(study):
 def test_10x_output_is_read_as_scanpy_reads_it(tenx, counts, layout, monkeypatch):
     import scanpy
 
-    monkeypatch.setattr(blocks, "ENTRIES", 100)
+    monkeypatch.setattr(readers, "ENTRIES", 100)
     counts[40:44] = 0
     path = tenx("one", counts, layout)
     if layout == "mtx":  # scanpy knows it packed, or with the table of genes under its old name
         (path / "features.tsv").rename(path / "genes.tsv")
     theirs = scanpy.read_10x_mtx(path, make_unique=False) if path.is_dir() else scanpy.read_10x_h5(path)
-    with samples.opened(path) as file:
-        assert file.cells.equals(theirs.obs_names)
-        assert file.genes["id"].tolist() == theirs.var["gene_ids"].tolist()
-        assert file.genes["symbol"].tolist() == theirs.var_names.tolist()
+    with readers.opened(path) as file:
+        assert file.obs.index.tolist() == theirs.obs_names.tolist()
+        assert file.var["gene_ids"].tolist() == theirs.var["gene_ids"].tolist()
+        assert file.var.index.tolist() == theirs.var_names.tolist()
     assert np.array_equal(everything(path), theirs.X.toarray()) and np.array_equal(everything(path), counts)
 
 
@@ -83,57 +84,38 @@ def test_antibodies_are_left_out_of_counts_and_totals_and_that_is_said(tenx, stu
         assert report["left_out"].tolist() == ["10 Antibody Capture"]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from(["cell", "gene", "shuffled"]))
-def test_entries_in_any_order_become_the_same_blocks(seed, entries, order):
-    rng = np.random.default_rng(seed)
-    counts = rng.poisson(0.7, (13, 6)) * (rng.random((13, 1)) < 0.8)
-    cell, gene = np.nonzero(counts if order != "gene" else counts.T)[:: 1 if order != "gene" else -1]
-    shuffle = rng.permutation(len(cell)) if order == "shuffled" else np.arange(len(cell))
-    stream = np.empty(len(cell), blocks.ENTRY)
-    stream["cell"], stream["gene"], stream["count"] = cell[shuffle], gene[shuffle], counts[cell, gene][shuffle]
-    cuts = np.array_split(stream, 3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "ENTRIES", entries)
-        parts = list(blocks.by_cell(cuts, counts.shape, "test"))
-    assert np.array_equal(np.vstack([part.toarray() for _, part in parts]), counts)
-    assert [start for start, _ in parts] == np.cumsum([0, *(part.shape[0] for _, part in parts)])[:-1].tolist()
-    assert all(part.nnz <= max(entries, 6) for _, part in parts)
-
-
-def big(project, layout):
-    """A file of 1.2 million counts, 4,000 cells x 3,000 genes; its path and the bytes of its counts in memory."""
-    rng = np.random.default_rng(0)
-    matrix = sparse.random(
-        4000, 3000, 0.1, format="csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size)
-    )
-    if layout.startswith("mtx"):
-        path = project / "big"
-        path.mkdir()
-        io.mmwrite(
-            path / "matrix.mtx", matrix.T.tocsr() if layout == "mtx by gene" else matrix.T.tocsc(), field="integer"
-        )
-        (path / "barcodes.tsv").write_text("\n".join(f"cell{cell}" for cell in range(4000)))
-        (path / "genes.tsv").write_text("\n".join(f"G{gene}" for gene in range(3000)))
-        return path, 12 * matrix.nnz
-    stored = {"csr": matrix, "csc": matrix.tocsc(), "dense": matrix.toarray().astype(np.float32)}[layout]
-    adata = anndata.AnnData(stored)
-    adata.obs_names, adata.var_names = [f"cell{cell}" for cell in range(4000)], [f"G{gene}" for gene in range(3000)]
-    adata.write_h5ad(project / "big.h5ad")
-    return project / "big.h5ad", stored.nbytes if layout == "dense" else 12 * matrix.nnz
-
-
-@pytest.mark.parametrize("layout", ["csr", "csc", "dense", "mtx", "mtx by gene"])
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 def test_memory_is_bounded_by_a_block_and_not_by_the_file(project, layout, monkeypatch):
-    path, size = big(project, layout)
-    monkeypatch.setattr(blocks, "ENTRIES", 20_000)
-    with samples.opened(path) as file:
+    rng = np.random.default_rng(0)
+    matrix = sparse.random(4000, 3000, 0.1, "csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size))
+    stored = {"csr": matrix, "csc": matrix.tocsc(), "dense": matrix.toarray().astype(np.float32)}[layout]
+    anndata.AnnData(stored).write_h5ad(project / "big.h5ad")
+    size = stored.nbytes if layout == "dense" else 12 * matrix.nnz
+    monkeypatch.setattr(readers, "ENTRIES", 20_000)
+    monkeypatch.setattr(readers, "BY_GENE", 50_000)
+    with readers.opened(project / "big.h5ad") as file:
         next(file.blocks())  # what is imported on the way is not counted
         tracemalloc.start()
         total = sum(block.sum() for _, block in file.blocks())
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert total > 0 and peak < size / 5, f"{peak / 2**20:.1f} MiB for a matrix of {size / 2**20:.1f} MiB"
+    assert total == matrix.sum() and peak < size / 5, f"{peak / 2**20:.1f} MiB of {size / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+@pytest.mark.parametrize("entries", [1, 300, 10_000])
+def test_every_layout_of_h5ad_gives_the_same_blocks(h5ad, counts, layout, entries, monkeypatch):
+    monkeypatch.setattr(readers, "ENTRIES", entries)
+    monkeypatch.setattr(readers, "BY_GENE", entries)
+    counts[40:90] = 0
+    path = h5ad("one", counts)
+    adata = anndata.read_h5ad(path)
+    adata.X = layout(counts)
+    adata.write_h5ad(path)
+    with readers.opened(path) as file:
+        parts = list(file.blocks())
+    assert np.array_equal(np.vstack([part.toarray() for _, part in parts]), counts)
+    assert [start for start, _ in parts] == np.cumsum([0, *(part.shape[0] for _, part in parts)])[:-1].tolist()
 
 
 # ---------------------------------------------------------------- genes
@@ -147,7 +129,7 @@ def test_ids_lose_genome_and_version_but_keep_the_y_copy():
     names = pd.Series(
         ["ENSG00000000003.15", "GRCh38_ENSG00000000005", "ENSG00000002586.20_PAR_Y", "ENSA", "CD8A", None]
     )
-    found = genes.ensembl(names)
+    found = user_files._ensembl(names)
     assert found[:3].tolist() == ["ENSG00000000003", "ENSG00000000005", "ENSG00000002586_PAR_Y"]
     assert found[3:].isna().all()
 
@@ -156,20 +138,21 @@ def test_files_with_ids_and_files_with_symbols_meet_through_one_that_knows_both(
     by_id = table(("a", "ENSG1", None), ("b", "ENSG2", None))
     by_symbol = table(("B", None, "B"), ("A", None, "A"), ("C", None, "C"))
     both = table(("A", "ENSG1", "A"), ("B", "ENSG2", "B"))
-    keys = genes.keys([by_id, by_symbol, both])
+    keys = user_files.gene_keys([by_id, by_symbol, both])
     assert [list(key) for key in keys] == [["ENSG1", "ENSG2"], ["ENSG2", "ENSG1", "C"], ["ENSG1", "ENSG2"]]
-    assert list(genes.keys([by_id, by_symbol])[1]) == ["B", "A", "C"]
+    assert list(user_files.gene_keys([by_id, by_symbol])[1]) == ["B", "A", "C"]
 
 
 def test_a_symbol_of_two_ids_is_not_guessed():
-    keys = genes.keys([table(("A", "ENSG1", "A")), table(("A", "ENSG2", "A")), table(("A", None, "A"))])
+    keys = user_files.gene_keys([table(("A", "ENSG1", "A")), table(("A", "ENSG2", "A")), table(("A", None, "A"))])
     assert [list(key) for key in keys] == [["ENSG1"], ["ENSG2"], ["A"]]
 
 
 def test_two_symbols_of_one_file_never_become_one_gene_by_what_other_files_say():
     old_and_new = table(("OLD", "ENSG1", "OLD")), table(("NEW", "ENSG1", "NEW"))
-    assert list(genes.keys([*old_and_new, table(("OLD", None, "OLD"), ("NEW", None, "NEW"))])[2]) == ["OLD", "NEW"]
-    assert list(genes.keys([*old_and_new, table(("OLD", None, "OLD"))])[2]) == ["ENSG1"]
+    two = table(("OLD", None, "OLD"), ("NEW", None, "NEW"))
+    assert list(user_files.gene_keys([*old_and_new, two])[2]) == ["OLD", "NEW"]
+    assert list(user_files.gene_keys([*old_and_new, table(("OLD", None, "OLD"))])[2]) == ["ENSG1"]
 
 
 def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, study_file, counts):
@@ -242,7 +225,7 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
         tenx(name, counts + number, "mtx.gz")
     sheet = project / "input" / "samples.csv"
     sheet.write_bytes("\ufeffpath,donor_id,dataset_id,tissue\ninput/s1,é,d1,blood\ninput/s[2],2,d2,\n".encode())
-    study = study_file(census={"files": ["input/samples.csv"]})
+    study = study_file(census={"files": "input/samples.csv"})
     adata, _ = read(study)
     labels = adata.obs[["donor_id", "dataset_id", "tissue"]].drop_duplicates().to_numpy().tolist()
     assert labels == [["é", "d1", "blood"], ["2", "d2", "unknown"]]
@@ -250,7 +233,8 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
     assert census.made_from(study) == before
     sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace("d2", "d3"), encoding="utf-8")
     assert census.made_from(study) != before
-    assert {path.name for path in samples.inputs(study.census)} >= {"samples.csv", "matrix.mtx.gz", "features.tsv.gz"}
+    read_from = {path.name for path in user_files.inputs(study.census)}
+    assert read_from == {"samples.csv", "matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"}
 
 
 def test_a_label_of_the_study_goes_before_the_column_of_the_file(h5ad, study_file, counts):
@@ -261,6 +245,121 @@ def test_a_label_of_the_study_goes_before_the_column_of_the_file(h5ad, study_fil
     assert census.made_from(skin) != census.made_from(lung)
 
 
+# ---------------------------------------------------------------- files as people have them
+
+
+def in_the_layout_of_anndata_07(path, donors):
+    """An .h5ad file whose donors are codes, with their categories beside the columns of obs; -1 is a missing one."""
+    with h5py.File(path, "r+") as h5:
+        obs, names = h5["obs"], sorted(set(donors) - {None})
+        for key in {"donor_id", "__categories"} & set(obs):
+            del obs[key]
+        obs.create_dataset("__categories/donor_id", data=names, dtype=h5py.string_dtype())
+        obs["donor_id"] = np.array([names.index(donor) if donor else -1 for donor in donors], np.int8)
+        obs["donor_id"].attrs["categories"] = obs["__categories/donor_id"].ref
+        for group in (obs, h5["var"]):
+            group.attrs["encoding-version"] = "0.1.0"
+
+
+def test_categories_of_anndata_07_are_labels_and_not_codes(h5ad, counts):
+    for name in "PQ":
+        path = h5ad(name, counts + (name == "Q"))
+        in_the_layout_of_anndata_07(path, np.resize([f"{name}{donor}" for donor in range(8)], 200))
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert {*pool.obs[0]["donor_id"]} == {f"P{donor}" for donor in range(8)}
+    assert {*pool.obs[1]["donor_id"]} == {f"Q{donor}" for donor in range(8)}
+    in_the_layout_of_anndata_07(path, ["Q1"] * 190 + [None] * 10)
+    with pytest.raises(InputError, match=r"Q\.h5ad: obs column 'donor_id' is empty for 10 cells"):
+        user_files.survey(Census(h5ad=["input/*.h5ad"]))
+
+
+def test_one_donor_is_one_however_its_number_was_stored(h5ad, tenx, project, counts):
+    donors = np.resize(np.arange(1, 9), 200)
+    kinds = {"a": donors, "b": donors.astype(float), "c": donors.astype(str), "d": pd.Categorical(donors.astype(float))}
+    paths = [h5ad(name, counts + at, None, donor_id=kind) for at, (name, kind) in enumerate(kinds.items())]
+    (project / "sheet.csv").write_text(f"path,donor_id\n{tenx('e', counts + 9)},1.0\n")
+    pool = user_files.survey(Census(files=[*map(str, paths), "sheet.csv"]))
+    assert {donor for obs in pool.obs for donor in obs["donor_id"]} == set("12345678")
+
+
+def test_counts_are_found_in_raw_or_a_layer_and_that_is_said(h5ad, counts):
+    for name, attribute in (("a", "raw/X"), ("b", "layers/counts"), ("c", "X")):
+        path = h5ad(name, counts + (name == "b") + 2 * (name == "c"))
+        adata = anndata.read_h5ad(path)
+        if attribute == "raw/X":
+            whole, adata = adata, adata[:, :20].copy()
+            adata.raw = whole
+        if attribute == "layers/counts":
+            adata.layers["counts"] = adata.X.copy()
+        if attribute != "X":
+            adata.X = np.log1p(adata.X.toarray() / 3)
+        adata.write_h5ad(path)
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert pool.report["counts_in"].tolist() == ["raw/X", "layers/counts", "X"]
+    assert pool.report["genes"].tolist() == [30, 30, 30]
+    totals = [np.median(counts.sum(axis=1)) + extra for extra in (0, 30, 60)]
+    assert pool.report["median_counts"].tolist() == totals
+
+
+@pytest.mark.parametrize("layout", ["v3", "mtx"])
+def test_identifiers_of_a_pipeline_do_not_go_before_symbols(tenx, counts, layout):
+    symbols = [f"GENE{gene}" for gene in range(30)]
+    tenx("a", counts, layout, ids=[f"unknown_{gene:05}" for gene in range(30)], symbols=symbols)
+    tenx("b", counts[:, 5:] + 1, layout, ids=[f"unknown_{gene:05}" for gene in range(25)], symbols=symbols[5:])
+    pool = user_files.survey(Census(files=["input/*"]), labelled=False)
+    assert pool.var["feature_id"].tolist() == symbols[5:] and pool.report["ensembl_ids"].tolist() == [0, 0]
+
+
+def test_symbols_of_an_h5ad_go_before_its_own_identifiers(h5ad, counts):
+    symbols = [f"GENE{gene}" for gene in range(30)]
+    h5ad("a", counts, genes=[f"MSTRG.{gene}" for gene in range(30)], var={"gene_symbols": symbols})
+    h5ad("b", counts[:, ::-1] + 1, genes=[f"MSTRG.{gene}" for gene in range(30)], var={"gene_symbols": symbols[::-1]})
+    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
+    assert pool.var["feature_name"].tolist() == symbols and np.argmax(pool.placed[1].toarray()[0]) == 29
+
+
+def test_tables_of_10x_folders_with_quotes_uneven_rows_or_other_columns(tenx, counts):
+    path = tenx("quoted", counts, "mtx")
+    for name in ("features.tsv", "barcodes.tsv"):
+        lines = (path / name).read_text().splitlines()
+        (path / name).write_text("\n".join(f'"{line}"' for line in lines))
+    path = tenx("uneven", counts + 1, "mtx", types=[*["Gene Expression"] * 25, *["Peaks"] * 5])
+    lines = (path / "features.tsv").read_text().splitlines()
+    (path / "features.tsv").write_text("\n".join(line + "\tchr1\t4\t13" * (at > 2) for at, line in enumerate(lines)))
+    path = tenx("untyped", counts + 2, "mtx", types=["1"] * 30)  # a chromosome stands where 10x has the type
+    pool = user_files.survey(Census(files=["input/*"]), labelled=False)
+    assert pool.report["genes"].tolist() == [30, 25, 30] and pool.report["ensembl_ids"].tolist() == [30, 25, 30]
+    assert pool.report["left_out"].tolist() == ["nothing", "5 Peaks", "nothing"]
+
+
+def test_names_with_brackets_and_columns_with_slashes_are_found(h5ad, project, counts, monkeypatch):
+    inner = project / "[2024] study"
+    inner.mkdir()
+    path = h5ad("one", counts, donors=None, **{"Patient/Sample": np.resize(list("AB"), 200)})
+    path.rename(inner / "[1] one.h5ad")
+    monkeypatch.setattr(lib_io, "ROOT", inner)
+    for name in ("[1] one.h5ad", "*.h5ad", str(inner / "[1] one.h5ad")):
+        pool = user_files.survey(Census(h5ad=[name], donor="Patient/Sample"))
+        assert pool.report["file"].tolist() == ["[1] one.h5ad"] and pool.report["donors"].tolist() == [2]
+
+
+def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
+    barcodes = [f"{name[:-2]}-{1 + at % 4}" for at, name in enumerate(bases(200))]
+    path = tenx("aggr", counts, barcodes=barcodes)
+    h5ad("copy", counts + 1, is_primary_data=False)
+    pool = user_files.survey(Census(files=[{"path": str(path), "donor_id": "A"}, "input/copy.h5ad"]))
+    _, libraries, primary = user_files.overview(pool).splitlines()
+    assert libraries == "input/aggr.h5: barcodes of 4 libraries, and one donor; is that one person?"
+    assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")
+
+
+def test_empty_rows_and_columns_of_a_spreadsheet_are_no_samples(tenx, project, counts):
+    tenx("one", counts)
+    (project / "sheet.csv").write_text("path,donor_id,,Unnamed: 3\n,,,\ninput/one.h5,A,,\n,,,\n")
+    pool = user_files.survey(Census(files=["sheet.csv"]))
+    assert pool.obs[0]["donor_id"].unique().tolist() == ["A"]
+
+
 # ---------------------------------------------------------------- copies
 
 
@@ -269,7 +368,7 @@ WIDE = np.random.default_rng(5).poisson(1.5, (60, 200)).astype(np.float32)
 
 
 def surveyed(*paths):
-    return own.survey(Census(files=[str(path) for path in paths]), labelled=False)
+    return user_files.survey(Census(files=[str(path) for path in paths]), labelled=False)
 
 
 def test_a_cell_of_two_files_is_found_whatever_its_barcode_is_dressed_in(tenx, h5ad):
@@ -320,7 +419,8 @@ def test_a_mark_tells_cells_apart_by_a_single_count_and_not_by_the_order_of_gene
     counts[1] = counts[0]
     counts[1, rng.integers(12)] += 1
     order, names = rng.permutation(12), np.array([f"G{gene}" for gene in range(12)], object)
-    one, other = (own.cell_marks(sparse.csr_matrix(counts[:, part]), names[part]) for part in (np.arange(12), order))
+    matrices = sparse.csr_matrix(counts), sparse.csr_matrix(counts[:, order])
+    one, other = map(user_files.cell_marks, matrices, (names, names[order]))
     assert one[0] != one[1] and np.array_equal(one, other)
 
 

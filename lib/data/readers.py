@@ -1,0 +1,303 @@
+"""One file or folder of counts, of whatever kind, as `Counts`: opened by anndata and scanpy, given in blocks of cells.
+
+An .h5ad file stays on disk and may be larger than memory; 10x output is read whole. Folders of 10x go through
+pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lib import io
+from lib.io import InputError, shown
+
+ENTRIES, BY_GENE = 2_000_000, 10_000_000
+"""Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
+PLACES = ("X", "raw/X", "layers/counts", "layers/raw_counts", "layers/raw")
+"""Where an .h5ad file may have its counts."""
+TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Peaks", "Custom")
+"""10x's types of features. They stand in one matrix, and only the first are genes."""
+OTHERS = (
+    (".gz", "is packed", "unpack it first, with gunzip"),
+    ("row_attrs", "is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
+    ("mod", "is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
+    ("barcode_idx", "lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
+    (".zgroup", "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
+    ("zarr.json", "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
+    ("all_genes.csv", "is output of Parse's pipeline", "name the .h5ad that it writes beside its matrix"),
+    ("cells_x_genes.mtx", "is output of kb-python", "run kb count with --h5ad, and name the .h5ad"),
+    ("", "is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"),
+)
+"""Kinds that are not read: the end of a name in them, what such a path is, and the step that makes it readable."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """An open file.
+
+    Attributes
+    ----------
+    name : str
+        The file, as messages name it.
+    obs, var : DataFrame
+        Its cells and its genes, as the file has them.
+    matrix : (cells, features) matrix, sparse or dense, in memory or in the file
+    kept : (features,) bool
+        Which features are genes.
+    counts_in, left_out : str
+        Where in the file the counts are, and how many features of which types are no genes.
+    """
+
+    name: str
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    matrix: object
+    kept: np.ndarray
+    counts_in: str
+    left_out: str
+
+    def blocks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Number of the first cell and counts, (cells, genes) float64, of one block of cells after another."""
+        cells, width = self.matrix.shape
+        by_gene = getattr(self.matrix, "format", "") == "csc"
+        rows = _step(self.matrix, cells, BY_GENE if by_gene else ENTRIES)
+        for start in range(0, cells, rows):
+            if by_gene:
+                columns = _step(self.matrix, width, ENTRIES)
+                parts = (_checked(self.matrix[:, at : at + columns]) for at in range(0, width, columns))
+                block = sparse.hstack([part[start : start + rows] for part in parts], "csr")
+            else:
+                block = _checked(self.matrix[start : start + rows])
+            yield start, block if self.kept.all() else block[:, self.kept]
+
+
+def _step(matrix, length, entries):
+    """How many of `length` rows or columns hold `entries` stored values, on average; four dense ones count as one."""
+    dense = matrix.shape[0] * matrix.shape[1] // 4
+    stored = len(matrix.group["data"]) if hasattr(matrix, "group") else getattr(matrix, "nnz", dense)
+    return max(1, length * entries // max(stored, 1))
+
+
+def _checked(part):
+    """A part of a matrix as float64. Indices beyond its shape would read other memory, and raise ValueError first."""
+    part = part if sparse.issparse(part) else sparse.csr_matrix(part)
+    part.check_format(full_check=True)
+    return part.tocsr().astype(np.float64)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Counts]:
+    """Context manager: any file or folder of counts, by the first of READERS that recognises it.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is of another kind, or holds no counts of named genes.
+    """
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
+        inside = _inside(path)
+        read = next((read for recognises, read in READERS if recognises(inside)), None)
+        if read is None:
+            what, step = next(rest for end, *rest in OTHERS if any(name.endswith(end) for name in inside))
+            raise InputError(f"{shown(path)} {what}; {step}.")
+        adata = read(path)
+        try:
+            yield _counts(adata, shown(path))
+        finally:
+            file = getattr(getattr(adata.X, "group", adata.X), "file", None)
+            if file is not None:
+                file.close()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Context manager: what a library says of a file that it cannot read becomes one sentence with the next step."""
+    check_access(path)
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).replace(f"{io.ROOT}{os.sep}", "").split())[:200].rstrip(".")
+        advice = "if other programs cannot read it either, it is damaged: copy or download it again"
+        if "unable to lock file" in reason:
+            advice = "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE"
+        elif "can't open directory" in reason or "required filter" in reason:
+            advice = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
+        elif isinstance(error, UnicodeDecodeError):
+            advice = "it is not UTF-8 text: save it again as UTF-8"
+        raise InputError(f"{shown(path)} cannot be read ({reason or type(error).__name__}); {advice}.") from None
+
+
+def check_access(path: Path) -> None:
+    """Refuse what is neither file nor folder (a pipe would never answer), is empty, or may not be read."""
+    if not os.path.exists(path):
+        raise InputError(f"{shown(path)} is not there, or is a link to nothing; restore the file or correct its name.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{shown(path)} may not be read; ask its owner for the permission (chmod +r).")
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"{shown(path)} is neither a file nor a folder; name a file of counts.")
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{shown(path)} is an empty file (0 bytes); copy or download it again.")
+
+
+def _inside(path):
+    """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own.
+
+    An HDF5 file is refused if it links to other files, or has data sets whose bytes or parts lie in others.
+    """
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return {path.name, *(os.listdir(path) if path.is_dir() else ())}
+    names, outside = set(), []
+
+    def look(key, item):
+        if isinstance(item, h5py.Dataset):
+            outside.extend([key] if item.external or item.is_virtual else [])
+            return
+        for name in item:
+            names.add(f"/{key}/{name}".replace("//", "/"))
+            outside.extend([f"{key}/{name}"] if isinstance(item.get(name, getlink=True), h5py.ExternalLink) else [])
+
+    with h5py.File(path) as h5:
+        look("", h5)
+        h5.visititems(look)
+    if outside:
+        raise InputError(
+            f"{shown(path)} keeps {outside[0]} in another file, which the study does not name; write it whole."
+        )
+    return names
+
+
+def _counts(adata, name):
+    """What a reader gives, checked as far as its names go."""
+    if not all(adata.shape):
+        raise InputError(f"{name} holds {adata.n_obs} cells x {adata.n_vars} genes; there is nothing to use in it.")
+    if adata.X.dtype.kind not in "biuf":
+        raise InputError(f"{name}: its matrix holds {adata.X.dtype}, not numbers; put raw counts in X.")
+    repeated = adata.obs_names[adata.obs_names.duplicated()].unique()
+    if len(repeated):
+        more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
+        advice = "drop the copies, or if they are different cells run adata.obs_names_make_unique()"
+        raise InputError(f"{name} names cell {repeated[0]}{more} more than once; {advice}.")
+    types = adata.var.get("feature_types", pd.Series(TYPES[0], adata.var_names)).astype(str)
+    kept = (types == TYPES[0]).to_numpy() if types.isin(TYPES).any() else np.full(len(types), True)
+    if not kept.any():
+        raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
+    left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
+    return Counts(name, adata.obs, adata.var[kept], adata.X, kept, adata.uns.get("counts_in", "matrix"), left_out)
+
+
+# ---------------------------------------------------------------- the kinds
+
+
+def _read_h5ad(path):
+    """Cells and genes by anndata, the counts left in the file; files of before anndata 0.7, which are small, whole."""
+    import anndata
+    import h5py
+    from anndata.io import read_elem, sparse_dataset
+
+    h5 = h5py.File(path)
+    if isinstance(h5["obs"], h5py.Dataset):
+        return anndata.read_h5ad(path)
+    place = _counts_in(h5, shown(path))
+    matrix = sparse_dataset(h5[place]) if isinstance(h5[place], h5py.Group) else h5[place]
+    var = h5["raw/var"] if place == "raw/X" else h5["var"]
+    return anndata.AnnData(matrix, read_elem(h5["obs"]), read_elem(var), uns={"counts_in": place})
+
+
+def _counts_in(h5, name):
+    """Which of PLACES holds the counts of an .h5ad file: the first of whole numbers, else the first that is there."""
+    first = {}
+    for place in [place for place in PLACES if place in h5]:
+        data = h5[place].get("data") if hasattr(h5[place], "keys") else h5[place]
+        if data is not None and data.shape:
+            first[place] = data[: 1 + 100_000 // (1 + data[:1].size)]
+    if not first:
+        raise InputError(f"{name} has no counts: neither X nor raw.X nor layers['counts'] is there; put them in X.")
+    numbers = {place: values for place, values in first.items() if values.dtype.kind in "biuf" and values.any()}
+    whole = [place for place, values in numbers.items() if (values >= 0).all() and (values == np.rint(values)).all()]
+    return [*whole, *first][0]
+
+
+def _read_tenx(path):
+    import scanpy
+
+    try:
+        return scanpy.read_10x_h5(path, gex_only=False)
+    except Exception as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
+        step = "CellBender's cellbender.remove_background.downstream reads such files, to be written as .h5ad"
+        raise InputError(f"{shown(path)} has no {error.__cause__}, which 10x's files have; {step}.") from None
+
+
+def _read_folder(path):
+    """A 10x folder, with the columns that scanpy gives its genes."""
+    import anndata
+    from scipy.io import mminfo
+
+    parts, tables = _parts(path), []
+    with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
+        genes, cells, entries = mminfo(parts[0])[:3]
+    how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
+    for part, length in zip(parts[1:], (cells, genes), strict=True):
+        with reading(part):  # more columns than any has: rows may be of different lengths
+            table = pd.read_csv(part, names=range(30), **how).fillna("")
+        if len(table) != length:
+            first = " ".join(table.iloc[0, :3]).strip()
+            raise InputError(
+                f"{shown(part)} has {len(table)} lines for the {length} of {parts[0].name}; give one line to each, "
+                f"without a header (the first line is {first!r})."
+            )
+        tables.append(table.apply(lambda column: column.str.strip('"')))
+    with reading(parts[0]):
+        # By pandas: SciPy's mmread can end Python itself (segmentation fault, 1.17) on a damaged line.
+        types = {"gene": np.int64, "cell": np.int64, "count": np.float64}
+        body = pd.read_csv(parts[0], sep=r"\s+", comment="%", header=0, names=list(types), dtype=types, index_col=False)
+        if len(body) != entries:
+            raise ValueError(f"it holds {len(body)} entries and its header says {entries}")
+        matrix = sparse.csr_matrix((body["count"], (body["cell"] - 1, body["gene"] - 1)), (cells, genes))
+    ids, symbols, types = (tables[1][column] for column in range(3))
+    var = pd.DataFrame({"gene_ids": ids, "feature_types": types}).set_index(symbols.where(symbols != "", ids))
+    return anndata.AnnData(matrix, pd.DataFrame(index=tables[0][0]), var)
+
+
+def files(path: Path) -> list[Path]:
+    """The files that are read where a study names `path`."""
+    return _parts(path) if _is_folder({path.name, *(os.listdir(path) if path.is_dir() else ())}) else [path]
+
+
+def _is_folder(inside):
+    return any("matrix.mtx" in name for name in inside)
+
+
+def _parts(path):
+    """Matrix, barcodes and features of a 10x folder, or of a path to a matrix, whose prefix is that of all three."""
+    folder, prefix = (path, "") if path.is_dir() else (path.parent, path.name.partition("matrix.mtx")[0])
+    found = []
+    for names in (("matrix.mtx",), ("barcodes.tsv",), ("features.tsv", "genes.tsv")):
+        asked = [folder / f"{prefix}{name}{packed}" for name in names for packed in ("", ".gz")]
+        there = [place for place in asked if place.is_file()]
+        if len(there) != 1:
+            has = " and ".join(place.name for place in there) or "none"
+            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}, and has {has}.")
+        found += there
+    return found
+
+
+READERS = (
+    (_is_folder, _read_folder),
+    (lambda inside: any(name.endswith("/barcodes") for name in inside), _read_tenx),
+    (lambda inside: {"/obs", "/var"} <= inside, _read_h5ad),
+)
+"""For each kind of file: whether the names inside are those of this kind, and what reads its path as an AnnData."""

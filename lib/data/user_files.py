@@ -1,0 +1,437 @@
+"""User files: which files a study names, whose cells and what genes they hold, checked to the last value and pooled."""
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+from scipy import sparse
+
+from lib import io
+from lib import study as study_file
+from lib.data.readers import check_access, files, opened, reading
+from lib.io import InputError, shown
+
+CARRIED = (
+    "assay", "cell_type", "tissue_general", "tissue_type", "is_primary_data",
+    "suspension_type", "disease", "sex", "development_stage",
+)  # fmt: skip
+"""obs columns taken over under their own name where a file has them."""
+MISSING = ["", "NA", "N/A", "nan", "NaN", "None", "<NA>", "null", "NULL"]
+"""What stands for a label that is not there, once spreadsheets and other languages have written it as text."""
+ENSEMBL = r"(?:\w+?_+)?(ENS[A-Z]*G\d+)(?:\.\d+)?(_PAR_Y)?"
+"""An Ensembl gene id: perhaps after a genome, as in GRCh38_ENSG..., and with a version, as in ENSG... .12."""
+IDS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl_gene_id")
+SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
+"""Columns of var that are read, the first that is there."""
+LARGEST = 2**24
+"""Above this, float32 (the type of a Census' counts) no longer holds every integer."""
+EMPTY = 0.5
+"""A larger share of cells without a single count is that of unfiltered droplets."""
+LITTLE = 0.1
+"""Files whose genes meet in no larger share of the shorter list name them in different ways."""
+SAME_BARCODE, ANY_BARCODE = 10, 100
+"""Genes that a cell must show for equal counts to mean one cell: under the same barcode, and under two names."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All files of a study, checked.
+
+    Attributes
+    ----------
+    paths : list of Path
+    obs : list of DataFrame
+        For each file its cells, columns named as in the Census.
+    var : DataFrame, (genes,)
+        feature_id and feature_name of the pooled genes, in the order in which the files bring them.
+    placed : list of (genes of the file, genes) csr_matrix
+        1 where a gene of the file is a gene of the pool.
+    report : DataFrame
+        One row for each file, in numbers.
+    """
+
+    paths: list[Path]
+    obs: list[pd.DataFrame]
+    var: pd.DataFrame
+    placed: list[sparse.csr_matrix]
+    report: pd.DataFrame
+
+
+def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, dict]:
+    """Check every file, then give the pooled cells as a Census is written from them.
+
+    Returns
+    -------
+    var : DataFrame
+        feature_id and feature_name.
+    chunks : iterator of (obs DataFrame, csr_matrix)
+        raw_sum counts all genes of a file, not only those of the pool.
+    summary : dict
+        `files`: the report of `survey`, as JSON.
+    presence : dict of str to (genes,) bool
+        For each data set the genes that all of its files measured.
+
+    Raises
+    ------
+    InputError
+        At the first file that cannot be used, naming it, the place in it, and what to do.
+    """
+    pool, presence = survey(settings), {}
+    for obs, placed in zip(pool.obs, pool.placed, strict=True):
+        for dataset in obs["dataset_id"].unique():
+            presence[dataset] = presence.get(dataset, True) & (placed.getnnz(axis=0) > 0)
+    summary = {"simulated": "false", "files": pool.report.to_json(orient="records")}
+    return pool.var, _chunks(pool), summary, presence
+
+
+def _chunks(pool):
+    for path, obs, placed in zip(pool.paths, pool.obs, pool.placed, strict=True):
+        with opened(path) as counts:
+            for start, block in counts.blocks():
+                total = np.asarray(block.sum(axis=1)).ravel()
+                yield obs.iloc[start : start + len(total)].assign(raw_sum=total), block @ placed
+
+
+def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
+    """Check the files of a study to the last value, and find what they hold; nothing is written.
+
+    A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
+    one donor, in whichever file they stand. Without a data set a file's name stands for it. `labelled` says whether a
+    file without donors is refused.
+    """
+    obs, genes, rows, named = [], [], [], sources(settings)
+    for path, given in named.items():
+        with opened(path) as counts:
+            _check_values(counts, *next(counts.blocks()))  # said before what is wrong with labels
+            obs.append(_labels(counts, given, settings, labelled))
+            genes.append(_genes(counts.var, counts.name))
+            rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
+                         "counts_in": counts.counts_in, "left_out": counts.left_out})  # fmt: skip
+    paths, keys = list(named), gene_keys(genes)
+    _name_datasets(paths, obs, labelled)
+    if settings.genes.duplicates == "refuse":
+        for path, table, key in zip(paths, genes, keys, strict=True):
+            _check_repeated(path, table, key)
+    chosen = _choose(paths, keys, settings.genes.pool)
+    placed = [_placed(key, chosen) for key in keys]
+    shared = np.all([each.getnnz(axis=0) > 0 for each in placed], axis=0)
+    cells = [_read(path, each[:, shared], chosen[shared]) for path, each in zip(paths, placed, strict=True)]
+    _check_copies(paths, obs, cells)
+    for row, key, labels, read in zip(rows, keys, obs, cells, strict=True):
+        row |= {"genes_shared": int(shared.sum()), "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum())}
+        row |= _numbers(row, labels, read)
+    return Pool(paths, obs, _var(genes, keys, chosen), placed, pd.DataFrame(rows))
+
+
+def _numbers(row, labels, read):
+    """What a file's cells add to its row of the report."""
+    return {
+        "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
+        "datasets": labels["dataset_id"].nunique(),
+        "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
+        "primary_cells": int(np.sum(np.broadcast_to(labels.get("is_primary_data", True), len(labels)))),
+        "median_counts": float(read["total"].median()),
+        "zeros": round(1 - read["stored"].sum() / (row["cells"] * row["genes"]), 4),
+        "empty_cells": int((read["total"] == 0).sum()),
+    }
+
+
+def overview(pool: Pool) -> str:
+    """What a pool holds, on one line, and what of each file should be looked at, on further ones."""
+    labels = {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}
+    labels = {kind: [obs[column] for obs in pool.obs if column in obs] for kind, column in labels.items()}
+    numbers = "; ".join(f"{kind}: {pd.concat(each).nunique() if each else 0:,}" for kind, each in labels.items())
+    cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
+    lines = [f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
+    for row in pool.report.to_dict("records"):
+        if row["libraries"] > 1 and row["donors"] == 1:
+            lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
+        if not row["primary_cells"]:
+            lines.append(f"{row['file']}: no cell is marked as primary data; census.filter can ask for other cells.")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- which files
+
+
+def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
+    """The files that a study names, each once, in the order of their paths, and the labels it gives to their cells."""
+    found, resolved = {}, {}
+    for sample, where in _samples(settings):
+        pattern = str(Path(sample.path).expanduser())
+        exact = os.path.lexists(io.ROOT / pattern)  # then brackets in it are part of a name
+        matches = [pattern] if exact else glob.glob(pattern, root_dir=io.ROOT, recursive=True)
+        if not matches:
+            raise InputError(f"{where}: {sample.path!r} matches no file; a relative path starts at the project folder.")
+        labels = _texts(pd.Series(sample.model_dump(exclude={"path"}), dtype=object)).dropna().to_dict()
+        for path in (Path(os.path.abspath(io.ROOT / match)) for match in matches):
+            check_access(path)
+            first = resolved.setdefault(path.resolve(), path)
+            if found.setdefault(first, labels) != labels:
+                raise InputError(f"{where}: {shown(path)} is named twice, with different labels; name it once.")
+    if not found:
+        raise InputError("census.h5ad and census.files name no file; add the path of one.")
+    return dict(sorted(found.items()))
+
+
+def inputs(settings: study_file.Census) -> list[Path]:
+    """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
+    listed = [io.ROOT / Path(sample.path).expanduser() for sample in settings.files or () if _is_sheet(sample)]
+    return listed + [file for path in sources(settings) for file in files(path)]
+
+
+def marks(settings: study_file.Census) -> list:
+    """What tells whether the files of a study have changed, as JSON types: labels; name, size and time of each file."""
+    labels = [(shown(path), given) for path, given in sources(settings).items()]
+    return labels + [(shown(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs(settings)]
+
+
+def _samples(settings):
+    """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
+    for pattern in settings.h5ad or ():
+        yield study_file.Source(path=pattern), "census.h5ad"
+    for sample in settings.files or ():
+        yield from _sheet(io.ROOT / Path(sample.path).expanduser()) if _is_sheet(sample) else [(sample, "census.files")]
+
+
+def _is_sheet(sample):
+    return sample.path.endswith(".csv")
+
+
+def _sheet(path):
+    """The rows of a sample sheet. Empty rows and columns, as spreadsheets write them, are no samples."""
+    with reading(path):
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", index_col=False, skip_blank_lines=False)
+    for number, row in table.dropna(how="all").dropna(how="all", axis=1).iterrows():
+        where = f"{shown(path)}, line {number + 2}"
+        try:
+            yield study_file.Source(**row.dropna().str.strip()), where
+        except ValidationError as error:
+            wrong, columns = error.errors()[0], ", ".join(study_file.Source.model_fields)
+            said = f"{where}: {wrong['loc'][0]!r}: {wrong['msg']}"
+            raise InputError(f"{said}; the columns of a sample sheet are {columns}, with commas between.") from None
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _texts(values):
+    """Labels as text, missing where there is none; whole numbers that pandas made floats are the same as integers."""
+    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    return text.mask(text.isin(MISSING)).astype(object)
+
+
+def _labels(counts, given, settings, labelled):
+    """The obs columns of a file under their names in the Census, labels of the study before them."""
+    asked = {"donor_id": settings.donor, "dataset_id": settings.dataset, "tissue": settings.tissue}
+    obs = pd.DataFrame(index=counts.obs.index)
+    for column, key in ({key: key for key in CARRIED} | asked).items():
+        # Data set and tissue may be absent under their default names; a column that the study names must be there.
+        needed = column in asked and (labelled if column == "donor_id" else key != column)
+        if column not in given and key in counts.obs:
+            obs[column] = _column(counts, key, column in asked)
+        elif column not in given and needed:
+            setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
+            raise InputError(
+                f"{counts.name} has no obs column {key!r} (it has: {has}); name the right one with census.{setting}, "
+                f"or give the file its own, {{path: ..., {column}: ...}} under census.files or in a sample sheet."
+            )
+    obs = obs.assign(**given)
+    return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
+
+
+def _column(counts, key, needed):
+    """One obs column as text (is_primary_data: as booleans); no cell may be without its donor, data set or tissue."""
+    values = counts.obs[key]
+    if key == "is_primary_data":
+        if not pd.api.types.is_bool_dtype(values) or values.isna().any():
+            raise InputError(f"{counts.name}: obs column {key} holds {values.dtype}, not booleans; convert or drop it.")
+        return values.astype(bool)
+    text = _texts(values)
+    if needed and text.isna().any():
+        advice = "fill it in or drop these cells"
+        raise InputError(f"{counts.name}: obs column {key!r} is empty for {text.isna().sum()} cells; {advice}.")
+    return text.fillna("unknown")
+
+
+def _name_datasets(paths, obs, distinct):
+    """A file whose cells have no data set is one by itself, called like the file."""
+    names = {}
+    for path, labels in zip(paths, obs, strict=True):
+        if "dataset_id" not in labels:
+            name = path.name if path.is_dir() else path.stem.removesuffix("matrix.mtx").rstrip("_.")
+            if names.setdefault(name, path) is not path and distinct:
+                raise InputError(
+                    f"{shown(names[name])} and {shown(path)} would both be called data set {name}; give each a "
+                    "dataset_id in a sample sheet or in an obs column."
+                )
+            labels["dataset_id"] = name
+
+
+# ---------------------------------------------------------------- genes
+
+
+def _genes(var, name):
+    """The genes of one file: `name` (its own), `id` and `symbol`. Of identifiers only Ensembl's go before a symbol."""
+    own = pd.Series(var.index, dtype=object)
+    columns = {key: _texts(var[key]).reset_index(drop=True) for key in (*IDS, *SYMBOLS) if key in var}
+    ids, symbols = _ensembl(own), own.mask(own.str.fullmatch(ENSEMBL) | own.str.fullmatch(r"\d*"))
+    for key in [key for key in IDS if key in columns][:1]:
+        ids = ids.where(ids.notna(), _ensembl(columns[key]))
+    for key in [key for key in SYMBOLS if key in columns][:1]:
+        given = columns[key].mask(columns[key] == "unknown")
+        symbols = given.where(given.notna(), symbols)
+    nameless = np.flatnonzero(ids.isna() & symbols.isna())
+    if len(nameless):
+        raise InputError(
+            f"{name}: gene {nameless[0]} (of {len(nameless)} like it) is called {own[nameless[0]]!r}, which names no "
+            "gene; use symbols or Ensembl ids as var names."
+        )
+    species = sorted(set(ids.dropna().str.extract(r"^(ENS[A-Z]*G)\d", expand=False)))
+    if len(species) > 1:
+        raise InputError(f"{name} has genes of {len(species)} species ({', '.join(species)}); keep those of one.")
+    return pd.DataFrame({"name": own, "id": ids, "symbol": symbols}, dtype=object)
+
+
+def _ensembl(names):
+    """Ensembl ids without genome and version, NaN for what is none. The copy of a gene on Y keeps its _PAR_Y."""
+    found = names.astype(object).str.extract(f"^{ENSEMBL}$").astype(object)
+    return found[0] + found[1].where(found[1].notna(), "")
+
+
+def gene_keys(tables: list[pd.DataFrame]) -> list[np.ndarray]:
+    """What each gene of each file, a table with `id` and `symbol`, is called in the pool.
+
+    That is its Ensembl id. A gene known by its symbol alone gets the id that other files give this symbol, if it is a
+    single one. An id which one file gives to several symbols tells them not apart, and does not count there.
+    """
+    tables = [each.assign(id=each["id"].mask(each.groupby("id")["symbol"].transform("nunique") > 1)) for each in tables]
+    both = pd.concat(tables)[["id", "symbol"]].dropna().drop_duplicates()
+    ids = both.drop_duplicates("symbol", keep=False).set_index("symbol")["id"]
+    keys = []
+    for each in tables:
+        borrowed = each["symbol"].map(ids).where(each["id"].isna())
+        key = each["id"].where(each["id"].notna(), borrowed)
+        key = key.where(key.notna(), each["symbol"])
+        # Two symbols of this file that would become one id are two genes here, and keep their names.
+        keys.append(key.mask(borrowed.notna() & key.duplicated(keep=False), each["symbol"]).to_numpy(object))
+    return keys
+
+
+def _check_repeated(path, genes, key):
+    """Refuse a gene that stands in a file more than once."""
+    repeated = genes["name"][pd.Series(key).duplicated()].unique()
+    if len(repeated):
+        more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
+        advice = "add their counts up with census: {genes: {duplicates: sum}}, or run adata.var_names_make_unique()"
+        raise InputError(f"{shown(path)} names gene {repeated[0]}{more} more than once; {advice}.")
+
+
+def _choose(paths, keys, how):
+    """Keys of the pooled genes: those of all files, or of any, in the order of the files."""
+    pool = pd.unique(keys[0])
+    for path, key in zip(paths[1:], map(pd.unique, keys[1:]), strict=True):
+        common = pool[pd.Index(pool).isin(key)]
+        if len(common) <= LITTLE * min(len(pool), len(key)):
+            raise InputError(
+                f"{shown(path)} shares {len(common)} of its {len(key)} genes with the files before it (it has "
+                f"{key[0]}, they have {pool[0]}); name genes in the same way, or add a file with symbols and ids."
+            )
+        pool = pd.unique(np.concatenate([pool, key])) if how == "union" else common
+    return pool
+
+
+def _placed(key, chosen):
+    """(genes of a file, genes of the pool) csr_matrix that turns counts of the one into counts of the other."""
+    place = pd.Index(chosen).get_indexer(key)
+    rows = np.flatnonzero(place >= 0)
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, place[rows])), (len(key), len(chosen)))
+
+
+def _var(genes, keys, chosen):
+    """The pooled genes, each with the symbol that the first file gives it; its key where none does."""
+    symbols = pd.concat([pd.Series(table["symbol"].to_numpy(), key) for table, key in zip(genes, keys, strict=True)])
+    symbols = symbols.dropna()
+    symbols = symbols[~symbols.index.duplicated()].reindex(chosen).fillna(pd.Series(chosen, chosen))
+    return pd.DataFrame({"feature_id": chosen, "feature_name": symbols.to_numpy()})
+
+
+# ---------------------------------------------------------------- counts
+
+
+def _check_values(counts, start, block):
+    """Refuse values that are not raw counts, naming the first by cell and gene."""
+    values = block.data
+    wrong = ~((values >= 0) & (values <= LARGEST) & (values == np.rint(values)))
+    if wrong.any():
+        at = int(wrong.argmax())
+        cell, gene = start + np.searchsorted(block.indptr, at, side="right") - 1, counts.var.index[block.indices[at]]
+        raise InputError(
+            f"{counts.name}: cell {cell}, gene {gene} has {values[at]:g}, no whole number from 0 to {LARGEST}; raw UMI "
+            "counts are needed (in an .h5ad file, in X, raw.X or layers['counts'])."
+        )
+
+
+def _read(path, placed, chosen):
+    """Check every count of a file.
+
+    Returns
+    -------
+    DataFrame, (cells,)
+        total and stored (non-zero) counts; `seen`, how many of the chosen genes a cell shows; `mark`, see `cell_marks`.
+    """
+    parts = []
+    with opened(path) as counts:
+        for start, block in counts.blocks():
+            _check_values(counts, start, block)
+            block.eliminate_zeros()
+            common = block @ placed
+            part = {"total": np.asarray(block.sum(axis=1)).ravel(), "stored": np.diff(block.indptr)}
+            parts.append(pd.DataFrame(part | {"seen": np.diff(common.indptr), "mark": cell_marks(common, chosen)}))
+    cells = pd.concat(parts, ignore_index=True)
+    empty = int((cells["total"] == 0).sum())
+    if empty > EMPTY * len(cells):
+        raise InputError(
+            f"{counts.name}: {empty} of {len(cells)} cells have no count at all, as in 10x's raw matrix of all "
+            "droplets; use the filtered matrix."
+        )
+    return cells
+
+
+def cell_marks(block: sparse.csr_matrix, names: np.ndarray) -> np.ndarray:
+    """Hash of each cell's counts by the names of their genes, (cells,) uint64; the order of the genes plays no part."""
+    salt = pd.util.hash_array(names, categorize=False)[block.indices]
+    each = pd.util.hash_array(salt + pd.util.hash_array(block.data.astype(np.uint64)))
+    ends = np.zeros(block.nnz + 1, np.uint64)
+    np.cumsum(each, out=ends[1:])  # modulo 2^64, and so is the difference
+    return ends[block.indptr[1:]] - ends[block.indptr[:-1]]
+
+
+def _check_copies(paths, obs, cells):
+    """Refuse a cell that is there twice: equal counts under the same barcode, or under two names if there are many.
+
+    Cells that are marked as no primary data may be copies. Of a barcode only the bases are compared, not a sample's
+    name or the -1 beside them.
+    """
+    parts = []
+    for path, labels, read in zip(paths, obs, cells, strict=True):
+        names = pd.Series(labels.index, dtype=object)
+        bases = names.str.extract("([ACGT]{12,})", expand=False)
+        part = read[["seen", "mark"]].assign(path=str(path), name=names, barcode=bases.where(bases.notna(), names))
+        parts.append(part[np.broadcast_to(labels.get("is_primary_data", True), len(part))])
+    table = pd.concat(parts, ignore_index=True)
+    for least, same in ((SAME_BARCODE, ["mark", "barcode"]), (ANY_BARCODE, ["mark"])):
+        rich = table[table["seen"] >= least]
+        copies = rich[rich.duplicated(same)]
+        if len(copies):
+            copy, first = copies.iloc[0], rich.merge(copies[same].iloc[:1]).iloc[0]
+            more = f" (and {len(copies) - 1} more cells like it)" if len(copies) > 1 else ""
+            raise InputError(
+                f"{shown(copy['path'])}: cell {copy['name']} has the same counts as cell {first['name']} of "
+                f"{shown(first['path'])}{more}; leave one out, or set is_primary_data to False for it."
+            )
