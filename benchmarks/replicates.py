@@ -29,7 +29,7 @@ from lib.data import panel, simulate
 from lib.fit.intervals import headline_ends
 from lib.fit.summary import fit_laws
 from lib.study import Study
-from lib.train import baselines, loop, predictive
+from lib.train import baselines, loop
 
 WIDTHS = (4, 6, 8, 12, 16, 24, 32)
 OBJECTIVES = {"mse": "validation_mse", "negative_binomial": "validation_nll"}
@@ -137,9 +137,9 @@ def family_excess(probability, x):
     mean = (probability * x).sum(1, keepdims=True)
 
     def cost(log_dispersion):
-        return (probability * predictive.bits(x, mean, np.exp(log_dispersion)[:, None])).sum(1)
+        return (probability * baselines.bits(x, mean, np.exp(log_dispersion)[:, None])).sum(1)
 
-    return cost(np.log(predictive.best_dispersion(cost, len(probability)))) - stats.entropy(probability, base=2, axis=1)
+    return cost(np.log(baselines.best_dispersion(cost, len(probability)))) - stats.entropy(probability, base=2, axis=1)
 
 
 def fingerprint():

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from coverage import TRUTHS, coverage, simulate
+from interval_coverage import TRUTHS, coverage, simulate
 from scipy import stats
 from scipy.optimize import minimize
 

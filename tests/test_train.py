@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reliability import fault
 
 from lib import io
 from lib.data import panel as panels
@@ -302,7 +301,6 @@ print(kills)
 PATHS = {"tests": str(io.CODE / "tests"), "benchmarks": str(io.CODE / "benchmarks")}
 
 
-@fault("a training process is killed at a random moment", "run it again")
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(data, tmp_path):
     program = PROGRAM.format(folder=str(tmp_path / "killed"), **PATHS)
     (tmp_path / "killed").mkdir()
@@ -313,10 +311,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(da
     assert exact(io.read_json(tmp_path / "killed" / "result.json")) == exact(whole)
     histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
     assert histories[0] == histories[1]
-    return "it goes on from its last checkpoint, and ends with the same weights, losses and learning curve"
 
 
-@fault("the last checkpoint is damaged", "nothing")
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     whole = run(data, tmp_path / "whole")
@@ -332,10 +328,8 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data
     with pytest.warns(UserWarning, match="damaged"):
         resumed = run(data, tmp_path / "cut")
     assert exact(resumed) == exact(whole)
-    return "it says so, and goes on from the one before; training ends with the same weights"
 
 
-@fault("two processes ask for the same training at the same time", "nothing")
 def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
     program = f"""
 import sys
@@ -350,7 +344,6 @@ print(len(steps))
     both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     steps = sorted(int(process.communicate()[0]) for process in both)
     assert steps[0] == 0 and steps[1] >= 100
-    return "one trains; the other waits for its result"
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
@@ -368,7 +361,6 @@ def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp
     assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
 
 
-@fault("memory gives out while a size is trained", "free some memory, and run it again")
 def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path, monkeypatch):
     def broken(*inputs):
         raise error
@@ -382,7 +374,6 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path,
     assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
     with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory") as refusal:
         loop.finished([record])
-    return f"batches are split; when that does not help, it says “{refusal.value}”"
 
 
 def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(data, tmp_path, monkeypatch):
@@ -404,14 +395,12 @@ def test_a_full_disk_stops_one_run_with_a_sentence_and_loses_no_checkpoint(data,
     assert exact(run(data, tmp_path / "full")) == exact(whole)
 
 
-@fault("a size does not fit into the memory of this machine", "leave it out, or take a larger machine")
 def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocated(data, tmp_path):
     giant = Size("GIANT", 2**20, 100, 16, 4)
     with pytest.raises(InputError, match=r"training GIANT on 16 genes takes at least [\d,.]+ GiB .* leave GIANT out"):
         run(data, tmp_path, size=giant)
     assert PUBLISHED["XL"].memory(512) < 12 * 2**30
     assert 100 * 2**20 < machine.memory("cpu") < 2**50
-    return "it is refused in one sentence before anything is allocated"
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "emptied"])

@@ -1,6 +1,6 @@
 """Calibration: how often each interval of a law, as implemented, holds the truth.
 
-`python benchmarks/coverage.py` simulates studies from stated laws, writes data/coverage.csv and draws it in
+`python benchmarks/interval_coverage.py` simulates studies from stated laws, writes data/coverage.csv and draws it in
 figures/gallery (a few minutes). Sizes are spread evenly in log P over the published range. Every study has seed noise;
 half of the kinds of study add a size effect, a deviation that all seeds of one size share, as real ladders have. Noise
 and size effect are those of the published 512-gene runs.
