@@ -372,7 +372,7 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path,
     error = torch.OutOfMemoryError("out of memory")
     record = run(data, tmp_path)
     assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
-    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory") as refusal:
+    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory"):
         loop.finished([record])
 
 

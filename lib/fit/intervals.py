@@ -2,8 +2,8 @@
 
 What a resampling can see is what it resamples. Seeds of one size share what that size has in common (one learning rate
 suits some sizes better), so an interval that resamples or counts runs is too narrow as soon as sizes differ by more
-than seeds do. The profile over size means allows for it: it is the headline. `benchmarks/interval_coverage.py` measures how
-often each interval holds the truth, in data/coverage.csv.
+than seeds do. The profile over size means allows for it: it is the headline.
+`benchmarks/interval_coverage.py` measures how often each interval holds the truth, in data/coverage.csv.
 """
 
 import numpy as np
