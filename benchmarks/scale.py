@@ -88,8 +88,10 @@ def write(rows, root):
     obs.index = obs["soma_joinid"].astype(str).rename(None)
     adata = anndata.AnnData(obs=obs, var=pd.DataFrame(index=["a", "b"]))
     adata.uns["masks"] = {"validation": np.zeros((1, 1, 1), np.int32)}
-    adata.write_h5ad(root / f"{rows}.h5ad")
-    with h5py.File(root / f"{rows}.h5ad", "r+") as h5:
+    path = root / str(rows) / "panel.h5ad"
+    path.parent.mkdir(exist_ok=True)
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as h5:
         for name, kind in (("X", "f4"), (panel.COUNTS, "i4")):
             h5.create_dataset(name, data=np.ones((rows, 2), kind))
             h5[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
@@ -97,12 +99,12 @@ def write(rows, root):
 
 def with_labels(rows, root):
     """A panel as AnnData, labels and all: what training read before."""
-    return panel.read(root / f"{rows}.h5ad").n_obs
+    return panel.read(root / str(rows) / "panel.h5ad").n_obs
 
 
 def without_labels(rows, root):
     """The same panel's arrays alone: what training reads."""
-    return len(panel.load(root / f"{rows}.h5ad").x)
+    return len(panel.load(root / str(rows)).x)
 
 
 PARTS = {part.__name__: part for part in (splits, order, write, with_labels, without_labels)}
