@@ -30,12 +30,13 @@ def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFra
     -------
     DataFrame
         regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual sum of
-        squares of the loss itself, which would have compared like with like. No rows for a regime of one size.
+        squares of the loss itself, which would have compared like with like. No rows for a regime of one size, or with a loss that is
+        not above zero.
     """
     curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
     for regime, runs in table.groupby("regime", sort=False):
         runs = usable(runs, metric)
-        if runs["parameters"].nunique() < 2:
+        if runs["parameters"].nunique() < 2 or runs[metric].min() <= 0:  # log-likelihoods can be negative
             continue
         x, losses = np.log(runs["parameters"].to_numpy(float)), runs[metric].to_numpy(float)
         c = np.linspace(0, 0.99 * losses.min(), POINTS)

@@ -25,6 +25,10 @@ COLUMNS = [
     "status", "reason", "code_version",
 ]  # fmt: skip
 
+NUMBERS = ["parameters", "genes", "cells_train", "cells_seen", "updates", *LOSSES]
+STATES = {"finished": "ok", "crashed": "interrupted", "failed": "interrupted", "killed": "interrupted"}
+"""What services that track runs call their states, by our status."""
+
 
 def collect(study: Study) -> pd.DataFrame:
     """Every run of a study, finished or stopped (or given), as one row with the columns of `COLUMNS`.
@@ -63,29 +67,51 @@ def gaussian_bits(mse):
 def given(study: Study) -> pd.DataFrame:
     """The table of runs that a study names instead of training them, with the columns of `COLUMNS` first.
 
+    Semicolons between columns go with decimal commas, as spreadsheets write them in much of Europe.
+
     Raises
     ------
     InputError
-        The table cannot be read, or lacks a column that the fit needs.
+        The table cannot be read, lacks a column that the fit needs, or holds something else than a number or a status
+        where one belongs.
     """
-    source = study.runs
+    source, path = study.runs, io.ROOT / study.runs.table
     try:
-        table = pd.read_csv(io.ROOT / source.table).rename(columns=source.columns)
+        with path.open(encoding="utf-8-sig") as file:
+            semicolons = ";" in file.readline()
+        layout = {"sep": ";", "decimal": ","} if semicolons else {}
+        table = pd.read_csv(path, encoding="utf-8-sig", **layout).rename(columns=source.columns)
     except (OSError, ValueError) as error:
         raise InputError(f"params/{study.name}.yaml: runs.table {source.table} cannot be read: {error}.") from None
+    needed = {*(source.regimes or ["regime"]), "size", "seed", "parameters", "validation_mse"}
+    if missing := sorted(needed - {*table}):
+        here = f"under runs.columns in params/{study.name}.yaml"
+        raise InputError(
+            f"{source.table} has no column {', '.join(missing)} (it has: {', '.join(table)}); name it {here}."
+        )
     for column, names in source.regimes.items():
         table["regime"] = table[column].map(names)
-    table = table.assign(study=study.name, **({} if "status" in table else {"status": "ok"}))
-    missing = [column for column in ("regime", "size", "seed", "parameters", "validation_mse") if column not in table]
-    if missing:
-        here = f"under runs.columns in params/{study.name}.yaml"
-        raise InputError(f"{source.table} has no column {', '.join(missing)}; name it {here}.")
     if table["regime"].isna().any():
         raise InputError(f"{source.table} has rows of no regime in runs.regimes of params/{study.name}.yaml.")
+    table = table.assign(study=study.name, regime=table["regime"].astype(str), size=table["size"].astype(str))
+    table["status"] = table["status"].replace(STATES) if "status" in table else "ok"
+    _check(table, source.table)
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *extra])
+
+
+def _check(table, name):
+    """Refuse the first value that is no number where the fit needs one, or no status."""
+    for column in [column for column in NUMBERS if column in table]:
+        words = table[column].notna() & pd.to_numeric(table[column], errors="coerce").isna()
+        for row in table.index[words]:
+            value = f"{name}, line {row + 2}: {column} is {table[column][row]!r}, not a number"
+            raise InputError(f"{value}; write it as 24000 or 0.125, and leave the loss of a run without one empty.")
+    for row in table.index[~table["status"].isin(("ok", "diverged", "interrupted"))]:
+        allowed = f"write ok, diverged or interrupted (or {', '.join(STATES)})"
+        raise InputError(f"{name}, line {row + 2}: status is {table['status'][row]!r}; {allowed}.")
 
 
 def histories(study: Study, regime: str) -> pd.DataFrame:

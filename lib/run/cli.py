@@ -90,6 +90,10 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
         program += ["--profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
+    if study.runs:
+        from lib.fit import runs
+
+        runs.given(study)  # what is wrong with the table is said before any work
     for folder in (study.data, study.figures):
         io.check_writable(folder)
     with locked(study) as lock, snakemake(study, program, lock) as child:
