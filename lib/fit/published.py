@@ -30,8 +30,8 @@ def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFra
     -------
     DataFrame
         regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual sum of
-        squares of the loss itself, which would have compared like with like. No rows for a regime of one size, or with a loss that is
-        not above zero.
+        squares of the loss itself, which would have compared like with like. No rows for a regime of one size,
+        or with a loss that is not above zero.
     """
     curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
     for regime, runs in table.groupby("regime", sort=False):

@@ -1,6 +1,7 @@
 """All runs of a study in one table, and the runs of one law collected by model size."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,11 @@ def _check(table, name):
     for row in table.index[~table["status"].isin(("ok", "diverged", "interrupted"))]:
         allowed = f"write ok, diverged or interrupted (or {', '.join(STATES)})"
         raise InputError(f"{name}, line {row + 2}: status is {table['status'][row]!r}; {allowed}.")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table that a notebook wrote, runs.csv or sizes.csv; names of digits alone stay text."""
+    return pd.read_csv(path, dtype=dict.fromkeys(("study", "regime", "size"), str))
 
 
 def histories(study: Study, regime: str) -> pd.DataFrame:
