@@ -22,8 +22,6 @@ COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_
 ROWS = 2**22
 """Rows of obs that are read at a time."""
 
-PRIMARY = "is_primary_data == True"
-"""The default filter: no cell that another data set holds as well."""
 UMI = [
     "10x 3' transcription profiling", "10x 3' v1", "10x 3' v2", "10x 3' v3", "10x 3' v4",
     "10x 5' transcription profiling", "10x 5' v1", "10x 5' v2", "10x 5' v3", "10x gene expression flex",
@@ -61,15 +59,16 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     names = list(dict.fromkeys([*COLUMNS, *columns(study.split), *by]))
     if absent := [name for name in names if name not in obs.schema.names]:
         raise InputError(f"the Census has no obs column {absent[0]!r}; it has {', '.join(obs.schema.names)}.")
-    passing, parts, empty = condition(collection, source), [], 0
-    for rows in _passing(collection, obs, names, passing):
-        counted = rows["raw_sum"] > 0
-        empty += int((~counted).sum())
-        parts.append(rows.loc[counted, names])
-    table = pd.concat(parts, ignore_index=True).rename(columns={"raw_sum": "total_counts"})
+    passing, parts, rows = condition(collection, source), [], 0
+    first, last = census.fetch(collection, lambda: census.ids(obs))
+    for start in range(first, last + 1, ROWS):
+        part = _passing(collection, obs, names, passing, slice(start, min(start + ROWS - 1, last)))
+        parts.append(part[part["raw_sum"] > 0])
+        rows += len(part)
+    table = pd.concat(parts, ignore_index=True)[names].rename(columns={"raw_sum": "total_counts"})
     if table.empty:
         raise InputError(f"no cell of the Census passes census.filter {passing!r} and has counts; ask for other cells.")
-    found = {"filter": passing, "cells_available": len(table), "cells_without_counts": empty}
+    found = {"filter": passing, "cells_available": len(table), "cells_without_counts": rows - len(table)}
     if source.sample:
         table = table.iloc[sample(table, source.sample, source.seed)].reset_index(drop=True)
         found["sample"] = source.sample.model_dump(exclude_none=True) | {"cells": len(table)}
@@ -78,22 +77,19 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, found
 
 
-def _passing(collection, obs, names, passing):
-    """Rows of obs that pass, sorted by soma_joinid, as one DataFrame for every ROWS ids."""
-    first, last = census.fetch(collection, lambda: census.ids(obs))
-    for start in range(first, last + 1, ROWS):
-        ids = slice(start, min(start + ROWS - 1, last))
+def _passing(collection, obs, names, passing, ids):
+    """Rows of obs with these soma_joinids that pass, in their order, as a DataFrame."""
 
-        def read(ids=ids):
-            return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
+    def read():
+        return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
 
-        try:
-            yield census.fetch(collection, read).sort_values("soma_joinid")
-        except InputError:
-            raise
-        except Exception as error:
-            reason = census.short(error)
-            raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
+    try:
+        return census.fetch(collection, read).sort_values("soma_joinid")
+    except InputError:
+        raise
+    except Exception as error:
+        reason = census.short(error)
+        raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
 
 
 def condition(collection, source: Census) -> str:
@@ -109,7 +105,7 @@ def condition(collection, source: Census) -> str:
         error either.
     """
     obs = census.fetch(collection, lambda: census.human(collection).obs)
-    clauses = [PRIMARY if source.filter is None else source.filter]
+    clauses = ["is_primary_data == True" if source.filter is None else source.filter]  # no copies of other data sets
     release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
     if source.filter is None and (source.version or release):
         known = _labels(collection, obs, "assay")
@@ -353,7 +349,9 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
             "ask for fewer."
         )
     chosen = []
-    for name, wanted in _wanted(asked.cells, split).items():
+    held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
+    train = asked.cells if split.cells else asked.cells - sum(held.values())
+    for name, wanted in {"train": train, **held}.items():
         if wanted < 1:
             raise InputError(
                 f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
@@ -363,21 +361,13 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
         if limited:
             order = order[_of_donors(donor, order, asked.donors, seed)]
         if wanted > len(order):
-            pool, change = ("groups", "the shares or the seed of the split")
-            if limited:
-                pool, change = f"{asked.donors:,} donors", "the number of donors"
+            pool = f"{asked.donors:,} donors" if limited else "groups"
             raise InputError(
                 f"{wanted:,} cells are needed for {name}, whose {pool} have {len(order):,}; ask for fewer, or change "
-                f"{change}."
+                f"the {'number of donors' if limited else 'shares or the seed of the split'}."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
-
-
-def _wanted(cells, split):
-    """Cells of each split of a regime, {name: cells}."""
-    held = {name: split.cells or round(share * cells) for name, share in split.shares.items()}
-    return {"train": cells if split.cells else cells - sum(held.values())} | held
 
 
 def _of_donors(donor, order, donors, seed):

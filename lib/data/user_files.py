@@ -85,8 +85,7 @@ def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, d
     for obs, placed in zip(pool.obs, pool.placed, strict=True):
         for dataset in obs["dataset_id"].unique():
             presence[dataset] = presence.get(dataset, True) & (placed.getnnz(axis=0) > 0)
-    summary = {"simulated": "false", "files": pool.report.to_json(orient="records")}
-    return pool.var, _chunks(pool), summary, presence
+    return pool.var, _chunks(pool), {"files": pool.report.to_json(orient="records")}, presence
 
 
 def _chunks(pool):
