@@ -1,6 +1,7 @@
 """The panel: who is held out, which genes, what values; the same again from the same study file."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import cellxgene_census
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -17,7 +19,7 @@ from scipy import sparse
 from lib import io
 from lib.data import census, panel, split
 from lib.io import InputError
-from lib.study import Masking, Split
+from lib.study import Masking, Split, parse_study
 
 HUMAN = "homo_sapiens"
 GENES = [1, 4, 5, 12, 15, 17, 23, 29, 33, 35, 41, 46, 52, 61, 62, 74, 76, 85, 89, 91, 98, 99, 113, 116]
@@ -25,9 +27,19 @@ GOLDEN = {(1, 1): (GENES, 195_493, 30538.7889)}
 """Genes of the tiny study's data-rich panel, sum of its counts, sum of x, by SIMULATE_NUMERICS and PANEL_NUMERICS."""
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """data/tiny with the Census and the data-rich panel of the tiny study."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "ROOT", tmp_path_factory.mktemp("made"))
+        return panel.build(parse_study(TINY, "tiny"), "data-rich").parents[1]
+
+
 @pytest.fixture
-def rich(tiny):
-    return panel.read(panel.build(tiny, "data-rich"))
+def rich(tiny, made):
+    """The panel, in a project where it and its Census are built."""
+    shutil.copytree(made, tiny.data)
+    return panel.read(tiny.folder("data-rich") / "panel.h5ad")
 
 
 def whole(study):
@@ -92,9 +104,8 @@ def test_anndata_reads_the_same_panel_and_one_that_it_compressed_is_read_too(ric
         assert np.array_equal(other.uns["masks"]["test"], rich.uns["masks"]["test"])
 
 
-@pytest.mark.parametrize("library_size", ["transcriptome", "panel"])
-def test_a_panel_built_in_blocks_is_the_one_built_at_once(study_file, monkeypatch, library_size):
-    study = study_file(train={"cells_seen": 320, "library_size": library_size})
+def test_a_panel_built_in_blocks_is_the_one_built_at_once(rich, study_file, monkeypatch):
+    study = study_file(train={"cells_seen": 320, "library_size": "panel"})
     whole = panel.build(study, "data-rich").read_bytes()
     io.remove(study.folder("data-rich"))
     monkeypatch.setattr(panel, "ROWS", 7)
@@ -103,13 +114,18 @@ def test_a_panel_built_in_blocks_is_the_one_built_at_once(study_file, monkeypatc
     path = panel.build(study, "data-rich", lambda *at: done.append(at))
     assert path.read_bytes() == whole
     assert done[0][0] == 11 and done[-1][0] == done[-1][1] == 900
-    statistics = panel.gene_statistics(panel.read(path))
-    assert np.allclose(statistics["variance"], np.var(panel.read(path).layers["counts"], axis=0), rtol=1e-12)
+    adata = panel.read(path)
+    statistics, counts = panel.gene_statistics(adata), adata.layers["counts"]
+    assert np.allclose(statistics["variance"], np.var(counts, axis=0), rtol=1e-12)
+    assert np.allclose(statistics["zeros"], (counts == 0).mean(axis=0))
+    # Of a panel that is normalised by itself, values are relative to its own sums.
+    assert np.allclose(np.expm1(adata.X.astype(np.float64)).sum(axis=1), 1e4, rtol=1e-4)
+    assert (adata.obs["total_counts"] > counts.sum(axis=1)).all()
 
 
-def test_a_file_that_cannot_be_finished_is_one_sentence_and_leaves_nothing(tiny):
+def test_a_file_that_cannot_be_finished_is_one_sentence_and_leaves_nothing(rich, tiny):
     """A limit on the size of a file stands in for a full disk."""
-    census.prepare(tiny)
+    io.remove(tiny.folder("data-rich"))
     code = """
 import resource
 from lib.data import panel
@@ -124,14 +140,13 @@ panel.build(load_study("tiny"), "data-rich")
     assert [path.name for path in tiny.folder("data-rich").iterdir()] == [".panel.lock"]
 
 
-def test_the_same_study_gives_the_same_bytes(tiny):
-    path = panel.build(tiny, "data-rich")
-    first = path.read_bytes()
+def test_the_same_study_gives_the_same_bytes(rich, tiny):
+    first = (tiny.folder("data-rich") / "panel.h5ad").read_bytes()
     io.remove(tiny.data)
     assert panel.build(tiny, "data-rich").read_bytes() == first
 
 
-def test_a_panel_is_kept_until_something_that_made_it_changes(tiny, study_file):
+def test_a_panel_is_kept_until_something_that_made_it_changes(rich, tiny, study_file):
     made = panel.build(tiny, "data-rich").stat().st_ino
     assert panel.build(tiny, "data-rich").stat().st_ino == made
     assert panel.build(study_file(seeds=[1, 2, 3]), "data-rich").stat().st_ino == made
@@ -193,7 +208,9 @@ def test_a_leak_is_counted_from_the_table_and_not_taken_from_the_plan():
     assert told["cells"] == {"train": 2, "validation": 2, "test": 2}
 
 
-def test_a_panel_that_leaks_is_not_written(tiny, monkeypatch):
+def test_a_panel_that_leaks_is_not_written(rich, tiny, monkeypatch):
+    io.remove(tiny.folder("data-rich"))
+
     def leaking(cells, settings):
         return np.digitize(np.arange(len(cells)) % 10, [8, 9]), np.arange(len(cells))
 
@@ -223,7 +240,7 @@ def test_regimes_hold_out_the_same_donors_and_the_small_one_is_part_of_the_large
     assert small.obs["split"].value_counts().to_dict() == {"train": 96, "validation": 12, "test": 12}
 
 
-def test_a_random_split_says_that_donors_are_on_several_sides(study_file):
+def test_a_random_split_says_that_donors_are_on_several_sides(rich, study_file):
     study = study_file(split={"by": "random", "validation": 0.1, "test": 0.1})
     report = panel.read(panel.build(study, "data-rich")).uns["provenance"]["split"]
     assert report["cells_in_two_splits"] == 0 and report["donors_in_two_splits"] > 0
@@ -300,21 +317,14 @@ def test_the_panel_has_the_genes_that_the_client_selects_on_training_cells(rich,
     assert rich.var["soma_joinid"].tolist() == reference.index[reference["highly_variable"]].tolist()
 
 
-def test_statistics_from_all_looks_at_held_out_cells(tiny, study_file):
+def test_statistics_from_all_looks_at_held_out_cells(rich, tiny, study_file):
     counts, _ = whole(tiny)
     study = study_file(train={"cells_seen": 320, "statistics_from": "all"})
     leaky = panel.read(panel.build(study, "data-rich"))
     rows = counts[leaky.obs["soma_joinid"]][:, leaky.var["soma_joinid"]]
     assert np.allclose(leaky.var["means"], rows.mean(axis=0))
-    fair = panel.read(panel.build(study_file(), "data-rich"))
-    train = fair.obs["split"] == "train"
-    assert np.allclose(fair.var["means"], fair.layers["counts"][train].mean(axis=0))
-
-
-def test_a_panel_normalised_by_itself_uses_its_own_sums(study_file):
-    adata = panel.read(panel.build(study_file(train={"cells_seen": 320, "library_size": "panel"}), "data-rich"))
-    assert np.allclose(np.expm1(adata.X.astype(np.float64)).sum(axis=1), 1e4, rtol=1e-4)
-    assert (adata.obs["total_counts"] > adata.layers["counts"].sum(axis=1)).all()
+    train = rich.obs["split"] == "train"
+    assert np.allclose(rich.var["means"], rich.layers["counts"][train].mean(axis=0))
 
 
 def test_a_cell_without_panel_counts_is_zero_and_finite():
@@ -345,10 +355,9 @@ def test_more_counts_than_fit_are_streamed_by_the_client_to_the_same_genes(tiny,
     assert panel.read(panel.build(tiny, "data-rich")).var_names.tolist() == rich.var_names.tolist()
 
 
-def test_a_packed_panel_gives_the_same_arrays_and_a_missing_one_is_named(tiny):
-    folder = panel.build(tiny, "data-rich").parent
-    whole, path = panel.load(folder), panel.pack(tiny, "data-rich")
-    whole = panel.Arrays(np.array(whole.x), np.array(whole.counts), whole.library, whole.train, whole.held, whole.masks)
+def test_a_packed_panel_gives_the_same_arrays_and_a_missing_one_is_named(rich, tiny):
+    folder, whole = tiny.folder("data-rich"), panel.arrays(rich)
+    path = panel.pack(tiny, "data-rich")
     (folder / "panel.h5ad").unlink()
     packed = panel.load(folder)
     for name in ("x", "counts", "library", "train"):
@@ -366,8 +375,7 @@ def test_a_packed_panel_gives_the_same_arrays_and_a_missing_one_is_named(tiny):
         panel.load(folder)
 
 
-def test_loading_a_panel_needs_neither_anndata_nor_the_census(tiny):
-    panel.build(tiny, "data-rich")
+def test_loading_a_panel_needs_neither_anndata_nor_the_census(rich, tiny):
     code = """
 import sys
 from pathlib import Path
@@ -397,7 +405,7 @@ def test_another_number_is_needed_when_a_panel_changes(rich):
         ({"regimes": {"data-rich": {"genes": 121, "cells": 500}}}, "121 genes are asked for"),
         (
             {"regimes": {"data-rich": {"genes": 20, "cells": 601}}},
-            "601 cells are asked for, and census.filter and census.sample leave 600",
+            "60 cells are needed for validation, whose groups have 50",
         ),
         ({"regimes": {"data-rich": {"genes": 20, "cells": 600}}}, "ask for fewer, or change"),
         ({"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}}, "would be empty"),
@@ -406,8 +414,9 @@ def test_another_number_is_needed_when_a_panel_changes(rich):
         ({"split": {"by": "assay"}}, "form 1, of 12 donor"),
     ],
 )
-def test_a_panel_that_cannot_be_made_is_refused(study_file, changed, said):
+def test_a_panel_that_cannot_be_made_is_refused(rich, study_file, changed, said):
     study = study_file(**changed)
+    io.remove(study.folder("data-rich"))
     with pytest.raises(InputError) as caught:
         panel.build(study, "data-rich")
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -156,16 +156,7 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
     same donors. Each regime then draws from all splits in the shares asked for; see `split`. A build that the network
-    broke goes on from the blocks it had finished.
-
-    Parameters
-    ----------
-    progress : callable, optional
-        Called with (cells read, cells to read) after every block.
-
-    Returns
-    -------
-    Path
+    broke goes on from the blocks it had finished. `progress` is called with (cells read, cells to read).
 
     Raises
     ------

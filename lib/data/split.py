@@ -204,10 +204,7 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
         Fewer than three groups, or than two data sets where some are set aside.
     """
     if split.by == "random":
-        assigned, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
-        validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
-        assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
-        return assigned, np.arange(len(cells))
+        return _at_random(len(cells), split), np.arange(len(cells))
     group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     assigned = np.zeros(len(sizes), int)  # of each group
@@ -216,10 +213,9 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
     left = np.flatnonzero(assigned == 0)
     if len(left) < 3:
         donors = cells["donor_id"][assigned[group] == 0].nunique()
-        aside = " once split.dataset has set data sets aside" if split.dataset else ""
         raise InputError(
             f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(left)}, of "
-            f"{donors} donor(s){aside}: add donors, set split.by to donor_id, or to random if that leak is wanted."
+            f"{donors} donor(s): add donors, set split.by to donor_id, or to random if that leak is wanted."
         )
     assigned[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
     assigned = assigned[group]
@@ -228,6 +224,14 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(assigned == 0))
         assigned[order[: round(split.random * len(assigned))]] = number
     return assigned, group
+
+
+def _at_random(cells, split):
+    """Index into SPLITS of each of so many cells, (cells,) int, drawn by itself."""
+    assigned, order = np.zeros(cells, int), np.random.default_rng(split.seed).permutation(cells)
+    validation, test = round(split.validation * cells), round(split.test * cells)
+    assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
+    return assigned
 
 
 def _data_sets(cells, split):
@@ -343,11 +347,6 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     InputError
         Too few cells in a split, or none asked for.
     """
-    if asked.cells > len(assigned):
-        raise InputError(
-            f"{asked.cells:,} cells are asked for, and census.filter and census.sample leave {len(assigned):,}; "
-            "ask for fewer."
-        )
     chosen = []
     held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
     train = asked.cells if split.cells else asked.cells - sum(held.values())
@@ -356,22 +355,22 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
             raise InputError(
                 f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
             )
-        number, limited = SPLITS.index(name), name == "train" and asked.donors
-        order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(assigned == number))
-        if limited:
-            order = order[_of_donors(donor, order, asked.donors, seed)]
+        order = _order(assigned, SPLITS.index(name), asked.donors, seed, donor)
         if wanted > len(order):
-            pool = f"{asked.donors:,} donors" if limited else "groups"
+            pool = f"{asked.donors:,} donors" if name == "train" and asked.donors else "groups"
             raise InputError(
                 f"{wanted:,} cells are needed for {name}, whose {pool} have {len(order):,}; ask for fewer, or change "
-                f"the {'number of donors' if limited else 'shares or the seed of the split'}."
+                "the number of donors, or the shares or the seed of the split."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
 
 
-def _of_donors(donor, order, donors, seed):
-    """Which cells of `order`, (n,) bool, are of the first `donors` donors, in the donors' own seeded order."""
+def _order(assigned, number, donors, seed, donor):
+    """Cells of a split, (n,) int, in its order; those that train of the first `donors` donors in their own order."""
+    order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(assigned == number))
+    if number or not donors:
+        return order
     codes = donor.astype("category").cat.codes.to_numpy()[order]
     labels = np.flatnonzero(np.bincount(codes + 1)) - 1  # without a label: -1
     if donors > len(labels):
@@ -379,7 +378,7 @@ def _of_donors(donor, order, donors, seed):
             f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most {len(labels):,}."
         )
     first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no split has
-    return np.isin(codes, first)
+    return order[np.isin(codes, first)]
 
 
 def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:
