@@ -421,8 +421,8 @@ def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("path,doner_id\ninput/bad,A\n", "sheet.csv, line 2: 'doner_id'"),
-        ("path;donor_id\ninput/bad;A\n", "sheet.csv, line 2: 'path'"),
+        ("path,doner_id\ninput/bad,A\n", "sheet.csv, line 2: doner_id is not a known key (did you mean donor_id?)"),
+        ("path;donor_id\ninput/bad;A\n", "sheet.csv, line 2: path;donor_id is not a known key"),
         ("donor_id\nA\n", "sheet.csv, line 2: 'path'"),
         ("path,donor_id\ninput/bad,A\n,B\n", "sheet.csv, line 3: 'path'"),
         ("path,donor_id\ninput/bad,A\n\ninput/gone,B\n", "line 4: 'input/gone' matches no file"),
