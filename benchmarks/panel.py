@@ -1,4 +1,4 @@
-"""Speed and memory of a panel: building it against the plain route, reading it against tiledbsoma_ml, and its growth.
+"""Speed and memory of building a panel: against the plain route, and how both grow with the number of cells.
 
     python benchmarks/panel.py                                     # about 6 minutes, 6 GB of temporary files
     python benchmarks/panel.py --cells 20000 --largest 100000      # about 1 minute
@@ -25,13 +25,10 @@ import numpy as np
 from lib import io
 from lib.data import census, panel
 from lib.study import parse_study
-from lib.train import loop
 
 PANEL, SMALLEST = 512, 10_000
 ROUNDS = 3
 """Times that each route builds the panel, in turns; the fastest counts, as others may work on the machine."""
-BATCHES = 32, 256
-"""Cells in a batch: what a study trains with, and what suits a streaming loader."""
 GROWTH_GENES = 600
 """Genes of the censuses whose number of cells grows: few, so that most of the time goes to the panel."""
 
@@ -42,7 +39,7 @@ def study(cells, genes):
         "census": {"simulate": {"cells": cells, "genes": genes}},
         "regimes": {"all": {"genes": PANEL, "cells": cells}},
         "split": {"by": "random"},
-        "train": {"statistics_from": "all", "cells_seen": 6400, "evaluations": 2},
+        "train": {"statistics_from": "all"},
         "sizes": ["XXS"],
         "seeds": [7],
     }
@@ -84,52 +81,11 @@ def check(made):
         np.testing.assert_allclose(ours.X[rows], theirs.X[rows].toarray(), rtol=1e-5)
 
 
-def mapped(made, cells=409_600):
-    """Cells a second in random batches of the mapped panel, as lib.train takes them: one number per batch size."""
-    import torch
-
-    x = torch.as_tensor(panel.arrays(panel.read(made.folder("all") / "panel.h5ad")).x)
-    rates = []
-    for size in BATCHES:
-        rows = torch.as_tensor(np.random.default_rng(0).integers(0, len(x), (cells // size, size)))
-        started = time.perf_counter()
-        for batch in rows:
-            x[batch]
-        rates.append(cells / (time.perf_counter() - started))
-    return rates
-
-
-def streamed(made, cells=70_000):
-    """The same from the Census by tiledbsoma_ml at its default settings: shuffled batches of the panel's genes."""
-    import cellxgene_census
-    import tiledbsoma
-    from tiledbsoma_ml import ExperimentDataset
-
-    adata = panel.read(made.folder("all") / "panel.h5ad")
-    ids = adata.obs["soma_joinid"].to_numpy()[:cells], adata.var["soma_joinid"].to_numpy()
-    obs_query, var_query = (tiledbsoma.AxisQuery(coords=(axis,)) for axis in ids)
-    rates = []
-    with cellxgene_census.open_soma(uri=census.prepare(made)) as collection:
-        human = collection["census_data"]["homo_sapiens"]
-        with human.axis_query("RNA", obs_query=obs_query, var_query=var_query) as query:
-            for size in BATCHES:
-                started = time.perf_counter()
-                seen = sum(len(x) for x, _ in ExperimentDataset(query, layer_name="raw", batch_size=size, seed=0))
-                rates.append(seen / (time.perf_counter() - started))
-    return rates
-
-
-def consumed(made):
-    """Cells a second that the smallest model trains on."""
-    data = panel.arrays(panel.read(made.folder("all") / "panel.h5ad"))
-    return loop.train(data, made.sizes[0], 7, made.train, made.data / "run")["cells_per_second"]
-
-
-PARTS = {part.__name__: part for part in (write, build, plain, check, mapped, streamed, consumed)}
+PARTS = {part.__name__: part for part in (write, build, plain, check)}
 
 
 def measured(root, part, cells, genes):
-    """Run one part in a process of its own; gives what it measured, its seconds and its peak memory in MiB."""
+    """Run one part in a process of its own; gives its seconds and its peak memory in MiB."""
     command = [sys.executable, __file__, "--part", part, "--cells", str(cells), "--genes", str(genes)]
     environment = os.environ | {"SCALING_ROOT": root, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -141,10 +97,10 @@ def one(part, cells, genes):
     for library in ("anndata", "cellxgene_census", "skmisc.loess", *(["scanpy"] if part == "plain" else [])):
         importlib.import_module(library)
     started = time.perf_counter()
-    value = PARTS[part](study(cells, genes))
+    PARTS[part](study(cells, genes))
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"value": value, "seconds": seconds, "memory": memory}))
+    print(json.dumps({"seconds": seconds, "memory": memory}))
 
 
 def against_plain(run, cells, genes):
@@ -156,14 +112,6 @@ def against_plain(run, cells, genes):
     print(f"its panel of {PANEL} genes: {said(ours)}; the same genes and values by the plain route: {said(theirs)}")
     print(f"{theirs['memory'] / ours['memory']:.1f}x less peak memory than get_anndata of everything, then scanpy")
     print(f"{theirs['seconds'] / ours['seconds']:.1f}x as fast as get_anndata of everything, then scanpy")
-
-
-def throughput(run, cells, genes):
-    index, stream, model = (run(part, cells, genes)["value"] for part in ("mapped", "streamed", "consumed"))
-    for size, ours, theirs in zip(BATCHES, index, stream, strict=True):
-        print(f"{ours / theirs:.1f}x as many cells per second as tiledbsoma_ml, random batches of {size}", end=" ")
-        print(f"({ours:,.0f} and {theirs:,.0f})")
-    print(f"{index[0] / model:.1f}x as many cells per second as the smallest model, XXS, trains on ({model:,.0f})")
 
 
 def growth(run, largest):
@@ -198,7 +146,6 @@ def main():
             return measured(root, part, cells, genes)
 
         against_plain(run, chosen.cells, chosen.genes)
-        throughput(run, chosen.cells, chosen.genes)
         growth(run, chosen.largest)
 
 

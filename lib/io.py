@@ -29,8 +29,6 @@ other numbers. Golden tests fail when one should have been raised. They stand he
 TARGET = 1e4
 """Counts that every cell is scaled to before the logarithm."""
 
-REPORTED = ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", "tiledbsoma")
-
 
 class InputError(ValueError):
     """Bad input, in one sentence: what is wrong, where, and what to do."""
@@ -92,11 +90,6 @@ def check_writable(folder: Path):
         ) from None
 
 
-def full(folder: Path) -> bool:
-    """Whether the disk that holds a folder has less than a MiB left."""
-    return shutil.disk_usage(folder).free < 2**20
-
-
 def shown(path: str | Path) -> str:
     """A path as a reader on any machine may see it: relative to the project folder; a uri as it is."""
     path = str(path).removeprefix("file://")
@@ -145,7 +138,7 @@ def code_version() -> str:
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers, for a result's provenance."""
     found = {}
-    for name in REPORTED:
+    for name in ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", "tiledbsoma"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

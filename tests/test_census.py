@@ -3,21 +3,16 @@
 import itertools
 import os
 import socket
-import subprocess
-import sys
 import time
 
-import anndata
 import cellxgene_census
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import sparse
 
 from lib import io
-from lib.data import census, readers, user_files
+from lib.data import census, user_files
 from lib.io import CensusUnavailable
 from lib.study import Census
 
@@ -61,25 +56,6 @@ def test_counts_come_back_through_the_client_as_they_were(tmp_path, counts, labe
     assert adata.obs["nnz"].tolist() == (counts > 0).sum(axis=1).tolist()
     assert var["nnz"].tolist() == (counts > 0).sum(axis=0).tolist()
     assert set(var["n_measured_obs"]) == {200}
-
-
-@settings(max_examples=5, deadline=None)
-@given(st.sets(st.integers(1, 199), max_size=4))
-def test_the_cut_into_chunks_does_not_show(tmp_path_factory, cuts):
-    rng = np.random.default_rng(1)
-    counts = rng.poisson(0.5, (200, 7)).astype(np.float32)
-    obs = pd.DataFrame({"donor_id": rng.choice(list("zab"), 200)})
-    with written(tmp_path_factory.mktemp("chunks"), counts, obs, sorted(cuts)) as collection:
-        adata = cellxgene_census.get_anndata(collection, HUMAN)
-    assert np.array_equal(adata.X.toarray(), counts)
-    assert adata.obs["donor_id"].astype(str).tolist() == obs["donor_id"].tolist()
-
-
-def test_a_given_total_is_kept_since_it_covers_genes_that_were_left_out(tmp_path, counts, labels):
-    total = counts.sum(axis=1) + 1000
-    with written(tmp_path, counts, labels.assign(raw_sum=total)) as collection:
-        obs = cellxgene_census.get_obs(collection, HUMAN)
-    assert np.array_equal(obs["raw_sum"], total)
 
 
 def test_the_census_says_what_it_is(tmp_path, project, counts, labels):
@@ -137,24 +113,6 @@ def test_a_changed_file_is_read_again(h5ad, study_file, counts):
         assert census.describe(collection)["cells"] == 100
 
 
-def test_two_processes_build_the_census_once(tiny, project):
-    log = project / "writes.txt"
-    code = f"""
-from lib.data import census
-from lib.study import load_study
-write = census.write
-def counted(*arguments):
-    with open({str(log)!r}, "a") as file:
-        file.write("x")
-    write(*arguments)
-census.write = counted
-census.prepare(load_study("tiny"))
-"""
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=io.CODE) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    assert log.read_text() == "x"
-
-
 def unavailable(study):
     with pytest.raises(CensusUnavailable) as caught, census.open_census(study):
         pass
@@ -195,22 +153,6 @@ def test_a_public_census_without_network_is_not_replaced(study_file, monkeypatch
     assert "ConnectionError" in unavailable(study_file(census={"version": "2025-01-30"}))
 
 
-@pytest.mark.parametrize("layout", ["csr", "csc", "dense", "integers"])
-def test_every_layout_of_a_file_gives_the_same_census(h5ad, study_file, counts, layout, monkeypatch):
-    monkeypatch.setattr(readers, "ENTRIES", 1000)
-    forms = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "integers": lambda x: sparse.csr_matrix(x.astype(int))}
-    path = h5ad("one", forms.get(layout, sparse.csr_matrix)(counts))
-    if layout == "dense":
-        adata = anndata.read_h5ad(path)
-        adata.X = counts
-        adata.write_h5ad(path)
-    with census.open_census(study_file(census={"h5ad": ["input/one.h5ad"]})) as collection:
-        adata = cellxgene_census.get_anndata(collection, HUMAN)
-    assert np.array_equal(adata.X.toarray(), counts)
-    assert adata.obs["donor_id"].value_counts().to_dict() == dict.fromkeys("ABCD", 50)
-    assert adata.obs["dataset_id"].unique().tolist() == ["one"] and adata.obs["tissue"].unique().tolist() == ["unknown"]
-
-
 def test_files_are_pooled_over_shared_genes_and_keep_their_whole_totals(h5ad, study_file, counts):
     names = [f"G{gene}" for gene in range(30)]
     h5ad("a", counts, genes=names, tissue="lung")
@@ -244,17 +186,3 @@ def test_named_columns_are_read_as_donor_data_set_and_tissue(h5ad, study_file, c
     with census.open_census(study) as collection:
         obs = cellxgene_census.get_obs(collection, HUMAN, value_filter="is_primary_data == True and donor_id == '2'")
     assert len(obs) == 50 and set(obs["tissue"]) == {"skin"} and obs["dataset_id"].tolist() == ["p"] * 16 + ["q"] * 34
-
-
-def test_real_files_are_pooled_with_known_totals(real_data, study_file):
-    chosen = ["10x_pbmc1k_v2", "10x_pbmc3k", "zheng2017_pbmc_facs"]
-    study = study_file(census={"h5ad": [str(real_data / f"{name}.h5ad") for name in chosen]})
-    with census.open_census(study) as collection:
-        obs = cellxgene_census.get_obs(collection, HUMAN, column_names=["dataset_id", "donor_id", "raw_sum"])
-        var = cellxgene_census.get_var(collection, HUMAN)
-    assert obs["dataset_id"].value_counts().to_dict() == {chosen[0]: 996, chosen[1]: 2700, chosen[2]: 3874}
-    pbmc3k = anndata.read_h5ad(real_data / "10x_pbmc3k.h5ad")
-    assert pbmc3k.X.nnz == 2_286_884
-    assert np.array_equal(obs["raw_sum"][obs["dataset_id"] == chosen[1]], np.asarray(pbmc3k.X.sum(axis=1)).ravel())
-    assert var["feature_id"].is_unique and var["feature_id"].str.startswith("ENSG").mean() > 0.9
-    assert var.set_index("feature_name").loc["CD8A", "feature_id"] == "ENSG00000153563"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lib.data import panel, simulate, split
 from lib.io import InputError
 from lib.run import workflow
-from lib.study import Regime, Split, parse_study
+from lib.study import Split, parse_study
 from lib.train import baselines, loop
 
 SAME = {
@@ -82,13 +82,6 @@ def test_shared_genes_are_measured_in_the_data_sets_of_every_regime(h5ad, study_
     assert set(rich.var_names) <= set(names[5:25])
 
 
-def test_a_regimes_normaliser_is_its_own(study_file):
-    inside = SAME["regimes"] | {"limited": {"genes": 24, "cells": 40, "train": {"library_size": "panel"}}}
-    study = study_file(**SAME | {"regimes": inside})
-    assert np.allclose(np.expm1(built(study, "limited").X.astype(float)).sum(1), 1e4, rtol=1e-4)
-    assert not np.allclose(np.expm1(built(study, "rich").X.astype(float)).sum(1), 1e4, rtol=1e-2)
-
-
 # ---------------------------------------------------------------- donors
 
 
@@ -106,35 +99,6 @@ def test_cells_of_few_donors_are_drawn_from_them_alone_and_the_held_out_cells_st
     assert panel.origin(panels["of-4"])["donors that train"] == "4 (4 asked)"
     assert panel.origin(panels["of-all"])["donors that train"] == "10"
     assert len(panels["of-4"].uns["provenance"]["split"]["donors"]["train"]) == 4
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=44, max_size=200), st.integers(11, 40), st.integers(0, 5))
-def test_training_cells_of_donors_are_the_first_of_theirs_and_donors_of_fewer_are_among_those_of_more(
-    labels, cells, seed
-):
-    donor, side = pd.Series(labels).map("d{}".format), np.zeros(len(labels), int)
-    side[:2], side[2:4] = 1, 2
-    trains, before = donor[4:].nunique(), set()
-
-    def drawn(cells, donors=None):
-        rows = split.draw(side, Regime(genes=2, cells=cells, donors=donors), Split(cells=1), seed, donor)
-        return set(rows[rows >= 4])
-
-    for number in range(1, trains + 1):
-        try:
-            few = drawn(cells, number)
-        except InputError as error:
-            assert f"whose {number} donors have" in str(error)
-            continue
-        chosen = set(donor[sorted(few)])
-        assert len(few) == cells and len(chosen) <= number
-        everything = drawn(int(donor[4:].isin(chosen).sum()), number) if len(chosen) == number else few
-        assert few <= everything and before <= (chosen if len(chosen) == number else before)
-        assert drawn(cells - 1, number) < few
-        before = chosen if len(chosen) == number else before
-    if cells <= len(labels) - 4:
-        assert drawn(cells, trains) == drawn(cells)
 
 
 # ---------------------------------------------------------------- further held-out splits
@@ -219,23 +183,6 @@ def test_no_donor_and_no_data_set_that_is_set_aside_is_in_two_splits(pairs, data
     )
 
 
-def test_a_cell_in_two_splits_of_one_donor_is_no_panel(study_file, monkeypatch):
-    """A donor may train and be in test_random, so its cells have to be told apart by themselves."""
-    study = study_file(split={"validation": 0.1, "test": 0.1, "random": 0.1})
-    report = split.report
-
-    def with_a_cell_twice(obs, settings):
-        rows = np.flatnonzero(obs["split"] == "test_random")[0], np.flatnonzero(obs["split"] == "train")[0]
-        ids = obs["soma_joinid"].to_numpy().copy()
-        donor = obs["donor_id"].astype(str).to_numpy().copy()
-        ids[rows[0]], donor[rows[0]] = ids[rows[1]], donor[rows[1]]
-        return report(obs.assign(soma_joinid=ids, donor_id=donor), settings)
-
-    monkeypatch.setattr(split, "report", with_a_cell_twice)
-    with pytest.raises(AssertionError, match="leaks"):
-        panel.build(study, "data-rich")
-
-
 # ---------------------------------------------------------------- what runs again
 
 
@@ -279,15 +226,6 @@ RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
 def test_a_condition_of_one_regime_reruns_what_depends_on_it_and_only_that(changed, expected):
     before, after = rules(), rules(**changed)
     assert {rule for rule in before if before[rule] != after[rule]} == expected
-
-
-def test_a_panel_is_kept_until_the_regime_that_chose_its_genes_changes(study_file):
-    made = panel.build(study_file(**SAME), "limited").stat().st_ino
-    assert (
-        panel.build(study_file(**SAME | regimes(limited={"train": {"cells_seen": 640}})), "limited").stat().st_ino
-        == made
-    )
-    assert panel.build(study_file(**SAME | regimes(rich={"cells": 310})), "limited").stat().st_ino != made
 
 
 def test_cost_is_that_of_the_regimes_own_training(project):

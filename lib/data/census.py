@@ -26,9 +26,7 @@ from lib.data.user_files import marks, pooled
 from lib.io import CensusUnavailable, InputError, shown
 from lib.study import S3, Study
 
-ORGANISM, SCHEMA = "homo_sapiens", "2.4.0"
-BUILD = "local"
-"""What a Census written here gives as its build date: no date, so that writing it again gives the same content."""
+ORGANISM = "homo_sapiens"
 OBS = {
     "dataset_id": "unknown", "assay": "unknown", "cell_type": "unknown", "tissue": "unknown",
     "tissue_general": "unknown", "tissue_type": "tissue", "donor_id": "unknown", "is_primary_data": True,
@@ -40,8 +38,6 @@ PRESENCE = "feature_dataset_presence_matrix"
 
 CELLS, VALUES = 2**14, 2**25
 """In one block of counts: cells, and at most so many values of chosen genes."""
-DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What reading a missing or damaged .npz file raises."""
 PATIENCE = 60.0
 """Seconds that opening a Census may take. The client's own request for the list of releases has no time limit."""
 READ, PAUSES = 300.0, (1.0, 5.0, 25.0)
@@ -83,19 +79,19 @@ def prepare(study: Study) -> str:
         with FileLock(path.with_name(".census.lock")):
             if _settings(path) != settings:
                 io.sweep(path)
-                var, chunks, summary, presence = _simulated(source.simulate) if source.simulate else pooled(source)
-                write(path, var, chunks, summary | {"settings": settings}, presence)
+                if source.simulate:
+                    truth = simulate.truth(source.simulate)
+                    var, chunks, about, presence = simulate.genes(truth), simulate.chunks(truth), {}, None
+                else:
+                    var, chunks, about, presence = pooled(source)
+                about |= {"simulated": str(source.simulate is not None).lower(), "settings": settings}
+                write(path, var, chunks, about, presence)
     except (OSError, tiledbsoma.SOMAError) as error:
         raise InputError(
             f"{shown(path)} cannot be written ({short(error)}); free space on its disk, or take a folder that may be "
             "written."
         ) from None
     return str(path)
-
-
-def _simulated(settings):
-    truth = simulate.truth(settings)
-    return simulate.genes(truth), simulate.chunks(truth), {"simulated": "true"}, None
 
 
 def _settings(path):
@@ -150,12 +146,11 @@ def _server(s3: S3 | None) -> dict[str, str]:
     """TileDB's settings for the server of an s3:// uri; none when it is the public one."""
     if s3 is None:
         return {}
-    settings = {"vfs.s3.region": s3.region, "vfs.s3.no_sign_request": str(not s3.signed).lower()}
+    settings = {"region": s3.region, "no_sign_request": str(not s3.signed).lower()}
     if s3.endpoint:
         scheme, host = s3.endpoint.split("://")
-        own = {"scheme": scheme, "endpoint_override": host, "use_virtual_addressing": "false"}
-        settings |= {f"vfs.s3.{key}": value for key, value in own.items()}
-    return settings
+        settings |= {"scheme": scheme, "endpoint_override": host, "use_virtual_addressing": "false"}
+    return {f"vfs.s3.{key}": value for key, value in settings.items()}
 
 
 def _open(where, keywords):
@@ -340,7 +335,7 @@ def _kept(path, block):
     """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
     try:
         return sparse.load_npz(path)
-    except DAMAGED:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:
         sparse.save_npz(file, counts)
@@ -375,7 +370,13 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
         var = var.assign(feature_length=var.get("feature_length", 0), nnz=nnz, n_measured_obs=cells.values @ present)
         _write_table(human, "obs", obs)
         _write_table(f"{human}/ms/RNA", "var", var)
-        _write_information(f"{partial}/census_info", obs, cells, summary)
+        names = cells.index.astype(str)
+        datasets = {"dataset_id": names, "dataset_title": names, "dataset_total_cell_count": cells.to_numpy()}
+        _write_table(f"{partial}/census_info", "datasets", pd.DataFrame(datasets))
+        # No date is given as the build's, so that writing it again gives the same content.
+        about = {"census_schema_version": "2.4.0", "census_build_date": "local", **summary}
+        about = pd.Series(about, dtype=str).rename_axis("label").reset_index(name="value")
+        _write_table(f"{partial}/census_info", "summary", about)
         _write_presence(f"{human}/ms/RNA", present)
 
 
@@ -410,21 +411,20 @@ def _write_counts(uri, chunks, genes):
         _append(uri, cells, counts)
         seen += np.bincount(counts.indices, minlength=genes)
         cells += len(obs)
-    if not cells:
-        raise InputError("a Census needs at least one cell, and the source has none.")
-    return pd.DataFrame({name: _joined([part[name] for part in parts]) for name in OBS}), seen
+    obs = {name: [part[name] for part in parts] for name in OBS}
+    joined = {
+        name: pd.api.types.union_categoricals(each, sort_categories=True)
+        if isinstance(each[0].dtype, pd.CategoricalDtype)
+        else np.concatenate(each)
+        for name, each in obs.items()
+    }
+    return pd.DataFrame(joined), seen
 
 
 def _complete(obs):
     """Columns of OBS for one chunk, in that order: what is missing filled in, text as categories."""
     obs = obs.assign(**{name: value for name, value in OBS.items() if name not in obs})
     return obs.astype({name: "category" for name, value in OBS.items() if isinstance(value, str)})
-
-
-def _joined(parts):
-    if isinstance(parts[0].dtype, pd.CategoricalDtype):
-        return pd.api.types.union_categoricals(parts, sort_categories=True)
-    return np.concatenate(parts)
 
 
 def _append(uri, start, counts):
@@ -454,22 +454,6 @@ def _write_table(parent, name, frame):
         collection.add_new_dataframe(name, schema=table.schema, domain=[(0, len(frame) - 1)])
     with soma.DataFrame.open(f"{parent}/{name}", "w") as handle:
         handle.write(table)
-
-
-def _write_information(folder, obs, cells, summary):
-    """census_info: what this Census is, and its data sets, in the order of the rows of `PRESENCE`."""
-    names = cells.index.astype(str)
-    datasets = {"dataset_id": names, "dataset_title": names, "collection_name": "local"}
-    _write_table(folder, "datasets", pd.DataFrame(datasets | {"dataset_total_cell_count": cells.to_numpy()}))
-    rows = {
-        "census_schema_version": SCHEMA,
-        "census_build_date": BUILD,
-        "total_cell_count": len(obs),
-        "unique_cell_count": obs["is_primary_data"].sum(),
-        "number_donors_homo_sapiens": obs["donor_id"].nunique(),
-        **summary,
-    }
-    _write_table(folder, "summary", pd.Series(rows, dtype=str).rename_axis("label").reset_index(name="value"))
 
 
 def _write_presence(parent, present):

@@ -21,8 +21,6 @@ ROWS = 20_000
 """Cells whose values are held in memory at a time."""
 IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
-ALIGNMENT = 64
-"""Bytes; a cache line."""
 Progress = Callable[[int, int], None]
 
 
@@ -125,15 +123,12 @@ def load(folder: Path) -> Arrays:
 def pack(study: Study, regime: str) -> Path:
     """Write a regime's panel as panel.npz: a small file for a machine that only trains; see `load`.
 
-    Counts are kept as compressed sparse rows of the smallest integers that hold them; x is computed again from them.
+    Counts are kept as the smallest integers that hold them, compressed; x is computed again from them.
     """
     folder = study.folder(regime)
     data, path = load(folder), folder / "panel.npz"
-    kind = np.min_scalar_type(int(data.counts.max()))
-    parts = {"settings": np.array(_settings(folder / "panel.h5ad") or ""), "genes": np.array(data.counts.shape[1])}
-    parts |= {"counts": data.counts[data.counts > 0].astype(kind)}
-    parts |= {"columns": np.nonzero(data.counts)[1].astype(np.int32), "per_cell": (data.counts > 0).sum(1)}
-    parts |= {"library": data.library, "library_size": np.array(study.training(regime).library_size)}
+    parts = {"counts": data.counts.astype(np.min_scalar_type(int(data.counts.max()))), "library": data.library}
+    parts |= {"library_size": np.array(study.training(regime).library_size)}
     parts |= {f"split-{name}": rows for name, rows in {"train": data.train, **data.held}.items()}
     parts |= {f"masks-{name}": masks for name, masks in data.masks.items()}
     with io.atomic(path) as partial, partial.open("wb") as file:
@@ -144,8 +139,7 @@ def pack(study: Study, regime: str) -> Path:
 def _unpacked(path):
     with np.load(path, allow_pickle=False) as file:
         parts = {name: file[name] for name in file.files}
-    counts = np.zeros((len(parts["per_cell"]), int(parts["genes"])), np.int32)
-    counts[np.repeat(np.arange(len(counts)), parts["per_cell"]), parts["columns"]] = parts["counts"]
+    counts = parts["counts"].astype(np.int32)
     rows, masks = (
         {name.removeprefix(kind): value for name, value in parts.items() if name.startswith(kind)}
         for kind in ("split-", "masks-")
@@ -162,16 +156,7 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
     same donors. Each regime then draws from all splits in the shares asked for; see `split`. A build that the network
-    broke goes on from the blocks it had finished.
-
-    Parameters
-    ----------
-    progress : callable, optional
-        Called with (cells read, cells to read) after every block.
-
-    Returns
-    -------
-    Path
+    broke goes on from the blocks it had finished. `progress` is called with (cells read, cells to read).
 
     Raises
     ------
@@ -287,7 +272,7 @@ def _fill(path, collection, study, made, blocks, progress):
 
     from lib.data import census, split
 
-    with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT) as h5:
+    with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
         report = split.report(obs, study.split)
         if report["labels_in_two_splits"] or report["cells_in_two_splits"]:

@@ -180,18 +180,6 @@ class Predictive(NamedTuple):
     bits: np.ndarray
 
 
-def bayes(truth, columns, counts, library, masked, scale=1e4):
-    """Lowest losses that a predictor can expect, for given cells and masks; arguments as in `predictive`.
-
-    Returns
-    -------
-    mse, bits : (cells, masks) float64
-        Mean over the masked genes of the posterior predictive variance and entropy.
-    """
-    exact = predictive(truth, columns, counts, library, masked, scale)
-    return exact.variance.mean(axis=2), exact.bits.mean(axis=2)
-
-
 def predictive(truth, columns, counts, library, masked, scale=1e4, tolerance=1e-9):
     """What the visible genes of a cell say about its masked genes, exactly.
 

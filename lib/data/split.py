@@ -22,8 +22,6 @@ COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_
 ROWS = 2**22
 """Rows of obs that are read at a time."""
 
-PRIMARY = "is_primary_data == True"
-"""The default filter: no cell that another data set holds as well."""
 UMI = [
     "10x 3' transcription profiling", "10x 3' v1", "10x 3' v2", "10x 3' v3", "10x 3' v4",
     "10x 5' transcription profiling", "10x 5' v1", "10x 5' v2", "10x 5' v3", "10x gene expression flex",
@@ -61,15 +59,16 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     names = list(dict.fromkeys([*COLUMNS, *columns(study.split), *by]))
     if absent := [name for name in names if name not in obs.schema.names]:
         raise InputError(f"the Census has no obs column {absent[0]!r}; it has {', '.join(obs.schema.names)}.")
-    passing, parts, empty = condition(collection, source), [], 0
-    for rows in _passing(collection, obs, names, passing):
-        counted = rows["raw_sum"] > 0
-        empty += int((~counted).sum())
-        parts.append(rows.loc[counted, names])
-    table = pd.concat(parts, ignore_index=True).rename(columns={"raw_sum": "total_counts"})
+    passing, parts, rows = condition(collection, source), [], 0
+    first, last = census.fetch(collection, lambda: census.ids(obs))
+    for start in range(first, last + 1, ROWS):
+        part = _passing(collection, obs, names, passing, slice(start, min(start + ROWS - 1, last)))
+        parts.append(part[part["raw_sum"] > 0])
+        rows += len(part)
+    table = pd.concat(parts, ignore_index=True)[names].rename(columns={"raw_sum": "total_counts"})
     if table.empty:
         raise InputError(f"no cell of the Census passes census.filter {passing!r} and has counts; ask for other cells.")
-    found = {"filter": passing, "cells_available": len(table), "cells_without_counts": empty}
+    found = {"filter": passing, "cells_available": len(table), "cells_without_counts": rows - len(table)}
     if source.sample:
         table = table.iloc[sample(table, source.sample, source.seed)].reset_index(drop=True)
         found["sample"] = source.sample.model_dump(exclude_none=True) | {"cells": len(table)}
@@ -78,22 +77,19 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, found
 
 
-def _passing(collection, obs, names, passing):
-    """Rows of obs that pass, sorted by soma_joinid, as one DataFrame for every ROWS ids."""
-    first, last = census.fetch(collection, lambda: census.ids(obs))
-    for start in range(first, last + 1, ROWS):
-        ids = slice(start, min(start + ROWS - 1, last))
+def _passing(collection, obs, names, passing, ids):
+    """Rows of obs with these soma_joinids that pass, in their order, as a DataFrame."""
 
-        def read(ids=ids):
-            return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
+    def read():
+        return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
 
-        try:
-            yield census.fetch(collection, read).sort_values("soma_joinid")
-        except InputError:
-            raise
-        except Exception as error:
-            reason = census.short(error)
-            raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
+    try:
+        return census.fetch(collection, read).sort_values("soma_joinid")
+    except InputError:
+        raise
+    except Exception as error:
+        reason = census.short(error)
+        raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
 
 
 def condition(collection, source: Census) -> str:
@@ -109,7 +105,7 @@ def condition(collection, source: Census) -> str:
         error either.
     """
     obs = census.fetch(collection, lambda: census.human(collection).obs)
-    clauses = [PRIMARY if source.filter is None else source.filter]
+    clauses = ["is_primary_data == True" if source.filter is None else source.filter]  # no copies of other data sets
     release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
     if source.filter is None and (source.version or release):
         known = _labels(collection, obs, "assay")
@@ -208,10 +204,7 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
         Fewer than three groups, or than two data sets where some are set aside.
     """
     if split.by == "random":
-        assigned, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
-        validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
-        assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
-        return assigned, np.arange(len(cells))
+        return _at_random(len(cells), split), np.arange(len(cells))
     group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     assigned = np.zeros(len(sizes), int)  # of each group
@@ -220,10 +213,9 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
     left = np.flatnonzero(assigned == 0)
     if len(left) < 3:
         donors = cells["donor_id"][assigned[group] == 0].nunique()
-        aside = " once split.dataset has set data sets aside" if split.dataset else ""
         raise InputError(
             f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(left)}, of "
-            f"{donors} donor(s){aside}: add donors, set split.by to donor_id, or to random if that leak is wanted."
+            f"{donors} donor(s): add donors, set split.by to donor_id, or to random if that leak is wanted."
         )
     assigned[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
     assigned = assigned[group]
@@ -232,6 +224,14 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(assigned == 0))
         assigned[order[: round(split.random * len(assigned))]] = number
     return assigned, group
+
+
+def _at_random(cells, split):
+    """Index into SPLITS of each of so many cells, (cells,) int, drawn by itself."""
+    assigned, order = np.zeros(cells, int), np.random.default_rng(split.seed).permutation(cells)
+    validation, test = round(split.validation * cells), round(split.test * cells)
+    assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
+    return assigned
 
 
 def _data_sets(cells, split):
@@ -347,41 +347,30 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     InputError
         Too few cells in a split, or none asked for.
     """
-    if asked.cells > len(assigned):
-        raise InputError(
-            f"{asked.cells:,} cells are asked for, and census.filter and census.sample leave {len(assigned):,}; "
-            "ask for fewer."
-        )
     chosen = []
-    for name, wanted in _wanted(asked.cells, split).items():
+    held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
+    train = asked.cells if split.cells else asked.cells - sum(held.values())
+    for name, wanted in {"train": train, **held}.items():
         if wanted < 1:
             raise InputError(
                 f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
             )
-        number, limited = SPLITS.index(name), name == "train" and asked.donors
-        order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(assigned == number))
-        if limited:
-            order = order[_of_donors(donor, order, asked.donors, seed)]
+        order = _order(assigned, SPLITS.index(name), asked.donors, seed, donor)
         if wanted > len(order):
-            pool, change = ("groups", "the shares or the seed of the split")
-            if limited:
-                pool, change = f"{asked.donors:,} donors", "the number of donors"
+            pool = f"{asked.donors:,} donors" if name == "train" and asked.donors else "groups"
             raise InputError(
                 f"{wanted:,} cells are needed for {name}, whose {pool} have {len(order):,}; ask for fewer, or change "
-                f"{change}."
+                "the number of donors, or the shares or the seed of the split."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
 
 
-def _wanted(cells, split):
-    """Cells of each split of a regime, {name: cells}."""
-    held = {name: split.cells or round(share * cells) for name, share in split.shares.items()}
-    return {"train": cells if split.cells else cells - sum(held.values())} | held
-
-
-def _of_donors(donor, order, donors, seed):
-    """Which cells of `order`, (n,) bool, are of the first `donors` donors, in the donors' own seeded order."""
+def _order(assigned, number, donors, seed, donor):
+    """Cells of a split, (n,) int, in its order; those that train of the first `donors` donors in their own order."""
+    order = np.random.default_rng([seed, number]).permutation(np.flatnonzero(assigned == number))
+    if number or not donors:
+        return order
     codes = donor.astype("category").cat.codes.to_numpy()[order]
     labels = np.flatnonzero(np.bincount(codes + 1)) - 1  # without a label: -1
     if donors > len(labels):
@@ -389,7 +378,7 @@ def _of_donors(donor, order, donors, seed):
             f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most {len(labels):,}."
         )
     first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no split has
-    return np.isin(codes, first)
+    return order[np.isin(codes, first)]
 
 
 def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:

@@ -85,8 +85,7 @@ def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, d
     for obs, placed in zip(pool.obs, pool.placed, strict=True):
         for dataset in obs["dataset_id"].unique():
             presence[dataset] = presence.get(dataset, True) & (placed.getnnz(axis=0) > 0)
-    summary = {"simulated": "false", "files": pool.report.to_json(orient="records")}
-    return pool.var, _chunks(pool), summary, presence
+    return pool.var, _chunks(pool), {"files": pool.report.to_json(orient="records")}, presence
 
 
 def _chunks(pool):
@@ -212,9 +211,9 @@ def _sheet(path):
         try:
             yield study_file.Source(**row.dropna().str.strip()), where
         except ValidationError as error:
-            wrong, columns = error.errors()[0], ", ".join(study_file.Source.model_fields)
-            said = f"{where}: {wrong['loc'][0]!r}: {wrong['msg']}"
-            raise InputError(f"{said}; the columns of a sample sheet are {columns}, with commas between.") from None
+            wrong = error.errors()[0]
+            reason = ": ".join([*map(repr, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])
+            raise InputError(f"{where}: {reason}; a comma stands between two columns of a sample sheet.") from None
 
 
 # ---------------------------------------------------------------- labels
