@@ -1,7 +1,7 @@
 """Toward the whole Census: where the design breaks first, measured in small, and what the whole would cost.
 
-    python benchmarks/py                     # about 5 minutes, under 4 GB
-    python benchmarks/py --rows 1000000      # under a minute
+    python benchmarks/scale.py                     # about 5 minutes, under 4 GB
+    python benchmarks/scale.py --rows 1000000      # under a minute
 
 Each part runs in a process of its own on two numbers of cells, a factor of ten apart, with a panel of two genes: what
 grows with cells and not with genes. Seconds and peak memory (beyond what the imports take) are printed, and carried
