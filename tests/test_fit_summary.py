@@ -9,7 +9,7 @@ import pytest
 
 from lib import io
 from lib.fit import summary
-from lib.fit.intervals import band, restore
+from lib.fit.intervals import HEADLINE, band, restore
 from lib.fit.law import ladder
 from lib.fit.runs import gaussian_bits
 from lib.fit.runs import given as given_runs
@@ -181,6 +181,22 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_
     assert (rich["exact_floor"], rich["gaussian"], counts["exact_floor"], counts["gaussian"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
     assert np.isnan(limited["exact_floor"])
+
+
+@pytest.mark.parametrize(
+    ("status", "alpha", "c", "shown"),
+    [
+        ("ok", (0.5, 0.4, 0.6), (-0.1, -0.3, 0.1), (0.5, -0.1)),
+        ("floor not identified", (0.1, None, 0.3), (0.2, None, 0.4), (0.1, 0.2)),
+        ("floor not identified", (0.1, None, 0.3), (0.2, None, None), (0.1, None)),
+        ("alpha at grid edge", (0.001, None, 0.3), (-15.3, None, 0.4), (None, None)),
+    ],
+)
+def test_what_the_runs_do_not_determine_is_no_number_in_the_table_of_laws(status, alpha, c, shown):
+    ends = {HEADLINE: {"alpha": alpha[1:], "c": c[1:]}}
+    law = {"alpha": alpha[0], "c": c[0], "status": status, "intervals": ends}
+    (row,) = laws_table({"rich": {"validation_mse": law}}, {}).to_dict("records")
+    assert [None if np.isnan(row[name]) else row[name] for name in ("alpha", "c")] == list(shown)
 
 
 def test_all_kept_studies_stand_in_one_table(tmp_path):

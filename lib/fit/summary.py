@@ -326,7 +326,9 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     -------
     DataFrame
         regime, metric; alpha and c with the ends of their headline intervals; exact_floor of that loss, and gaussian,
-        the loss of the conditional Gaussian, which needs no training; status. NaN where unknown or without end.
+        the loss of the conditional Gaussian, which needs no training; status. NaN where unknown or without end, and
+        where the runs do not determine alpha or c: its interval has no end at all, alpha is an end of the grid that
+        was searched, or the law is not ok and its value below zero, where neither an exponent nor a loss can be.
     """
     metrics = {regime: next(iter(by_metric)) for regime, by_metric in laws.items()}
     exact, rows = known_floors(known, metrics), []
@@ -339,7 +341,12 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
         })  # fmt: skip
     numbers = ["alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "exact_floor", "gaussian"]
     columns = ["regime", "metric", *numbers, "status"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
+    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
+    for name in ("alpha", "c"):
+        unbounded = table[[f"{name}_low", f"{name}_high"]].isna().all(axis=1)
+        table[name] = table[name].mask(unbounded | (table["status"] != Status.OK) & (table[name] < 0))
+    table["alpha"] = table["alpha"].mask(table["status"] == Status.ALPHA_AT_EDGE)
+    return table
 
 
 def kept(root: Path | None = None) -> pd.DataFrame:
