@@ -234,7 +234,6 @@ def test_replicates_are_counted_whose_intervals_hold_the_floor():
         "exact": 1.0, "realised": 1.1, "family": 1.0, "half": [1.1, 1.2, 1.3, 1.4], "best": 1.2, "converged": 0.5,
     })  # fmt: skip
     row = summary.replicates_table(table).iloc[0]
-    assert row["exact_held"] == 0.5 and row["realised_held"] == 0.75 and row["ok_held"] == pytest.approx(1 / 3)
-    assert row["bias"] == pytest.approx(0.15) and row["half_to_whole"] == pytest.approx(0.1)
-    assert row["exact_low"] < 0.5 < row["exact_high"] and row["open"] == 0.25
+    assert row["exact_held"] == 0.5 and row["exact_low"] < 0.5 < row["exact_high"]
+    assert row["bias"] == pytest.approx(0.15)
     assert summary.replicates_table(summary.read_replicates())["replicates"].tolist() == [50, 50]

@@ -199,35 +199,11 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
     return x
 
 
-def compare_joint(table: pd.DataFrame) -> pd.DataFrame:
-    """Each form fitted without the largest N, and without the largest D, then made to predict them.
-
-    Returns
-    -------
-    DataFrame
-        form, parameters, aicc (over cells of the grid), rmse_largest_N, rmse_largest_D, status; NaN where a form cannot
-        be fitted to what is left.
-    """
-    rows = []
-    for form in FORMS:
-        law = joint_law(table, form, resamples=0)
-        k = len(law.theta) + len(law.linear)
-        row = {"form": form, "parameters": k, "aicc": aicc(law.rss, len(law.cells), k), "status": law.status}
-        for name, column in (("N", "parameters"), ("D", "cells_train")):
-            row[f"rmse_largest_{name}"] = _held_out(law.cells, form, column)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _held_out(cells, form, column):
-    held = cells[column] == cells[column].max()
-    try:
-        law = joint_law(cells[~held], form, resamples=0)
-    except InputError:
-        return np.nan
-    rest = cells[held]
-    missed = law.predict(rest["parameters"], rest["cells_train"], rest["cells_seen"]) - rest["loss"]
-    return float(np.sqrt(np.mean(missed**2)))
+def best_form(table: pd.DataFrame) -> str:
+    """The form of least AICc over the cells of the grid; for `table` and errors see `joint_law`."""
+    laws = [joint_law(table, form, resamples=0) for form in FORMS]
+    scores = [aicc(law.rss, len(law.cells), len(law.theta) + len(law.linear)) for law in laws]
+    return pd.Series(scores, list(FORMS)).idxmin()
 
 
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
@@ -254,8 +230,6 @@ class Plan:
         of (parameters or cells), factor, and the loss saved: gain, low, high; NaN beyond `reach`.
     crossover : Quantity or None
         Parameters at which size and cells limit equally at this D; None beyond `reach`.
-    best : Quantity or None
-        Parameters that are best for the FLOPs of this run, that is under the same N D; None beyond `reach`.
     reach : float
         Furthest extrapolation, as a factor beyond the fitted range of N and of D.
     """
@@ -266,7 +240,6 @@ class Plan:
     capacity_share: float
     gains: pd.DataFrame
     crossover: Quantity | None
-    best: Quantity | None
     reach: float
     level: float
 
@@ -294,7 +267,6 @@ def plan(law: Joint, parameters: float, cells: float, reach: float = 10.0, level
         capacity_share=share,
         gains=_gains(law, parameters, cells, reach, level),
         crossover=_crossover(law, cells, reach, level),
-        best=_best(law, parameters * cells, reach, level),
         reach=reach, level=level,
     )  # fmt: skip
 
@@ -346,17 +318,17 @@ def _gains(law, N, D, reach, level):
     return pd.DataFrame(rows)
 
 
-def _balance(law, cells_of, low, high, rounds=50):
-    """N at which the elasticities balance along D = cells_of(N), by bisection in log N: per draw, +-inf out of range.
+def _balance(law, D, low, high, rounds=50):
+    """N at which the elasticities balance at D, by bisection in log N: per draw, +-inf out of range.
 
     Capacity limits small N and data limits large N, so the difference falls through zero once.
     """
-    at_low, at_high = (_elasticity(law, N, cells_of(N)) for N in (low, high))
+    at_low, at_high = (_elasticity(law, N, D) for N in (low, high))
     bottom, top = np.full_like(at_low, np.log(low)), np.full_like(at_low, np.log(high))
     for _ in range(rounds):
         middle = (bottom + top) / 2
         N = np.exp(middle)
-        capacity = _elasticity(law, N, cells_of(N)) > 0
+        capacity = _elasticity(law, N, D) > 0
         bottom, top = np.where(capacity, middle, bottom), np.where(capacity, top, middle)
     return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
 
@@ -364,17 +336,7 @@ def _balance(law, cells_of, low, high, rounds=50):
 def _crossover(law, D, reach, level):
     """Parameters at which size and cells limit equally at D cells; None out of reach."""
     low, high = _range(law, "parameters", reach)
-    point = _over_draws(law, level, lambda x: _balance(x, lambda N: D + 0 * N, low, high))
-    return point if np.isfinite(point.value) else None
-
-
-def _best(law, product, reach, level):
-    """Best N under N D = product, within reach of the fitted ranges; None where that is nowhere."""
-    (low, high), (few, many) = _range(law, "parameters", reach), _range(law, "cells", reach)
-    low, high = max(low, product / many), min(high, product / few)
-    if low >= high:
-        return None
-    point = _over_draws(law, level, lambda x: _balance(x, lambda N: product / N, low, high))
+    point = _over_draws(law, level, lambda x: _balance(x, D, low, high))
     return point if np.isfinite(point.value) else None
 
 
