@@ -372,7 +372,7 @@ def _profile_panel(axis, law, name, colour):
     style.end_labels(axis, [(threshold, f"{100 * law['level']:.3g} %\nlimit", style.GREY)])
 
 
-def cells_per_parameter(runs: pd.DataFrame, metric: str = "validation_mse") -> Figure:
+def cells_per_parameter(runs: pd.DataFrame) -> Figure:
     """The loss of every run against the cells seen, and the different training cells, per model parameter.
 
     Losses are relative to the gene-mean baseline where every run has one, so that regimes share the axis.
@@ -386,9 +386,9 @@ def cells_per_parameter(runs: pd.DataFrame, metric: str = "validation_mse") -> F
     -------
     Figure with two panels
     """
-    shown = _usable(runs, metric)
-    loss, label = shown[metric], loss_label(metric)
-    relative = metric == "validation_mse" and bool(shown["gene_mean_mse"].notna().all())
+    shown = _usable(runs, "validation_mse")
+    loss, label = shown["validation_mse"], loss_label("validation_mse")
+    relative = bool(shown["gene_mean_mse"].notna().all())
     if relative:
         loss, label = loss / shown["gene_mean_mse"], "validation MSE (relative to the gene mean)"
     figure, axes = style.panels(1, 2, height=72)

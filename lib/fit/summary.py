@@ -364,7 +364,7 @@ def kept(root: Path | None = None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def bits_table(laws: dict, known: dict, metric: str = "validation_mse") -> pd.DataFrame:
+def bits_table(laws: dict, known: dict) -> pd.DataFrame:
     """Gaussian bits of the fitted floor beside the exact entropy of a hidden count, where the truth is known.
 
     Parameters
@@ -377,8 +377,8 @@ def bits_table(laws: dict, known: dict, metric: str = "validation_mse") -> pd.Da
     DataFrame, one row per regime
     """
     rows = []
-    for regime, law in of_metric(laws, metric).items():
-        exact = known.get(regime, {}).get(metric.rsplit("_", 1)[0], {})
+    for regime, law in of_metric(laws, "validation_mse").items():
+        exact = known.get(regime, {}).get("validation", {})
         floor, (low, high) = exact.get("bayes_mse"), law["floor_bits"]["interval"]
         rows.append({
             "regime": regime, "gaussian_bits_of_fitted_floor": law["floor_bits"]["value"], "low": low, "high": high,
