@@ -37,11 +37,11 @@ def vanishing(N, D):
     return 0.21 - 0.02 * np.log(N / 85) / np.log(640) * np.log10(D / 200)
 
 
-def test_size_that_gains_equally_everywhere_shows_no_trend_and_is_additive():
+def test_size_that_gains_equally_everywhere_shows_no_trend():
     rows, few = conditions.data_axis(table(apart))
     assert len(few) == 0 and conditions.gains(rows)["gain"].std() < 3e-4
     trend = conditions.trend(rows)
-    assert trend["low"] < 0 < trend["high"] and conditions.additive_p(rows) > 0.01
+    assert trend["low"] < 0 < trend["high"]
 
 
 def test_a_gain_that_vanishes_with_few_cells_is_found():
@@ -49,7 +49,6 @@ def test_a_gain_that_vanishes_with_few_cells_is_found():
     trend, gains = conditions.trend(rows), conditions.gains(rows)["gain"]
     assert trend["slope"] == pytest.approx(0.02, rel=0.05) and trend["p"] < 1e-4
     assert gains.iloc[0] == pytest.approx(0, abs=3e-4) and gains.iloc[-1] == pytest.approx(0.04, rel=0.05)
-    assert conditions.additive_p(rows) < 1e-4
     line = stats.linregress(np.log10(CELLS), gains)
     assert (trend["slope"], trend["p"]) == pytest.approx((line.slope, line.pvalue))
 
@@ -59,14 +58,12 @@ def test_a_size_too_large_for_its_cells_is_seen():
         return apart(N, D) + (0.05 if D <= 500 and N > 50_000 else 0)
 
     gains = conditions.matched(table(overfitting)).gains.set_index("cells_train")
-    assert gains.loc[200, "best"] == "d32" and gains.loc[500, "largest_behind"] > 0.04
-    assert (gains.loc[1200:, "largest_behind"].abs() < 1e-3).all()
+    assert gains.loc[200, "best"] == "d32" and (gains.loc[1200:, "best"] == "d64").all()
 
 
-def test_few_donors_are_compared_with_all_at_equal_cells():
+def test_runs_on_cells_of_few_donors_are_shown_apart():
     view = conditions.matched(pd.concat([table(apart), table(lambda N, D: apart(N, D) + 0.01, (500, 8000), donors=2)]))
     assert set(view.all_donors["cells_train"]) == set(CELLS) and set(view.few_donors["donors"]) == {2}
-    assert view.donors["difference"].to_numpy() == pytest.approx(0.01, abs=2e-4) and (view.donors["low"] > 0).all()
 
 
 def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():

@@ -159,7 +159,7 @@ def conversions(examined: Examination) -> Figure | Note:
     )
 
 
-def criterion_curve(curves: pd.DataFrame, laws: dict | None = None, metric: str = "validation_mse") -> Figure:
+def criterion_curve(curves: pd.DataFrame, laws: dict) -> Figure:
     """What the published fitter maximises, against the floors that it tries, and how well each fits the loss itself.
 
     Parameters
@@ -167,7 +167,7 @@ def criterion_curve(curves: pd.DataFrame, laws: dict | None = None, metric: str 
     curves : DataFrame
         From lib.fit.published.criterion: regime; c in the order of the grid; r2 of log(L - c), whose largest value is
         chosen; rss of the loss itself.
-    laws : dict, optional
+    laws : dict
         Content of laws.json, for the floor by least squares, its interval and its residual sum of squares.
 
     Returns
@@ -182,7 +182,7 @@ def criterion_curve(curves: pd.DataFrame, laws: dict | None = None, metric: str 
         for axis, column in ((whole, "r2"), (end, "rss")):
             axis.plot(curve["c"], curve[column], color=THEIRS, linewidth=0.9)
             axis.plot(curve["c"].iloc[best], curve[column].iloc[best], "o", color=THEIRS, **style.DOT)
-        law = (laws or {}).get(regime, {}).get(metric, {})
+        law = laws.get(regime, {}).get("validation_mse", {})
         _end_of_grid(end, curve, law, style.colours(regimes)[regime])
         style.header(whole, regime, [f"{len(curve)} floors tried; number {best + 1} has the largest R² and is chosen"])
         whole.set(xlabel="floor c tried, MSE (log1p expression²)", ylabel="R² of log(L − c) (no unit)")

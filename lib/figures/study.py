@@ -221,7 +221,7 @@ def _curves(axis, history, metric):
     style.end_labels(axis, ends)
 
 
-def intervals(laws: dict, metric: str | None = None, floors: dict | None = None) -> Figure | Note:
+def intervals(laws: dict, floors: dict | None = None) -> Figure | Note:
     """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
 
     Parameters
@@ -235,7 +235,7 @@ def intervals(laws: dict, metric: str | None = None, floors: dict | None = None)
     -------
     Figure, a row per regime: exponent, floor; a Note where no law has intervals
     """
-    metrics, shown = _with(laws, metric, "intervals")
+    metrics, shown = _with(laws, "intervals")
     if not shown:
         return NO_INTERVALS
     figure, axes = style.panels(len(shown), 2, height=48)
@@ -266,10 +266,10 @@ def _laws_of(shown):
     return ", ".join(parts[:-1]) + (" and " if parts[:-1] else "") + parts[-1]
 
 
-def _with(laws, metric, part):
-    """{regime: metric} and {regime: law} of the headline laws, or those of one metric, that have a part."""
-    metrics = {regime: metric or next(iter(of)) for regime, of in laws.items()}
-    shown = {regime: laws[regime][name] for regime, name in metrics.items() if laws[regime].get(name, {}).get(part)}
+def _with(laws, part):
+    """{regime: metric} and {regime: law} of the headline laws that have a part."""
+    metrics = {regime: next(iter(of)) for regime, of in laws.items()}
+    shown = {regime: laws[regime][name] for regime, name in metrics.items() if laws[regime][name].get(part)}
     return metrics, shown
 
 
@@ -317,7 +317,7 @@ def _window(estimate, intervals):
     return low - room * open_low, high + room * open_high
 
 
-def profile(laws: dict, metric: str | None = None) -> Figure | Note:
+def profile(laws: dict) -> Figure | Note:
     """How fast the fit worsens when the floor, or the exponent, is held away from its best value.
 
     Parameters
@@ -331,7 +331,7 @@ def profile(laws: dict, metric: str | None = None) -> Figure | Note:
     Figure with two panels, exponent and floor; values under the dashed line are inside the interval. A Note where no
     law has intervals.
     """
-    metrics, shown = _with(laws, metric, "profile")
+    metrics, shown = _with(laws, "profile")
     if not shown:
         return NO_INTERVALS
     figure, axes = style.panels(len(shown), 2, height=52)
@@ -372,7 +372,7 @@ def _profile_panel(axis, law, name, colour):
     style.end_labels(axis, [(threshold, f"{100 * law['level']:.3g} %\nlimit", style.GREY)])
 
 
-def cells_per_parameter(runs: pd.DataFrame, metric: str = "validation_mse") -> Figure:
+def cells_per_parameter(runs: pd.DataFrame) -> Figure:
     """The loss of every run against the cells seen, and the different training cells, per model parameter.
 
     Losses are relative to the gene-mean baseline where every run has one, so that regimes share the axis.
@@ -386,9 +386,9 @@ def cells_per_parameter(runs: pd.DataFrame, metric: str = "validation_mse") -> F
     -------
     Figure with two panels
     """
-    shown = _usable(runs, metric)
-    loss, label = shown[metric], loss_label(metric)
-    relative = metric == "validation_mse" and bool(shown["gene_mean_mse"].notna().all())
+    shown = _usable(runs, "validation_mse")
+    loss, label = shown["validation_mse"], loss_label("validation_mse")
+    relative = bool(shown["gene_mean_mse"].notna().all())
     if relative:
         loss, label = loss / shown["gene_mean_mse"], "validation MSE (relative to the gene mean)"
     figure, axes = style.panels(1, 2, height=72)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from lib.fit.intervals import columns_of
-from lib.fit.joint import compare_joint, frontier, joint_law
+from lib.fit.joint import best_form, frontier, joint_law
 from lib.fit.runs import headline, usable
 from lib.fit.summary import fit_laws
 from lib.io import InputError
@@ -31,12 +30,10 @@ class Matched:
     ----------
     all_donors, few_donors : DataFrame
         The usable runs with a column `loss`, on cells of all donors and of few.
-    gains, donors : DataFrame
-        See `gains` and `donor_cost`.
+    gains : DataFrame
+        See `gains`.
     metric : str
         Column of the loss.
-    forms : DataFrame
-        Joint laws compared, see `joint.compare_joint`, with `additive_p`.
     crossovers : DataFrame
         Where size and cells limit equally at each number of cells, see `joint.frontier`.
     """
@@ -46,9 +43,7 @@ class Matched:
     few_donors: pd.DataFrame | None = None
     gains: pd.DataFrame | None = None
     metric: str = METRIC
-    forms: pd.DataFrame | None = None
     crossovers: pd.DataFrame | None = None
-    donors: pd.DataFrame | None = None
 
 
 def matched(table: pd.DataFrame) -> Matched:
@@ -57,10 +52,9 @@ def matched(table: pd.DataFrame) -> Matched:
     metric = next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
-        forms = compare_joint(all_donors).assign(additive_p=additive_p(all_donors))
+        best = joint_law(all_donors, best_form(all_donors))
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    best = joint_law(all_donors, forms.loc[forms["aicc"].idxmin(), "form"])
     crossovers = frontier(best, np.sort(all_donors["cells_train"].unique()))
     saved, slope = gains(all_donors), trend(all_donors)
     many, few = saved.iloc[-1], saved.iloc[0]
@@ -72,8 +66,7 @@ def matched(table: pd.DataFrame) -> Matched:
         f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
         f"size and cells limit equally: {ratios or 'out of reach'}."
     )
-    cost = donor_cost(all_donors, few_donors)
-    return Matched(sentence, all_donors, few_donors, saved, metric, forms, crossovers, cost)
+    return Matched(sentence, all_donors, few_donors, saved, metric, crossovers)
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -105,7 +98,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     DataFrame, one row per number of cells, fewest first
         cells_train; best (size of the least mean loss) and its parameters; gain, the loss that it saves against the
         smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
-        loss; largest_behind, by how much the largest size is worse than the best.
+        loss.
     """
     groups = rows.groupby(["cells_train", "parameters"])["loss"]
     free = len(rows) - groups.ngroups
@@ -114,58 +107,31 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     for cells, of in rows.groupby("cells_train"):
         sizes = of.groupby("parameters").agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size"))
         parameters = sizes["loss"].idxmin()
-        best, smallest, largest = sizes.loc[parameters], sizes.iloc[0], sizes.iloc[-1]
+        best, smallest = sizes.loc[parameters], sizes.iloc[0]
         gain = smallest["loss"] - best["loss"]
         table.append({
             "cells_train": cells, "best": best["size"], "parameters": parameters, "gain": gain,
             "se": np.sqrt(between_seeds * (1 / smallest["n"] + 1 / best["n"])),
-            "relative": gain / smallest["loss"], "largest_behind": largest["loss"] - best["loss"],
+            "relative": gain / smallest["loss"],
         })  # fmt: skip
     return pd.DataFrame(table)
 
 
-def trend(rows: pd.DataFrame, level: float = 0.95) -> dict[str, float]:
+def trend(rows: pd.DataFrame) -> dict[str, float]:
     """How the gain from size changes per tenfold cells, by least squares over the numbers of cells.
 
     Returns
     -------
     dict
-        slope (loss per decade), low, high, p (of no trend, Student's t).
+        slope (loss per decade), low and high (95 %), p (of no trend, Student's t).
     """
     from statsmodels.regression.linear_model import OLS  # costs 0.4 s that other studies need not spend
 
     table = gains(rows)
     decades = np.log10(table["cells_train"].to_numpy(float))
     line = OLS(table["gain"].to_numpy(), np.stack([np.ones_like(decades), decades], 1)).fit()
-    low, high = line.conf_int(1 - level)[1]
+    low, high = line.conf_int()[1]
     return {"slope": line.params[1], "low": low, "high": high, "p": line.pvalues[1]}
-
-
-def additive_p(rows: pd.DataFrame) -> float:
-    """p of the F test of a joint law with interaction against the additive one, over the cells of the grid."""
-    additive, crossed = (joint_law(rows, form, resamples=0) for form in ("additive", "interaction"))
-    free = len(crossed.cells) - len(crossed.theta) - len(crossed.linear)
-    if free < 1 or crossed.rss <= 0:
-        return np.nan
-    return float(stats.f.sf(max(additive.rss - crossed.rss, 0) / (crossed.rss / free), 1, free))
-
-
-def donor_cost(all_donors: pd.DataFrame, few_donors: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """What fewer donors cost at equally many cells: paired differences over sizes, few minus all.
-
-    Returns
-    -------
-    DataFrame
-        cells_train, donors, difference (mean over sizes), low, high (Student's t over sizes).
-    """
-    rows = []
-    for (cells, number), of in few_donors.groupby(["cells_train", "donors"]):
-        same = all_donors[all_donors["cells_train"] == cells].groupby("size")["loss"].mean()
-        gap = (of.groupby("size")["loss"].mean() - same).dropna()
-        if len(gap) > 1:
-            low, high = stats.ttest_1samp(gap, 0).confidence_interval(level)
-            rows.append([cells, int(number), gap.mean(), low, high])
-    return pd.DataFrame(rows, columns=["cells_train", "donors", "difference", "low", "high"])
 
 
 CONFOUNDS = {
@@ -281,8 +247,8 @@ def floors(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def limit(rows: pd.DataFrame, resamples: int = 400, seed: int = 0, level: float = 0.95) -> dict:
-    """E of the joint law in parameters and cells seen: value, low, high, status.
+def limit(rows: pd.DataFrame) -> dict:
+    """E of the joint law in parameters and cells seen: value, low and high (95 %), status.
 
     Raises
     ------
@@ -290,8 +256,8 @@ def limit(rows: pd.DataFrame, resamples: int = 400, seed: int = 0, level: float 
         Fewer than three sizes or budgets.
     """
     grid = rows[["parameters", "loss"]].assign(cells_train=rows["cells_seen"])
-    law = joint_law(grid, resamples=resamples, seed=seed)
-    low, high = np.quantile(law.draws.linear[:, 0], [(1 - level) / 2, (1 + level) / 2])
+    law = joint_law(grid)
+    low, high = np.quantile(law.draws.linear[:, 0], [0.025, 0.975])
     return {"value": float(law.linear[0]), "low": float(low), "high": float(high), "status": law.status}
 
 
@@ -382,15 +348,16 @@ def laws_by_split(laws: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def leak(shares: pd.DataFrame, of: str = "test_random", against: str = "test") -> pd.DataFrame:
+def leak(shares: pd.DataFrame) -> pd.DataFrame:
     """What single cells of training donors make look better than other donors, per regime and size.
 
     Returns
     -------
     DataFrame
-        regime, size, parameters, leak (explained share on `of` minus that on `against`), se (over the cells of both
+        regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of both
         splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
+    of, against = "test_random", "test"
     wide = shares[shares["split"].isin([of, against])]
     mean = wide.groupby(["regime", "size", "parameters", "split"], sort=False)[["explained", "se", "gaussian"]].mean()
     mean = mean.unstack("split").dropna()
@@ -448,8 +415,8 @@ def switches(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        regime, alpha, alpha_low, alpha_high, relative_c (with low, high), smallest and largest (losses of these sizes
-        relative to the gene mean), converged (share of runs), status, r2.
+        regime, alpha, alpha_low, alpha_high, relative_c (with low, high), largest (loss of the largest size
+        relative to the gene mean), status.
     """
     rows = []
     for regime, by_metric in laws.items():
@@ -463,7 +430,6 @@ def switches(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
              for name in ("c", "c_low", "c_high")}  # fmt: skip
         rows.append({
             "regime": regime, **{name: law_columns[name] for name in ("alpha", "alpha_low", "alpha_high")}, **c,
-            "smallest": losses.iloc[0], "largest": losses.iloc[-1], "r2": law["r2"], "status": law["status"],
-            "converged": (of["convergence"] == "converged").mean() if of["convergence"].notna().any() else None,
+            "largest": losses.iloc[-1], "status": law["status"],
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -30,6 +30,8 @@ FORMS = {"additive": 2, "repeated data": 3, "interaction": 2}
 """form -> number of parameters it is not linear in."""
 FACTORS = (2, 10)
 """Times the parameters or the cells of a run for which a plan says what they save."""
+REACH = 10.0
+"""Furthest extrapolation, as a factor beyond the fitted range of N and of D."""
 STEP = 0.01  # half-width, in log N or log D, of the numerical derivatives
 
 
@@ -199,35 +201,11 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
     return x
 
 
-def compare_joint(table: pd.DataFrame) -> pd.DataFrame:
-    """Each form fitted without the largest N, and without the largest D, then made to predict them.
-
-    Returns
-    -------
-    DataFrame
-        form, parameters, aicc (over cells of the grid), rmse_largest_N, rmse_largest_D, status; NaN where a form cannot
-        be fitted to what is left.
-    """
-    rows = []
-    for form in FORMS:
-        law = joint_law(table, form, resamples=0)
-        k = len(law.theta) + len(law.linear)
-        row = {"form": form, "parameters": k, "aicc": aicc(law.rss, len(law.cells), k), "status": law.status}
-        for name, column in (("N", "parameters"), ("D", "cells_train")):
-            row[f"rmse_largest_{name}"] = _held_out(law.cells, form, column)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _held_out(cells, form, column):
-    held = cells[column] == cells[column].max()
-    try:
-        law = joint_law(cells[~held], form, resamples=0)
-    except InputError:
-        return np.nan
-    rest = cells[held]
-    missed = law.predict(rest["parameters"], rest["cells_train"], rest["cells_seen"]) - rest["loss"]
-    return float(np.sqrt(np.mean(missed**2)))
+def best_form(table: pd.DataFrame) -> str:
+    """The form of least AICc over the cells of the grid; for `table` and errors see `joint_law`."""
+    laws = [joint_law(table, form, resamples=0) for form in FORMS]
+    scores = [aicc(law.rss, len(law.cells), len(law.theta) + len(law.linear)) for law in laws]
+    return pd.Series(scores, list(FORMS)).idxmin()
 
 
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
@@ -254,8 +232,6 @@ class Plan:
         of (parameters or cells), factor, and the loss saved: gain, low, high; NaN beyond `reach`.
     crossover : Quantity or None
         Parameters at which size and cells limit equally at this D; None beyond `reach`.
-    best : Quantity or None
-        Parameters that are best for the FLOPs of this run, that is under the same N D; None beyond `reach`.
     reach : float
         Furthest extrapolation, as a factor beyond the fitted range of N and of D.
     """
@@ -266,12 +242,11 @@ class Plan:
     capacity_share: float
     gains: pd.DataFrame
     crossover: Quantity | None
-    best: Quantity | None
     reach: float
     level: float
 
 
-def plan(law: Joint, parameters: float, cells: float, reach: float = 10.0, level: float = 0.95) -> Plan:
+def plan(law: Joint, parameters: float, cells: float, level: float = 0.95) -> Plan:
     """Ask a joint law, fitted with draws, about a run of so many parameters and training cells.
 
     Raises
@@ -282,24 +257,23 @@ def plan(law: Joint, parameters: float, cells: float, reach: float = 10.0, level
     if law.draws is None:
         raise InputError("this joint law has no draws, so a plan could have no interval: fit it with resamples > 0")
     for name, value in (("parameters", parameters), ("cells", cells)):
-        low, high = _range(law, name, reach)
+        low, high = _range(law, name)
         if not low <= value <= high:
-            fitted = f"{low * reach:.3g} to {high / reach:.3g}"
-            raise InputError(f"{name} = {value:.3g} is more than {reach:g} times outside the fitted range, {fitted}")
+            fitted = f"{low * REACH:.3g} to {high / REACH:.3g}"
+            raise InputError(f"{name} = {value:.3g} is more than {REACH:g} times outside the fitted range, {fitted}")
     share = float((_elasticity(law.draws, parameters, cells) > 0).mean())
     tail = (1 - level) / 2
     return Plan(
         parameters, cells,
         limited_by="capacity" if share > 1 - tail else "data" if share < tail else "not resolved",
         capacity_share=share,
-        gains=_gains(law, parameters, cells, reach, level),
-        crossover=_crossover(law, cells, reach, level),
-        best=_best(law, parameters * cells, reach, level),
-        reach=reach, level=level,
+        gains=_gains(law, parameters, cells, level),
+        crossover=_crossover(law, cells, level),
+        reach=REACH, level=level,
     )  # fmt: skip
 
 
-def frontier(law: Joint, cells: np.ndarray, reach: float = 10.0, level: float = 0.95) -> pd.DataFrame:
+def frontier(law: Joint, cells: np.ndarray, level: float = 0.95) -> pd.DataFrame:
     """The crossover at each number of training cells.
 
     Returns
@@ -309,15 +283,15 @@ def frontier(law: Joint, cells: np.ndarray, reach: float = 10.0, level: float = 
     """
     rows = []
     for D in np.ravel(cells):
-        point = _crossover(law, D, reach, level) or Quantity(np.nan, np.nan, np.nan)
+        point = _crossover(law, D, level) or Quantity(np.nan, np.nan, np.nan)
         row = {"cells": D, "parameters": point.value, "low": point.low, "high": point.high}
         rows.append(row | {"cells_per_parameter": D / point.value})
     return pd.DataFrame(rows).replace([-np.inf, np.inf], np.nan)
 
 
-def _range(law, name, reach):
+def _range(law, name):
     column = law.cells["parameters" if name == "parameters" else "cells_train"]
-    return column.min() / reach, column.max() * reach
+    return column.min() / REACH, column.max() * REACH
 
 
 def _over_draws(law, level, quantity):
@@ -333,12 +307,12 @@ def _elasticity(law, N, D):
     return (by_N - (law.predict(N, D * down) - law.predict(N, D * up))) / (2 * STEP)
 
 
-def _gains(law, N, D, reach, level):
+def _gains(law, N, D, level):
     rows = []
     for of, value in (("parameters", N), ("cells", D)):
         for factor in FACTORS:
             row = {"of": of, "factor": factor, "gain": np.nan, "low": np.nan, "high": np.nan}
-            if factor * value <= _range(law, of, reach)[1]:
+            if factor * value <= _range(law, of)[1]:
                 more = (factor * N, D) if of == "parameters" else (N, factor * D)
                 saved = _over_draws(law, level, lambda x, more=more: x.predict(N, D) - x.predict(*more))
                 row |= {"gain": saved.value, "low": saved.low, "high": saved.high}
@@ -346,35 +320,25 @@ def _gains(law, N, D, reach, level):
     return pd.DataFrame(rows)
 
 
-def _balance(law, cells_of, low, high, rounds=50):
-    """N at which the elasticities balance along D = cells_of(N), by bisection in log N: per draw, +-inf out of range.
+def _balance(law, D, low, high, rounds=50):
+    """N at which the elasticities balance at D, by bisection in log N: per draw, +-inf out of range.
 
     Capacity limits small N and data limits large N, so the difference falls through zero once.
     """
-    at_low, at_high = (_elasticity(law, N, cells_of(N)) for N in (low, high))
+    at_low, at_high = (_elasticity(law, N, D) for N in (low, high))
     bottom, top = np.full_like(at_low, np.log(low)), np.full_like(at_low, np.log(high))
     for _ in range(rounds):
         middle = (bottom + top) / 2
         N = np.exp(middle)
-        capacity = _elasticity(law, N, cells_of(N)) > 0
+        capacity = _elasticity(law, N, D) > 0
         bottom, top = np.where(capacity, middle, bottom), np.where(capacity, top, middle)
     return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
 
 
-def _crossover(law, D, reach, level):
+def _crossover(law, D, level):
     """Parameters at which size and cells limit equally at D cells; None out of reach."""
-    low, high = _range(law, "parameters", reach)
-    point = _over_draws(law, level, lambda x: _balance(x, lambda N: D + 0 * N, low, high))
-    return point if np.isfinite(point.value) else None
-
-
-def _best(law, product, reach, level):
-    """Best N under N D = product, within reach of the fitted ranges; None where that is nowhere."""
-    (low, high), (few, many) = _range(law, "parameters", reach), _range(law, "cells", reach)
-    low, high = max(low, product / many), min(high, product / few)
-    if low >= high:
-        return None
-    point = _over_draws(law, level, lambda x: _balance(x, lambda N: product / N, low, high))
+    low, high = _range(law, "parameters")
+    point = _over_draws(law, level, lambda x: _balance(x, D, low, high))
     return point if np.isfinite(point.value) else None
 
 
@@ -397,9 +361,7 @@ class Outlook:
     grid: pd.DataFrame | None = None
 
 
-def outlook(
-    table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400, reach: float = 10.0
-) -> Outlook:
+def outlook(table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400) -> Outlook:
     """Fit the additive joint law to the runs that share one number of genes, and plan from the largest of them.
 
     Parameters
@@ -425,9 +387,9 @@ def outlook(
     except InputError as refusal:
         return Outlook(f"No joint law: {refusal}.")
     largest = law.cells.loc[law.cells["parameters"].mul(law.cells["cells_train"]).idxmax()]
-    made = plan(law, float(largest["parameters"]), float(largest["cells_train"]), reach, level)
+    made = plan(law, float(largest["parameters"]), float(largest["cells_train"]), level)
     grid = np.geomspace(law.cells["cells_train"].min(), law.cells["cells_train"].max(), 25)
-    across = frontier(law, grid, reach, level)
+    across = frontier(law, grid, level)
     sentence = (
         f"The largest run has {made.parameters:,.0f} parameters and {made.cells:,.0f} training cells; in "
         f"{made.capacity_share:.0%} of the draws capacity limits it (status of the joint law: {law.status})."

@@ -23,7 +23,7 @@ SETTINGS = ("cells_train", "micro_steps", "learning_rate", "micro_batch", "accum
 POINTS = 300
 
 
-def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFrame:
+def criterion(table: pd.DataFrame) -> pd.DataFrame:
     """What the published fitter maximises: R2 of a straight line through log(L - c), at each c that it tries.
 
     Returns
@@ -35,10 +35,10 @@ def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFra
     """
     curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
     for regime, runs in table.groupby("regime", sort=False):
-        runs = usable(runs, metric)
-        if runs["parameters"].nunique() < 2 or runs[metric].min() <= 0:  # log-likelihoods can be negative
+        runs = usable(runs, "validation_mse")
+        if runs["parameters"].nunique() < 2 or runs["validation_mse"].min() <= 0:  # log-likelihoods can be negative
             continue
-        x, losses = np.log(runs["parameters"].to_numpy(float)), runs[metric].to_numpy(float)
+        x, losses = np.log(runs["parameters"].to_numpy(float)), runs["validation_mse"].to_numpy(float)
         c = np.linspace(0, 0.99 * losses.min(), POINTS)
         y = np.log(losses - c[:, None])
         dx, dy = x - x.mean(), y - y.mean(1, keepdims=True)
@@ -50,7 +50,7 @@ def criterion(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFra
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def fits(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFrame:
+def fits(table: pd.DataFrame) -> pd.DataFrame:
     """The published method on each regime: the law at the largest R2, and whether its c is an end of the grid.
 
     On the published runs the printed numbers stand beside it. At 512 genes every digit agrees, with c the last point of
@@ -58,7 +58,7 @@ def fits(table: pd.DataFrame, metric: str = "validation_mse") -> pd.DataFrame:
     printed with it do not follow from these runs.
     """
     rows = []
-    for regime, curve in criterion(table, metric).groupby("regime", sort=False):
+    for regime, curve in criterion(table).groupby("regime", sort=False):
         best = int(curve["r2"].to_numpy().argmax())
         row = {**curve.iloc[best].to_dict(), "c_at_edge": best in (0, POINTS - 1)}
         if (table["study"] == STUDY).all():
