@@ -6,6 +6,7 @@ import torch
 from reference import Reference, adopt, own_name
 from scipy import stats
 
+from lib.io import TARGET
 from lib.model import transformer
 from lib.model.sizes import OUTPUTS, PUBLISHED, Size
 from lib.model.transformer import Transformer
@@ -92,7 +93,7 @@ def test_what_passes_between_blocks_and_the_prediction_stay_float32_under_autoca
 def raw_of(mean, theta, library):
     """Raw outputs that stand for a mean and a dispersion."""
     wide = transformer.BOUNDS
-    first = wide["mean"] * np.arctanh(np.log(mean * transformer.SCALE / library) / wide["mean"])
+    first = wide["mean"] * np.arctanh(np.log(mean * TARGET / library) / wide["mean"])
     return np.stack([first, wide["dispersion"] * np.arctanh(np.log(theta) / wide["dispersion"])], -1)
 
 

@@ -175,12 +175,13 @@ class Step:
 
 
 def steps(study: Study) -> list[Step]:
-    """All notebooks of a study, in their order; of runs that are given, the fit alone."""
+    """All notebooks of a study, in their order; of runs that are given, the fit and the figures."""
+    end = [Step(study, "fit"), Step(study, "figures")]
     if study.runs:
-        return [Step(study, "fit")]
+        return end
     data = [Step(study, "data", regime) for regime in study.regimes]
     train = [Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes]
-    return [*data, Step(study, "model"), *train, Step(study, "fit"), Step(study, "figures")]
+    return [*data, Step(study, "model"), *train, *end]
 
 
 def sources(study: Study) -> list[Path]:

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import log_ndtr
 
 from lib.data import panel, simulate
-from lib.io import InputError
+from lib.io import TARGET, InputError
 
 ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
@@ -116,7 +116,7 @@ def _errors(data, cells, masked, models, truth, columns):
         errors["gene_nll"] = bits(counts, library * models.share[masked], models.dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     if columns is not None:
-        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
+        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, TARGET)
         errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
         errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
     return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
@@ -206,7 +206,7 @@ def normal_ends(counts, mean, deviation, library) -> tuple[np.ndarray, np.ndarra
 
 def _midpoints(counts, mean, deviation, library):
     """Standardised ends of each count's share of the normal distribution; that of zero begins at minus infinity."""
-    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
     low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
     return low, ((y[1] + y[2]) / 2 - mean) / deviation
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib import io
 from lib.data import panel, simulate
-from lib.io import InputError
+from lib.io import TARGET, InputError
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
@@ -171,7 +171,7 @@ class Exact:
     def __init__(self, truth: simulate.Truth, adata, data, found: Predictions):
         self.truth, self.columns = truth, baselines.census_columns(adata, truth)
         self.seen = data.counts[found.rows], data.library[found.rows], found.masked
-        self.posterior = self.at_scale(panel.TARGET)
+        self.posterior = self.at_scale(TARGET)
 
     def at_scale(self, scale: float):
         """Exact predictive of counts scaled to so many a cell."""
@@ -334,7 +334,7 @@ def _histogram(u, rng):
 
 
 def moments(
-    mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray, scale: float = panel.TARGET, tolerance: float = 1e-7
+    mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray, scale: float = TARGET, tolerance: float = 1e-7
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of log1p(scale x / library) under the predicted distribution of each count x.
 
