@@ -79,26 +79,24 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """
     data = panel.arrays(adata)
     counted = adata.uns["provenance"]["library_size"] != "panel"
-    models = fit(data, counted)
+    gene = (None, None)
+    if counted:
+        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
+        gene = fit_negative_binomial(data.counts[few], data.library[few])
+    pca = choose_pca(data.x, data.train, data.masks["validation"])
+    models = Models(fit_gaussian(data.x, data.train), pca, *gene)
     columns = census_columns(adata, truth) if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
         masked = data.masks[split]
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
         parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
-        losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
-        for name in parts[0]:
-            losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
+        losses[split] = {"pca_components": float(pca.loadings.shape[1])}
+        for name in parts[0]:  # cells are the independent unit
+            errors = np.concatenate([part[name] for part in parts])
+            spread = float(errors.std(ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else None
+            losses[split] |= {name: float(errors.mean()), f"{name}_se": spread}
     return losses
-
-
-def fit(data: panel.Arrays, counted: bool = True) -> Models:
-    """All baselines of a panel's arrays."""
-    gene = (None, None)
-    if counted:
-        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
-        gene = fit_negative_binomial(data.counts[few], data.library[few])
-    return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
 
 
 def _errors(data, cells, masked, models, truth, columns):
@@ -129,12 +127,6 @@ def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
         unknown = adata.var["feature_id"].iloc[np.argmin(columns)]
         raise InputError(f"the panel's gene {unknown} is not in this simulated census; give the truth it came from.")
     return columns
-
-
-def _over_cells(name, per_cell):
-    """Mean of the errors of cells, (cells,), and its standard error: cells are the independent unit."""
-    spread = float(per_cell.std(ddof=1) / np.sqrt(len(per_cell))) if len(per_cell) > 1 else None
-    return {name: float(per_cell.mean()), f"{name}_se": spread}
 
 
 def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
@@ -297,19 +289,17 @@ def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.n
     return share, best_dispersion(cost, len(share))
 
 
-def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int, rounds: int = 60) -> np.ndarray:
+def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int) -> np.ndarray:
     """Dispersions of least cost between 1e-3 and 1e6, (number,), by golden-section search in the logarithm.
 
     `cost` takes log-dispersions (number,) and gives the cost of each.
     """
     low, high = np.full((2, number), np.log([[1e-3], [1e6]]))
     golden = (np.sqrt(5) - 1) / 2
-    for _ in range(rounds):
+    while (high - low).max() >= 1e-3:
         inner, outer = high - golden * (high - low), low + golden * (high - low)
         worse = cost(inner) > cost(outer)
         low, high = np.where(worse, inner, low), np.where(worse, high, outer)
-        if (high - low).max() < 1e-3:
-            break
     return np.exp((low + high) / 2)
 
 

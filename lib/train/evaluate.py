@@ -264,15 +264,16 @@ def _in_order(rules):
 
 def _gaussian_rules(found, mean, squares):
     """Bits by the rules that take a mean and an average squared error, pooled or of each gene."""
-    pooled, genes = squares.mean(), found.masked.ravel()
+
+    def of_counts(deviation):
+        return baselines.normal_bits(found.counts, mean, deviation, found.library).mean()
+
+    genes = found.masked.ravel()
     of_gene = np.bincount(genes, squares.ravel()) / np.maximum(np.bincount(genes), 1)
-    deviation = np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]
     return {
-        "one Gaussian, differential": _differential(pooled),
-        "one Gaussian, of counts": baselines.normal_bits(found.counts, mean, np.sqrt(pooled), found.library).mean(),
-        "a Gaussian for each gene, of counts": baselines.normal_bits(
-            found.counts, mean, deviation, found.library
-        ).mean(),
+        "one Gaussian, differential": _differential(squares.mean()),
+        "one Gaussian, of counts": of_counts(np.sqrt(squares.mean())),
+        "a Gaussian for each gene, of counts": of_counts(np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]),
     }
 
 
