@@ -102,11 +102,11 @@ class Step:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of training all seeds of one size (backward counts twice the forward)."""
+        """Floating-point operations of training all seeds of one size."""
         if not self.size:
             return 0.0
-        forward = self.study.size(self.size).forward_flops(self.study.regimes[self.regime].genes)
-        return 3.0 * forward * self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size))
+        genes, training = self.study.regimes[self.regime].genes, self.study.training(self.regime)
+        return float(self.study.size(self.size).training_flops(genes, training) * len(self.study.seeds_for(self.size)))
 
     @property
     def gpus(self) -> int:

@@ -79,24 +79,28 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """
     data = panel.arrays(adata)
     counted = adata.uns["provenance"]["library_size"] != "panel"
-    gene = (None, None)
-    if counted:
-        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
-        gene = fit_negative_binomial(data.counts[few], data.library[few])
-    pca = choose_pca(data.x, data.train, data.masks["validation"])
-    models = Models(fit_gaussian(data.x, data.train), pca, *gene)
+    models = _fit(data, counted)
     columns = census_columns(adata, truth) if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
         masked = data.masks[split]
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
         parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
-        losses[split] = {"pca_components": float(pca.loadings.shape[1])}
+        losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
         for name in parts[0]:  # cells are the independent unit
             errors = np.concatenate([part[name] for part in parts])
             spread = float(errors.std(ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else None
             losses[split] |= {name: float(errors.mean()), f"{name}_se": spread}
     return losses
+
+
+def _fit(data, counted):
+    """All baselines of a panel's arrays."""
+    gene = (None, None)
+    if counted:
+        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
+        gene = fit_negative_binomial(data.counts[few], data.library[few])
+    return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
 
 
 def _errors(data, cells, masked, models, truth, columns):
