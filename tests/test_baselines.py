@@ -22,10 +22,8 @@ def panel_of(truth, columns, library_size="transcriptome", held_out=200):
     library = obs["raw_sum"].to_numpy() if library_size == "transcriptome" else counts.sum(axis=1).clip(1)
     obs.index = obs.index.astype(str)
     obs["total_counts"] = obs["raw_sum"].astype(float)
-    obs["split"] = pd.Categorical(
-        np.repeat(["train", "validation", "test"], [len(obs) - 2 * held_out, held_out, held_out]),
-        ["train", "validation", "test"],
-    )
+    names = ["train", "validation", "test"]
+    obs["split"] = pd.Categorical(np.repeat(names, [len(obs) - 2 * held_out, held_out, held_out]), names)
     x = np.log1p(1e4 * counts / library[:, None]).astype(np.float32)
     adata = anndata.AnnData(x, obs, simulate.genes(truth).iloc[columns].set_index("feature_id", drop=False))
     adata.layers["counts"] = counts
