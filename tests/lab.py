@@ -75,7 +75,8 @@ def server(folder, project):
 
         def started():
             assert process.poll() is None, "make lab ended"
-            return next(list_running_servers(f"{own}/runtime"), None)
+            with suppress(ValueError):  # its file is being written
+                return next(list_running_servers(f"{own}/runtime"), None)
 
         try:
             found = wait(started, "JupyterLab did not start")
