@@ -61,7 +61,7 @@ def needs(rule):
 
 
 rule all:
-    input: "notebooks/04_fit.done", [] if study.runs else ["notebooks/05_figures.done", PANELS, RUNS]
+    input: "notebooks/05_figures.done", [] if study.runs else [PANELS, RUNS]
 
 rule data:
     message: "01_data {wildcards.regime}"
@@ -104,7 +104,7 @@ rule fit:
 
 rule figures:
     message: "05_figures"
-    input: **code("figures"), sizes="notebooks/02_model.done", laws="notebooks/04_fit.done"
+    input: **code("figures"), sizes=[] if study.runs else "notebooks/02_model.done", laws="notebooks/04_fit.done"
     output: "notebooks/05_figures.done"
     log: **logs("05_figures")
     params: **step("figures", "settings", "results")

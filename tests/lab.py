@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import requests
+from jupyter_server.serverapp import list_running_servers
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
@@ -21,16 +22,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from lib import io
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE = 400
-"""Seconds after which a server, a page or a notebook is given up; a busy machine needs many."""
-RUN_ALL, SAVE = ("Run", "runmenu:run-all"), ("File", "docmanager:save")
-"""Menu and item, the item by the name of its command: its words change from release to release."""
+PATIENCE = 400  # seconds; a busy machine needs many
+RUN_ALL, SAVE = ("Run", "runmenu:run-all"), ("File", "docmanager:save")  # menu, and the command of its item
 NEWS = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
-
-QUIET = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-QUIET += " disable-component-update disable-dev-shm-usage window-size=1366,900"
-"""Switches of Chromium: no window, and no word to anybody but the server."""
-
+SWITCHES = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-dev-shm-usage", "disable-quic"]
+SWITCHES += ["disable-background-networking", "disable-sync", "disable-component-update", "window-size=1366,900"]
 TOO_WIDE = """
 const boxes = document.querySelectorAll(".jp-Notebook .jp-OutputArea-output, .jp-Notebook .cm-scroller");
 return [...boxes].filter(box => box.scrollWidth > box.clientWidth + 2).map(box => box.innerText.slice(0, 60));
@@ -40,7 +36,7 @@ return [...boxes].filter(box => box.scrollWidth > box.clientWidth + 2).map(box =
 
 @dataclass
 class Server:
-    """A running JupyterLab: process id, address, token, and the folder that it shows."""
+    """A running JupyterLab, and the folder that it shows."""
 
     pid: int
     url: str
@@ -56,6 +52,15 @@ class Server:
         return next((session for session in self.get("sessions").json() if session["path"] == notebook), None)
 
 
+def wait(true, failure, step=0.5):
+    """What `true` gives as soon as it is true."""
+    end = time.monotonic() + PATIENCE
+    while not (found := true()):
+        assert time.monotonic() < end, f"{failure} in {PATIENCE} s"
+        time.sleep(step)
+    return found
+
+
 @contextmanager
 def server(folder, project):
     """`make lab`, with nobody's settings, showing `folder` and working in `project`. Stopped with its kernels."""
@@ -64,57 +69,34 @@ def server(folder, project):
         places |= {"IPYTHONDIR": f"{own}/ipython", "SCALING_ROOT": str(project)}
         io.write_json(f"{own}/config/{NEWS}", {"fetchNews": "false"})  # or a pop-up asks about them
         environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
-        asked = f"--no-browser --ServerApp.root_dir={folder}"
-        asked += " --allow-root" if os.geteuid() == 0 else ""
+        asked = f"--no-browser --ServerApp.root_dir={folder}{' --allow-root' if os.geteuid() == 0 else ''}"
         words = ["make", "--assume-old=.venv/installed", "lab", f"ARGS={asked}"]
-        with open(f"{own}/said", "w+") as said:
-            options = {"cwd": io.CODE, "env": environment | places, "stdout": said, "stderr": said}
-            process = subprocess.Popen(words, start_new_session=True, **options)
-            try:
-                yield _started(process, f"{own}/runtime", said)
-            finally:
-                _stop(process)
+        process = subprocess.Popen(words, cwd=io.CODE, env=environment | places, start_new_session=True)
 
+        def started():
+            assert process.poll() is None, "make lab ended"
+            with suppress(ValueError):  # its file is being written
+                return next(list_running_servers(f"{own}/runtime"), None)
 
-def _started(process, runtime, said):
-    """The server, when it answers. Jupyter leaves its address and token in a file of the runtime folder."""
-    for _ in _seconds("JupyterLab did not start"):
-        if process.poll() is not None:
-            said.seek(0)
-            raise RuntimeError(f"make lab ended: {said.read()}")
-        for name in os.listdir(runtime) if os.path.isdir(runtime) else []:
-            if name.startswith("jpserver-") and name.endswith(".json"):
-                found = io.read_json(f"{runtime}/{name}")
-                return Server(found["pid"], found["url"], found["token"], Path(found["root_dir"]))
-    return None
-
-
-def _stop(process):
-    """End make and the server, which ends its kernels; wait for them all."""
-    if process.poll() is None:
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(PATIENCE)
-        for left in psutil.wait_procs(family, timeout=PATIENCE)[1]:
-            left.kill()
-
-
-def _seconds(failure, step=0.5):
-    """Turns of a wait; TimeoutError with `failure` when patience is at its end."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        yield
-        time.sleep(step)
-    raise TimeoutError(f"{failure} in {PATIENCE} s")
+        try:
+            found = wait(started, "JupyterLab did not start")
+            yield Server(found["pid"], found["url"], found["token"], Path(found["root_dir"]))
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(PATIENCE)
+            for left in psutil.wait_procs(family, timeout=PATIENCE)[1]:
+                left.kill()
 
 
 @contextmanager
 def browser():
-    """A headless Chromium that knows nothing of any earlier one."""
+    """A headless Chromium that knows nothing of any earlier one, and has no word for anybody but the server."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     with tempfile.TemporaryDirectory() as own:
-        for switch in [*QUIET.split(), f"user-data-dir={own}"]:
+        for switch in [*SWITCHES, f"user-data-dir={own}"]:
             options.add_argument(f"--{switch}")
         driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
         driver.set_page_load_timeout(PATIENCE)
@@ -133,52 +115,52 @@ def run_all(page, place, path):
     page.get(f"{place.url}lab/tree/{notebook}?reset&token={place.token}")
     WebDriverWait(page, PATIENCE).until(shown.visibility_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-Cell")))
     WebDriverWait(page, PATIENCE).until(shown.invisibility_of_element_located((By.ID, "jupyterlab-splash")))
-    _rests(place, notebook)
+
+    def ended():
+        rests(place, notebook)
+        before = os.stat(path).st_mtime_ns
+        press(page, *SAVE)
+        wait(lambda: os.stat(path).st_mtime_ns != before, f"{notebook} was not saved")
+        cells = [cell for cell in code(path) if "".join(cell["source"]).strip()]
+        failed = any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+        return failed or all(cell["execution_count"] for cell in cells)
+
+    rests(place, notebook)
     press(page, *RUN_ALL)
-    for _ in _seconds(f"{notebook} did not come to its end"):
-        _rests(place, notebook)
-        save(page, path)
-        if complete(path):
-            break
+    wait(ended, f"{notebook} did not come to its end")
     too_wide = page.execute_script(TOO_WIDE)
     place.get(f"sessions/{place.session(notebook)['id']}", method="delete")
     return too_wide
 
 
-def _rests(place, notebook):
-    """Wait until the page is connected to the kernel, and the kernel has nothing left to do.
+def rests(place, notebook):
+    """Wait until the page is connected to the kernel, and the kernel has been idle at two looks: not between cells."""
+    seen = [None]
 
-    The page itself says idle before it is connected, and a kernel may be idle for a moment between two cells.
-    """
-    before = None
-    for _ in _seconds(f"the kernel of {notebook} did not come to rest", step=1):
-        session = place.session(notebook)
-        if session and session["kernel"]["connections"] > 0 and session["kernel"]["execution_state"] == "idle":
-            last = session["kernel"]["last_activity"]
-            if before == last:
-                return
-            before = last
+    def idle():
+        kernel = (place.session(notebook) or {"kernel": {"connections": 0}})["kernel"]
+        if kernel["connections"] > 0 and kernel["execution_state"] == "idle":
+            seen.append(kernel["last_activity"])
+            return seen[-1] == seen[-2]
+        return False
+
+    wait(idle, f"the kernel of {notebook} did not come to rest", step=1)
 
 
 def press(page, menu, command):
     """Choose a command from the menu bar. A dialog that stands in the way is an error: a person had to answer."""
     bar = (By.XPATH, f"//li[contains(@class, 'lm-MenuBar-item')][.//div[text()='{menu}']]")
     item = (By.CSS_SELECTOR, f".lm-Menu li[data-command='{command}']")
-    for _ in _seconds(f"{menu} > {command} could not be chosen"):
-        if dialogs := page.find_elements(By.CSS_SELECTOR, ".jp-Dialog"):
-            raise RuntimeError(f"JupyterLab asks: {dialogs[0].text}")
+
+    def chosen():
+        dialogs = page.find_elements(By.CSS_SELECTOR, ".jp-Dialog")
+        assert not dialogs, f"JupyterLab asks: {dialogs[0].text}"
         with suppress(WebDriverException):  # a slow page may close a menu that was opened too early
             page.find_element(*bar).click()
             WebDriverWait(page, 10).until(shown.element_to_be_clickable(item)).click()
-            return
+            return True
 
-
-def save(page, path):
-    before = os.stat(path).st_mtime_ns
-    press(page, *SAVE)
-    for _ in _seconds(f"{path} was not saved"):
-        if os.stat(path).st_mtime_ns != before:
-            return
+    wait(chosen, f"{menu} > {command} could not be chosen")
 
 
 def code(path):
@@ -187,38 +169,22 @@ def code(path):
     return [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
 
 
-def complete(path):
-    """Whether every code cell has run, or one of them has failed and stopped the others."""
-    cells = [cell for cell in code(path) if "".join(cell["source"]).strip()]
-    failed = any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
-    return failed or all(cell["execution_count"] for cell in cells)
-
-
 def pictures(path):
     """Number of figures of each code cell."""
     return [sum("image/png" in output.get("data", {}) for output in cell["outputs"]) for cell in code(path)]
 
 
 def faults(path, promised):
-    """What is wrong with a saved notebook, a sentence each that names notebook and cell.
-
-    Parameters
-    ----------
-    promised : list of int
-        How many figures each code cell has to show, as by `pictures` of an executed copy.
-    """
+    """What is wrong with a saved notebook whose code cells have to show `promised` figures, a sentence each."""
     found = []
     for number, (cell, figures, due) in enumerate(zip(code(path), pictures(path), promised, strict=True), start=1):
-        here = f"{path.name}, code cell {number}"
         if not cell["execution_count"]:
-            found.append(f"{here} has not run")
+            found.append(f"cell {number} has not run")
+        elif figures != due:
+            found.append(f"cell {number} shows {figures} figures instead of {due}")
         for output in cell["outputs"]:
-            if output["output_type"] == "error":
-                found.append(f"{here} failed: {output['ename']}: {output['evalue']}")
-            elif output.get("name") == "stderr":
-                found.append(f"{here} writes to standard error: {''.join(output['text']).strip()}")
-        if figures != due and cell["execution_count"]:
-            found.append(f"{here} shows {figures} figures instead of {due}")
+            if output["output_type"] == "error" or output.get("name") == "stderr":
+                found.append(f"cell {number} failed or complains: {output.get('evalue') or output['text']}")
     return found
 
 

@@ -80,9 +80,9 @@ def test_the_number_of_training_is_raised_when_its_results_change(data, tmp_path
 def test_a_run_learns_from_context_and_one_that_sees_none_ends_at_the_gene_mean(data, tmp_path):
     errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
-    record = run(data, tmp_path / "small", cells_seen=16_000)
+    record = run(data, tmp_path / "small", cells_seen=8_000)
     assert record["status"] == loop.Status.OK and record["validation_mse"] < 0.6 * gene_mean
-    blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=32_000)
+    blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=16_000)
     assert blind["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
 
@@ -92,12 +92,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data, tmp_
     assert one["validation_mse"] != other["validation_mse"]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("stop_at, gentle", [(37, True), (45, True), (61, False)])
-def test_a_stopped_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, dropout, stop_at, gentle):
+def test_a_stopped_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, stop_at, gentle):
     """Gently: the stop button, which saves; at 45 on the branch. Else: die, and continue from the last checkpoint."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9 if gentle else -1)
-    whole = run(data, tmp_path / "whole", dropout=dropout)
+    whole = run(data, tmp_path / "whole", dropout=0.3)
 
     def stop(done, total, loss):
         if done == stop_at and not gentle:
@@ -106,10 +105,10 @@ def test_a_stopped_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch, d
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt if gentle else SystemExit):
-        run(data, tmp_path / "cut", progress=stop, dropout=dropout)
+        run(data, tmp_path / "cut", progress=stop, dropout=0.3)
     assert not (tmp_path / "cut" / "result.json").exists()
     seen = []
-    resumed = run(data, tmp_path / "cut", progress=lambda *s: seen.append(s[0]), dropout=dropout)
+    resumed = run(data, tmp_path / "cut", progress=lambda *s: seen.append(s[0]), dropout=0.3)
     assert exact(resumed) == exact(whole)
     assert seen[0] == (stop_at if gentle else stop_at - 1) + 1
     assert (tmp_path / "cut" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
@@ -281,7 +280,7 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {benchmarks!r}]
 from test_train import panel, settings, SIZE
 from lib.train import loop
-folder, data, chosen = Path({folder!r}), panel(), settings(cells_seen=6400, dropout=0.2)
+folder, data, chosen = Path({folder!r}), panel(), settings(cells_seen=3200, dropout=0.2)
 loop.CHECKPOINT_SECONDS = -1
 kills, chance = 0, random.Random(0)
 while not (folder / "result.json").is_file():
@@ -292,7 +291,7 @@ while not (folder / "result.json").is_file():
     while not set(folder.glob("checkpoint-*")) - before and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.05))
-    if kills < 6:
+    if kills < 4:
         os.kill(child, signal.SIGKILL)
         kills += 1
     os.waitpid(child, 0)
@@ -307,7 +306,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(da
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3, "the run was over before it could be killed"
-    whole = run(data, tmp_path / "whole", cells_seen=6400, dropout=0.2)
+    whole = run(data, tmp_path / "whole", cells_seen=3200, dropout=0.2)
     assert exact(io.read_json(tmp_path / "killed" / "result.json")) == exact(whole)
     histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
     assert histories[0] == histories[1]
@@ -347,17 +346,17 @@ print(len(steps))
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
-    whole, loss, seen = run(data, tmp_path / "whole"), loop.Run.masked_loss, []
+    whole, loss, refused = run(data, tmp_path / "whole"), loop.Run.masked_loss, []
 
     def small_memory(self, predict, rows, x, hidden, positions):
-        seen.append(len(x))
         if len(x) > 4 and torch.is_grad_enabled():
+            refused.append(len(x))
             raise torch.OutOfMemoryError("out of memory")
         return loss(self, predict, rows, x, hidden, positions)
 
     monkeypatch.setattr(loop.Run, "masked_loss", small_memory)
     split = run(data, tmp_path / "split")
-    assert split["status"] == "ok" and max(seen) > 4
+    assert split["status"] == "ok" and refused == [16, 8]
     assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
 
 
@@ -401,19 +400,6 @@ def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocate
         run(data, tmp_path, size=giant)
     assert PUBLISHED["XL"].memory(512) < 12 * 2**30
     assert 100 * 2**20 < machine.memory("cpu") < 2**50
-
-
-@pytest.mark.parametrize("damage", ["cut short", "one bit", "emptied"])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, damage):
-    for number in (1, 2, 10):
-        machine.save_checkpoint(tmp_path, number, {"number": number, "weights": torch.arange(1000.0) + number})
-    assert machine.load_checkpoint(tmp_path)["number"] == 10 and len(list(tmp_path.iterdir())) == 2
-    newest = max(tmp_path.iterdir())
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes({"cut short": content[:-100], "one bit": content, "emptied": b""}[damage])
-    with pytest.warns(UserWarning, match="damaged"):
-        assert machine.load_checkpoint(tmp_path)["number"] == 2
 
 
 def test_a_checkpoint_that_hides_a_pickled_program_is_refused(tmp_path):

@@ -103,9 +103,9 @@ def call(project, *words, wait=True, environment=None):
     return run([sys.executable, "-m", *words], cwd=project, env=environment, **pipes)
 
 
-def planned(project):
+def planned(project, study="tiny"):
     """Notebooks that Snakemake would run."""
-    dry_run = call(project, "snakemake", "--dry-run", "--config", "study=tiny")
+    dry_run = call(project, "snakemake", "--dry-run", "--config", f"study={study}")
     assert dry_run.returncode == 0, dry_run.stdout
     return set(re.findall(r"Job \d+: (.*)", dry_run.stdout))
 
@@ -192,6 +192,13 @@ def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends
     assert planned(project) == {"03_train rich XXS", "01_data limited"} | LIMITED | END
 
 
+def test_runs_that_are_given_are_fitted_and_drawn_and_nothing_else(project):
+    (project / "params" / "given.yaml").write_text("runs: {table: data/given.csv}\n")
+    (project / "data" / "given.csv").touch()
+    assert planned(project, "given") == END
+    assert "given: 0 of 2 notebooks done" in call(project, "lib", "status", "given").stdout
+
+
 def test_finished_runs_survive_a_new_seed_and_a_failed_notebook(project):
     results = {path: path.read_bytes() for path in (project / "data").rglob("result.json")}
     assert len(results) == 8
@@ -257,12 +264,6 @@ def test_a_stopped_run_leaves_no_process_and_is_continued(project, number):
     assert planned(project) == set()
     written = (project / "written").read_text().split()
     assert max(written.count(name) for name in written if "rich/runs" in name) == 2  # once before, and once after
-
-
-def test_names_with_dashes_share_no_file():
-    study = parse_study(STUDY, "tiny")
-    names = [("train", "a-b", "c"), ("train", "a", "b-c"), ("data", "a"), ("data", "a-b")]
-    assert len({workflow.Step(study, *name).file(".ipynb") for name in names}) == len(names)
 
 
 def test_learning_curves_show_how_far_a_training_is(tmp_path, monkeypatch):

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, lgamma, nn
 from torch.nn.functional import dropout, gelu, linear, scaled_dot_product_attention, softplus
 
+from lib.io import TARGET
 from lib.model.sizes import Size
 
-SCALE = 1e4
-"""Counts that a cell is scaled to before the logarithm, as in `lib.data.panel`."""
 BOUNDS = {"mean": 12.0, "dispersion": 6.0}
 
 
@@ -167,7 +166,7 @@ def hide(positions: Tensor, genes: int) -> Tensor:
 
 
 def _log_mean(raw: Tensor, library: Tensor) -> Tensor:
-    return _bounded(raw, "mean") + (library / SCALE).log().unsqueeze(-1)
+    return _bounded(raw, "mean") + (library / TARGET).log().unsqueeze(-1)
 
 
 def _bounded(raw: Tensor, name: str) -> Tensor:

@@ -20,8 +20,6 @@ from lib.io import InputError
 from lib.run import workflow
 from lib.study import Census, Study, load_study, parse_study
 
-GRACE_SECONDS = 20
-"""How long notebooks may take to stop when a run is interrupted."""
 KUBERNETES = """
 import snakemake_executor_plugin_kubernetes as plugin
 from snakemake.cli import main
@@ -99,7 +97,7 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
     with locked(study) as lock, snakemake(study, program, lock) as child:
         said = follow(study, child)
     if child.returncode:
-        if shutil.disk_usage(study.data).free < 2**20:
+        if io.full(study.data):
             print(f"The disk that holds {io.shown(study.data)}/ is full. Make room, and run it again.", file=sys.stderr)
         elif not any(step.failure() for step in workflow.steps(study)):
             print(*said[-20:], "Snakemake failed. The same command goes on from here.", sep="\n", file=sys.stderr)
@@ -135,7 +133,7 @@ def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subproces
         yield child
         child.wait()
     finally:
-        for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, 5)):
+        for number, patience in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):  # seconds that notebooks may take to stop
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(child.pid, number)
                 child.wait(patience)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,8 +49,6 @@ FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}
 RUNNER = "SCALING_RUNNER"
 """Environment variable that tells Snakemake the process id of the command line that started it."""
 KILLED = "the kernel was killed, often because memory ran out; the same command goes on from here"
-TRACEBACK_LINES = 6
-"""Lines of a failed cell's traceback that are shown; all of them are in the executed notebook."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,11 @@ class Step:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of training all seeds of one size (backward counts twice the forward)."""
+        """Floating-point operations of training all seeds of one size."""
         if not self.size:
             return 0.0
-        forward = self.study.size(self.size).forward_flops(self.study.regimes[self.regime].genes)
-        return 3.0 * forward * self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size))
+        genes, training = self.study.regimes[self.regime].genes, self.study.training(self.regime)
+        return float(self.study.size(self.size).training_flops(genes, training) * len(self.study.seeds_for(self.size)))
 
     @property
     def gpus(self) -> int:
@@ -136,7 +135,11 @@ class Step:
     @property
     def state(self) -> str:
         """done, failed, running or not yet: by the files that the notebook leaves."""
-        if _is_held(self.file(".lock")):
+        lock = self.file(".lock")
+        try:
+            with filelock.FileLock(lock, timeout=0) if lock.is_file() else nullcontext():
+                pass
+        except filelock.Timeout:
             return "running"
         if self.failure():
             return "failed"
@@ -162,7 +165,7 @@ class Step:
             for output in cell.get("outputs", []):
                 if output["output_type"] == "error" and output["ename"] != "KeyboardInterrupt":
                     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
-                    lines = [line for line in text.splitlines() if line.strip()][-TRACEBACK_LINES:]
+                    lines = [line for line in text.splitlines() if line.strip()][-6:]  # all are in the notebook
                     place = f"{io.shown(self.file('.ipynb'))}, cell [{cell['execution_count']}]:"
                     return "\n    ".join([place, *lines])
         return f"{io.shown(self.file('.log'))}: {KILLED}" if KILLED in self.last_words() else ""
@@ -175,12 +178,13 @@ class Step:
 
 
 def steps(study: Study) -> list[Step]:
-    """All notebooks of a study, in their order; of runs that are given, the fit alone."""
+    """All notebooks of a study, in their order; of runs that are given, the fit and the figures."""
+    end = [Step(study, "fit"), Step(study, "figures")]
     if study.runs:
-        return [Step(study, "fit")]
+        return end
     data = [Step(study, "data", regime) for regime in study.regimes]
     train = [Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes]
-    return [*data, Step(study, "model"), *train, Step(study, "fit"), Step(study, "figures")]
+    return [*data, Step(study, "model"), *train, *end]
 
 
 def sources(study: Study) -> list[Path]:
@@ -240,21 +244,12 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
             return 1
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
         files = [file for file in files if file.suffix != ".html"]  # the report is made of the notebooks, not by them
-        io.write_json(marker, {str(file): _checksum(file) for file in files})
+        checksums = {}
+        for file in files:
+            with file.open("rb") as content:
+                checksums[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
+        io.write_json(marker, checksums)
     return 0
-
-
-def _checksum(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_held(lock):
-    try:
-        with filelock.FileLock(lock, timeout=0) if lock.is_file() else open(os.devnull):
-            return False
-    except filelock.Timeout:
-        return True
 
 
 if __name__ == "__main__":

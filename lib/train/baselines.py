@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import log_ndtr
 
 from lib.data import panel, simulate
-from lib.io import InputError
+from lib.io import TARGET, InputError
 
 ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
@@ -79,7 +79,7 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """
     data = panel.arrays(adata)
     counted = adata.uns["provenance"]["library_size"] != "panel"
-    models = fit(data, counted)
+    models = _fit(data, counted)
     columns = census_columns(adata, truth) if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
@@ -87,12 +87,14 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
         blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
         parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
         losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
-        for name in parts[0]:
-            losses[split] |= _over_cells(name, np.concatenate([part[name] for part in parts]))
+        for name in parts[0]:  # cells are the independent unit
+            errors = np.concatenate([part[name] for part in parts])
+            spread = float(errors.std(ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else None
+            losses[split] |= {name: float(errors.mean()), f"{name}_se": spread}
     return losses
 
 
-def fit(data: panel.Arrays, counted: bool = True) -> Models:
+def _fit(data, counted):
     """All baselines of a panel's arrays."""
     gene = (None, None)
     if counted:
@@ -116,7 +118,7 @@ def _errors(data, cells, masked, models, truth, columns):
         errors["gene_nll"] = bits(counts, library * models.share[masked], models.dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     if columns is not None:
-        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, panel.TARGET)
+        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, TARGET)
         errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
         errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
     return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
@@ -129,12 +131,6 @@ def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
         unknown = adata.var["feature_id"].iloc[np.argmin(columns)]
         raise InputError(f"the panel's gene {unknown} is not in this simulated census; give the truth it came from.")
     return columns
-
-
-def _over_cells(name, per_cell):
-    """Mean of the errors of cells, (cells,), and its standard error: cells are the independent unit."""
-    spread = float(per_cell.std(ddof=1) / np.sqrt(len(per_cell))) if len(per_cell) > 1 else None
-    return {name: float(per_cell.mean()), f"{name}_se": spread}
 
 
 def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
@@ -206,7 +202,7 @@ def normal_ends(counts, mean, deviation, library) -> tuple[np.ndarray, np.ndarra
 
 def _midpoints(counts, mean, deviation, library):
     """Standardised ends of each count's share of the normal distribution; that of zero begins at minus infinity."""
-    y = [np.log1p(panel.TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
     low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
     return low, ((y[1] + y[2]) / 2 - mean) / deviation
 
@@ -297,19 +293,17 @@ def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.n
     return share, best_dispersion(cost, len(share))
 
 
-def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int, rounds: int = 60) -> np.ndarray:
+def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int) -> np.ndarray:
     """Dispersions of least cost between 1e-3 and 1e6, (number,), by golden-section search in the logarithm.
 
     `cost` takes log-dispersions (number,) and gives the cost of each.
     """
     low, high = np.full((2, number), np.log([[1e-3], [1e6]]))
     golden = (np.sqrt(5) - 1) / 2
-    for _ in range(rounds):
+    while (high - low).max() >= 1e-3:
         inner, outer = high - golden * (high - low), low + golden * (high - low)
         worse = cost(inner) > cost(outer)
         low, high = np.where(worse, inner, low), np.where(worse, high, outer)
-        if (high - low).max() < 1e-3:
-            break
     return np.exp((low + high) / 2)
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib import io
 from lib.data import panel, simulate
-from lib.io import InputError
+from lib.io import TARGET, InputError
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
@@ -53,7 +53,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Hidden values of a held-out split and what one run predicts for them, each (cells, masks, k)."""
+    """Hidden values of validation cells and what one run predicts for them, each (cells, masks, k)."""
 
     rows: np.ndarray  # (cells,): row numbers of the panel
     masked: np.ndarray  # genes
@@ -140,8 +140,8 @@ def _examined(study, regime, size, seed):
     return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
 
 
-def predictions(study, regime: str, size: str, seed: int, data, split: str = "validation") -> Predictions:
-    """Predict the fixed masked genes of a held-out split with the weights that a finished run left."""
+def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
+    """Predict the fixed masked genes of validation cells with the weights that a finished run left."""
     import torch
     from safetensors.torch import load_file
 
@@ -151,7 +151,7 @@ def predictions(study, regime: str, size: str, seed: int, data, split: str = "va
     objective = study.training(regime).objective
     network = transformer.Transformer(study.size(size), data.x.shape[1], outputs=OUTPUTS[objective]).eval()
     network.load_state_dict(load_file(study.run_folder(regime, size, seed) / "weights.safetensors"))
-    rows, masked, raw = data.held[split], data.masks[split], []
+    rows, masked, raw = data.held["validation"], data.masks["validation"], []
     with torch.no_grad():
         for start in range(0, len(rows), STEP):
             x = torch.as_tensor(np.asarray(data.x[rows[start : start + STEP]]))
@@ -171,7 +171,7 @@ class Exact:
     def __init__(self, truth: simulate.Truth, adata, data, found: Predictions):
         self.truth, self.columns = truth, baselines.census_columns(adata, truth)
         self.seen = data.counts[found.rows], data.library[found.rows], found.masked
-        self.posterior = self.at_scale(panel.TARGET)
+        self.posterior = self.at_scale(TARGET)
 
     def at_scale(self, scale: float):
         """Exact predictive of counts scaled to so many a cell."""
@@ -264,15 +264,16 @@ def _in_order(rules):
 
 def _gaussian_rules(found, mean, squares):
     """Bits by the rules that take a mean and an average squared error, pooled or of each gene."""
-    pooled, genes = squares.mean(), found.masked.ravel()
+
+    def of_counts(deviation):
+        return baselines.normal_bits(found.counts, mean, deviation, found.library).mean()
+
+    genes = found.masked.ravel()
     of_gene = np.bincount(genes, squares.ravel()) / np.maximum(np.bincount(genes), 1)
-    deviation = np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]
     return {
-        "one Gaussian, differential": _differential(pooled),
-        "one Gaussian, of counts": baselines.normal_bits(found.counts, mean, np.sqrt(pooled), found.library).mean(),
-        "a Gaussian for each gene, of counts": baselines.normal_bits(
-            found.counts, mean, deviation, found.library
-        ).mean(),
+        "one Gaussian, differential": _differential(squares.mean()),
+        "one Gaussian, of counts": of_counts(np.sqrt(squares.mean())),
+        "a Gaussian for each gene, of counts": of_counts(np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]),
     }
 
 
@@ -281,7 +282,7 @@ def _differential(variance):
     return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
 
 
-def calibration(data, found: Predictions, exact: Exact | None = None, seed: int = 0) -> pd.DataFrame:
+def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
     """Randomised probability integral transforms of the hidden counts, as histograms by group of genes.
 
     Predictions of counts by the run, overall and by thirds of the genes' mean count; beside them the discretised
@@ -293,7 +294,7 @@ def calibration(data, found: Predictions, exact: Exact | None = None, seed: int 
         predictor, genes (all, or low / middle / high mean), bin (left end), density (1 where uniform), low and high
         (where 95 % of uniform samples of as many cells lie), misfit: the mean absolute distance of the density from 1.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     transforms = {}
     if found.mean is not None:
         predicted = distribution(found.mean, found.dispersion)
@@ -333,12 +334,10 @@ def _histogram(u, rng):
     return pd.DataFrame(content).assign(misfit=np.abs(density - 1).mean(), expected=np.abs(drawn - 1).mean())
 
 
-def moments(
-    mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray, scale: float = panel.TARGET, tolerance: float = 1e-7
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p(scale x / library) under the predicted distribution of each count x.
+def moments(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log1p(10,000 x / library) under the predicted distribution of each count x.
 
-    Small means are summed count by count until less than `tolerance` of the probability is left. For large ones
+    Small means are summed count by count until less than 1e-7 of the probability is left. For large ones
     the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
 
     Returns
@@ -350,22 +349,22 @@ def moments(
     found = np.empty((2, flat[0].size))
     for start in range(0, flat[0].size, CHUNK):
         part = slice(start, start + CHUNK)
-        found[:, part] = _moments(*(array[part] for array in flat), scale, tolerance)
+        found[:, part] = _moments(*(array[part] for array in flat))
     first, second = found.reshape(2, *arrays[0].shape)
     return first, np.maximum(second - first**2, 0)
 
 
-def _moments(mean, dispersion, library, scale, tolerance):
+def _moments(mean, dispersion, library):
     """First and second moment, (2, positions)."""
     found = np.zeros((2, len(mean)))
     large = np.flatnonzero(mean > SUMMED)
     for some in np.array_split(large, max(1, len(large) * QUANTILES // CHUNK)):
         middle = (np.arange(QUANTILES) + 0.5) / QUANTILES
         x = distribution(mean[some, None], dispersion[some, None]).ppf(middle)
-        y = np.log1p(scale * x / library[some, None])
+        y = np.log1p(TARGET * x / library[some, None])
         found[:, some] = y.mean(1), (y**2).mean(1)
     running = np.flatnonzero(mean <= SUMMED)
-    m, theta, unit = mean[running], dispersion[running], scale / library[running]
+    m, theta, unit = mean[running], dispersion[running], TARGET / library[running]
     odds, probability = m / (m + theta), np.exp(-theta * np.log1p(m / theta))
     seen, x = np.zeros(len(running)), 0
     while len(running):
@@ -375,7 +374,7 @@ def _moments(mean, dispersion, library, scale, tolerance):
         seen += probability
         probability = probability * odds * (x + theta) / (x + 1)
         x += 1
-        left = 1 - seen > tolerance
+        left = 1 - seen > 1e-7
         if left.mean() < 0.8:
             running, unit, odds, theta = running[left], unit[left], odds[left], theta[left]
             probability, seen = probability[left], seen[left]

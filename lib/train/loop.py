@@ -28,7 +28,6 @@ CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05
 """Pause between checkpoints, and the share of the time that saving them may take: large models pause longer."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
 """What a checkpoint holds of a run besides its identity and its state."""
 
@@ -126,12 +125,6 @@ def schedule(settings, update: int, end: int | None = None) -> float:
     return min((update + 1) / max(1, warmup), settings.final_rate + (1 - settings.final_rate) * left, 1.0)
 
 
-def optimiser(model: torch.nn.Module, settings, peak: float) -> torch.optim.Optimizer:
-    """AdamW on all weights. `peak` of each group is what the schedule takes its share of."""
-    groups = [{"params": list(model.parameters()), "peak": peak}]
-    return torch.optim.AdamW(groups, lr=peak, weight_decay=settings.weight_decay, fused=True)
-
-
 def convergence(half: float | None, whole: float, tolerance: float) -> str | None:
     """`converged` where half the updates give a loss within `tolerance` of the whole run's, None where not known."""
     if half is None:
@@ -178,7 +171,10 @@ class Run:
         self.model = transformer.Transformer(size, self.genes, settings.dropout, settings.embedding_scale, outputs)
         self.model.to(self.device)
         self.fast = machine.compiled(self.model, self.device.type)
-        self.optimiser = optimiser(self.model, settings, learning_rate(settings, size.d))
+        self.peak = learning_rate(settings, size.d)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=self.peak, weight_decay=settings.weight_decay, fused=True
+        )
         self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
         self.trunk, self.branch_losses = None, []
         self.saved, self.pause = time.monotonic(), CHECKPOINT_SECONDS
@@ -215,7 +211,7 @@ class Run:
         loss = self.gradient()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * self.share()
+            group["lr"] = self.peak * self.share()
         self.optimiser.step()
         self.update += 1
         return loss
@@ -302,7 +298,7 @@ class Run:
         self.history.append(
             {
                 "update": self.update, "cells_seen": self.update * self.settings.batch,
-                "learning_rate": learning_rate(self.settings, self.size.d) * self.share(),
+                "learning_rate": self.peak * self.share(),
                 f"train_{self.unit}": train, f"validation_{self.unit}": validation,
             }
         )  # fmt: skip
@@ -372,7 +368,10 @@ class Run:
         if self.settings.report == "best":
             means["validation_mse"] = min(point["validation_mse"] for point in self.history)
         ok = math.isfinite(self.last_loss) and all(map(math.isfinite, means.values()))
-        errors = {f"{name}_se": _standard_error(losses) for name, losses in exact.items()}
+        errors = {
+            f"{name}_se": float(np.std(losses, ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None
+            for name, losses in exact.items()
+        }
         loss, half = f"validation_{self.unit}", self.branch_losses[-1] if self.branch_losses else math.nan
         half = half if ok and math.isfinite(half) else None
         return {
@@ -404,7 +403,7 @@ class Run:
             "cells_train": len(self.cells.train),
             "cells_seen": self.update * self.settings.batch,
             "updates": self.update,
-            "learning_rate": learning_rate(self.settings, self.size.d),
+            "learning_rate": self.peak,
             "protocol": self.settings.protocol,
             "objective": self.settings.objective,
             "seconds": round(self.seconds, 3),
@@ -466,7 +465,9 @@ def _stop_signals() -> Iterator[list]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, lambda *event: asked.append(event)) for number in STOP_SIGNALS}
+    before = {
+        number: signal.signal(number, lambda *event: asked.append(event)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield asked
     finally:
@@ -477,7 +478,3 @@ def _stop_signals() -> Iterator[list]:
 def _stream(*numbers: int) -> int:
     """One generator seed for each combination of numbers, such as (seed, update)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

@@ -21,8 +21,6 @@ from lib.model.sizes import Size
 
 CACHE = 8 * 2**20
 """Bytes of one layer's widest activations that are worked on at once by a CPU: they should stay in its cache."""
-MALLOPT = {-3: 2**30, -1: 2**31 - 1}
-"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that freed tensors are used again instead of given back."""
 CHECKPOINTS = 2
 """Checkpoints that stay: the last, and the one before it should the last be damaged."""
 
@@ -33,11 +31,12 @@ def device() -> torch.device:
 
 
 def prepare(size: Size, genes: int) -> None:
-    """Set up the process for training: threads, and glibc's memory kept from one update to the next."""
+    """Set up the process for training: threads, and freed tensors used again by glibc instead of given back."""
     torch.set_num_threads(size.threads(genes))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for option, value in MALLOPT.items() if mallopt else ():
-        mallopt(option, value)
+    if mallopt:
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def seed(number: int, kind: str) -> None:
