@@ -11,6 +11,7 @@ from lib.run import cli, workflow
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
+@pytest.mark.filterwarnings("error::nbformat.warnings.DuplicateCellId")
 def test_a_page_holds_every_step_its_figures_and_failures_without_code(tiny, capsys):
     with pytest.raises(InputError, match="make run STUDY=tiny"):
         cli.report("tiny")
@@ -18,10 +19,10 @@ def test_a_page_holds_every_step_its_figures_and_failures_without_code(tiny, cap
     error = new_output("error", ename="ValueError", evalue="no law", traceback=["ValueError: no law"])
     for step in workflow.steps(tiny):
         output = {"data": picture, "fit": error}.get(step.rule)
-        code = new_code_cell("secret = 1", outputs=[output] if output else [])
+        code = new_code_cell("secret = 1", outputs=[output] if output else [], id="1")
         step.file(".ipynb").parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(
-            new_notebook(cells=[new_markdown_cell(f"# Of {step.rule} {step.size}"), code]), step.file(".ipynb")
+            new_notebook(cells=[new_markdown_cell(f"# Of {step.rule} {step.size}", id="0"), code]), step.file(".ipynb")
         )
     cli.report("tiny")
     assert capsys.readouterr().out == "figures/tiny/report.html\n"

@@ -103,6 +103,20 @@ def call(project, *words, wait=True, environment=None):
     return run([sys.executable, "-m", *words], cwd=project, env=environment, **pipes)
 
 
+def kernel_of_another_python(project):
+    """A folder for JUPYTER_PATH, as environment modules of a cluster set it."""
+    kernel = project / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = ["/of/another/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    return project / "jupyter"
+
+
+def test_a_home_that_cannot_be_written_is_named_before_any_work(finished):
+    refused = call(finished, "lib", "run", "tiny", environment={"HOME": "/of/nobody"})
+    assert refused.returncode == 2 and refused.stdout.startswith("HOME is /of/nobody, which cannot be written")
+
+
 def planned(project, study="tiny"):
     """Notebooks that Snakemake would run."""
     dry_run = call(project, "snakemake", "--dry-run", "--config", f"study={study}")
@@ -120,7 +134,8 @@ def standing(project, state):
 def finished(tmp_path_factory):
     """A project whose study has been run to its end."""
     project = make_project(tmp_path_factory.mktemp("workflow") / "project")
-    run = call(project, "lib", "run", "tiny")
+    others = {"SNAKEMAKE_PROFILE": "/of/other/projects", "JUPYTER_PATH": str(kernel_of_another_python(project))}
+    run = call(project, "lib", "run", "tiny", environment=others)
     assert run.returncode == 0, run.stdout
     assert "03_train rich TINY\n" in run.stdout and "10 of 10 steps (100%) done\n" in run.stdout
     assert re.search(r"regime +alpha\n +rich 0.1235\n *limited 0.1235\n", run.stdout), run.stdout

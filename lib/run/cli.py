@@ -94,10 +94,12 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         runs.given(study)  # what is wrong with the table is said before any work
     for folder in (study.data, study.figures):
         io.check_writable(folder)
+    if not os.access(Path.home(), os.W_OK):  # Snakemake and Jupyter write there
+        raise InputError(f"HOME is {Path.home()}, which cannot be written; name another: HOME=/tmp/home make run.")
     with locked(study) as lock, snakemake(study, program, lock) as child:
         said = follow(study, child)
     if child.returncode:
-        if io.full(study.data):
+        if shutil.disk_usage(study.data).free < 2**20:
             print(f"The disk that holds {io.shown(study.data)}/ is full. Make room, and run it again.", file=sys.stderr)
         elif not any(step.failure() for step in workflow.steps(study)):
             print(*said[-20:], "Snakemake failed. The same command goes on from here.", sep="\n", file=sys.stderr)
@@ -122,9 +124,13 @@ def locked(study: Study) -> Iterator[int]:
 
 @contextmanager
 def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subprocess.Popen]:
-    """Snakemake in a session of its own. When the block ends, nothing of it is left running."""
+    """Snakemake in a session of its own. When the block ends, nothing of it is left running.
+
+    A profile that the user's shell names for other projects plays no part, nor do Jupyter kernels of other Pythons.
+    """
     words = [*program, "--nolock", "--snakefile", str(io.CODE / "Snakefile"), "--config", f"study={study.name}"]
-    environment = os.environ | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
+    own = {name: value for name, value in os.environ.items() if name not in ("SNAKEMAKE_PROFILE", "JUPYTER_PATH")}
+    environment = own | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
     child = subprocess.Popen(
         [sys.executable, *words], cwd=study.data, env=environment, pass_fds=[lock],
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -233,6 +239,8 @@ def report(study: str) -> None:
         )
     notebooks = [nbformat.read(path, as_version=4) for path in files.values()]
     cells = [cell for notebook in notebooks for cell in notebook.cells]
+    for number, cell in enumerate(cells):  # notebooks have the same ids
+        cell["id"] = f"cell-{number}"
     page = nbformat.v4.new_notebook(cells=cells, metadata=notebooks[0].metadata)
     exporter = HTMLExporter(
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
