@@ -277,12 +277,8 @@ class Train(Strict):
 
     @property
     def branches(self) -> list[tuple[int, int]]:
-        """Updates at which a run leaves for a branch, to see how earlier training would have ended, and ends it.
-
-        One branch, of half the updates; none where the best of many evaluations is reported.
-        """
-        half = self.updates // 2
-        leaves = half - round(self.decay * half)
+        """Updates at which a run leaves for a branch, an early end, and ends it; none for the best loss."""
+        leaves = (half := self.updates // 2) - round(self.decay * half)
         return [(leaves, half)] if leaves and self.report == "final" else []
 
 
@@ -387,9 +383,8 @@ class Study(Strict):
         for size in self.seeds_of:
             if size not in sizes:
                 raise ValueError(f"seeds_of names {size!r}, which is no size{_nearest(size, sizes)}")
-        if self.genes_from and self.genes_from not in self.regimes:
-            nearest = _nearest(self.genes_from, self.regimes)
-            raise ValueError(f"genes_from names {self.genes_from!r}, which is no regime{nearest}")
+        if (name := self.genes_from) and name not in self.regimes:
+            raise ValueError(f"genes_from names {name!r}, which is no regime{_nearest(name, self.regimes)}")
         asked = {name: regime.genes for name, regime in self.regimes.items()}
         if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
@@ -477,15 +472,13 @@ def load_study(name: str) -> Study:
     path = io.ROOT / "params" / f"{name}.yaml"
     studies = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if str(name) not in studies:
-        listed = ", ".join(studies) or "no study file"
-        raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {listed}.")
+        raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {', '.join(studies)}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date
         raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(f"params/{path.name} should hold keys such as census and sizes, and holds {kind}.")
+        raise InputError(f"params/{path.name} should hold keys such as census and sizes.")
     return parse_study(content, str(name))
 
 

@@ -139,8 +139,8 @@ NOT_A_STUDY = {
     "a key given twice": ("regimes:\n  a: {genes: 2}\n  a: {genes: 3}", "a is given twice in .*line 3"),
     "no date": ("version: 2025-13-08", "is not valid YAML"),
     "another encoding": ("filter: \udce9", "is not valid YAML"),
-    "a list": ("- XS", "should hold keys such as census and sizes, and holds list"),
-    "nothing": ("", "holds NoneType"),
+    "a list": ("- XS", "should hold keys such as census and sizes"),
+    "nothing": ("", "should hold keys such as census and sizes"),
 }
 
 
