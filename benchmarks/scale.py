@@ -240,7 +240,7 @@ def line(found, rows):
 
 
 def planned():
-    """What the paper's own sweep and `make paper-scale` would take, in lines."""
+    """What the published runs and the study `tuned` would take, in lines."""
     theirs = of_published_runs()
     low, high = hours(theirs)
     yield f"the published runs: {theirs:.2g} FLOPs of training, {low:.1f} to {high:.1f} h of one H100 (assumed rates)"
