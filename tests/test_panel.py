@@ -150,7 +150,11 @@ def test_a_panel_is_kept_until_something_that_made_it_changes(rich, tiny, study_
     made = panel.build(tiny, "data-rich").stat().st_ino
     assert panel.build(tiny, "data-rich").stat().st_ino == made
     assert panel.build(study_file(seeds=[1, 2, 3]), "data-rich").stat().st_ino == made
-    assert panel.build(study_file(masking={"seed": 9}), "data-rich").stat().st_ino != made
+    changed = study_file(masking={"seed": 9})
+    with pytest.raises(InputError, match=r"data-rich/panel\.h5ad was made from another study file .* run 01_data"):
+        panel.load_current(changed, "data-rich")
+    assert panel.build(changed, "data-rich").stat().st_ino != made
+    assert len(panel.load_current(changed, "data-rich").x) == 500
 
 
 def test_two_regimes_built_at_the_same_time_share_one_census(tiny, project):

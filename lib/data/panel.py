@@ -120,6 +120,14 @@ def load(folder: Path) -> Arrays:
         ) from None
 
 
+def load_current(study: Study, regime: str) -> Arrays:
+    """The arrays of a regime's panel, as `load`; a panel.h5ad that an edited study file has left behind is refused."""
+    path = study.folder(regime) / "panel.h5ad"
+    if path.is_file() and _settings(path) != _fingerprint(study, regime):
+        raise InputError(f"{io.shown(path)} was made from another study file or other counts; run 01_data again first.")
+    return load(path.parent)
+
+
 def pack(study: Study, regime: str) -> Path:
     """Write a regime's panel as panel.npz: a small file for a machine that only trains; see `load`.
 
@@ -168,8 +176,7 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
 
     from lib.data import census
 
-    path = study.folder(regime) / "panel.h5ad"
-    settings = census.fingerprint([census.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
+    path, settings = study.folder(regime) / "panel.h5ad", _fingerprint(study, regime)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
         if _settings(path) != settings:
@@ -188,6 +195,13 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
                     ) from error
             io.remove(blocks.parent)
     return path
+
+
+def _fingerprint(study, regime):
+    """What a panel is found by: the Census, the study's settings for it and PANEL_NUMERICS."""
+    from lib.data import census
+
+    return census.fingerprint([census.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
 
 
 def _settings(path):
