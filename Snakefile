@@ -27,8 +27,8 @@ os.environ.update(plan.ENVIRONMENT)
 workdir: study.data
 wildcard_constraints: regime="[^/]+", size="[^/]+"
 
-PYTHON, NOTEBOOKS = sys.executable, os.path.relpath(io.CODE / "notebooks", study.data)
-SOURCES = [os.path.relpath(path, study.data) for path in plan.sources(study)]
+PYTHON, NOTEBOOKS = sys.executable, plan.relative(study, io.CODE / "notebooks")
+SOURCES = [plan.relative(study, path) for path in plan.sources(study)]
 PANELS = expand("notebooks/01_data/{regime}.done", regime=study.regimes)
 RUNS = expand("notebooks/03_train/{regime}/{size}.done", regime=study.regimes, size=[size.name for size in study.sizes])
 EXECUTE = (

@@ -214,6 +214,15 @@ def test_runs_that_are_given_are_fitted_and_drawn_and_nothing_else(project):
     assert "given: 0 of 2 notebooks done" in call(project, "lib", "status", "given").stdout
 
 
+def test_data_may_lie_behind_a_link_to_another_disk(project, tmp_path):
+    (project / "params" / "given.yaml").write_text("runs: {table: given.csv}\n")
+    (project / "given.csv").touch()
+    shutil.rmtree(project / "data")
+    (disk := tmp_path / "another" / "disk" / "scratch").mkdir(parents=True)
+    (project / "data").symlink_to(disk)
+    assert planned(project, "given") == END
+
+
 def test_finished_runs_survive_a_new_seed_and_a_failed_notebook(project):
     results = {path: path.read_bytes() for path in (project / "data").rglob("result.json")}
     assert len(results) == 8

@@ -24,6 +24,7 @@ THIRDS = {"low": ":", "middle": "--", "high": "-"}
 OURS, THEIRS = style.PALETTE[0], style.INK
 EFFECT = {False: style.PALETTE[5], True: "#882255"}
 """Colour of simulated studies without and with an effect that all seeds of a size share."""
+UNPUBLISHED = "The published method fits losses above zero, of two sizes or more."
 
 
 def by_gene(examined: Examination) -> Figure | Note:
@@ -175,6 +176,8 @@ def criterion_curve(curves: pd.DataFrame, laws: dict) -> Figure:
     Figure, a row per regime: the criterion over the whole grid, the residuals at the end of the grid
     """
     regimes = list(dict.fromkeys(curves["regime"]))
+    if not regimes:
+        return Note(UNPUBLISHED)
     figure, axes = style.panels(len(regimes), 2, height=52)
     for (whole, end), regime in zip(axes, regimes, strict=True):
         curve = curves[curves["regime"] == regime]
@@ -233,6 +236,8 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
     -------
     Figure with three panels, or two where the runs have no final_val_mse and evaluations beside the best loss
     """
+    if curves.empty:
+        return Note(UNPUBLISHED)
     best_of_many = {"evaluations", "final_val_mse"} <= set(runs)
     figure, _ = style.panels(1, 3 if best_of_many else 2, height=72)
     runs = runs.sort_values(["parameters", *["evaluations"] * best_of_many, "validation_mse"])

@@ -74,9 +74,12 @@ def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100)
     -------
     DataFrame
         fit, runs, alpha, alpha_low, alpha_high, c, c_low, c_high, rss, status. Intervals are the headline's, at 95 %.
+        No rows where the published method gives no law; see `criterion`.
     """
     runs = usable(table[table["regime"] == regime], "validation_mse")
-    published, smallest = fits(runs).iloc[0], runs["validation_mse"].min()
+    if (theirs := fits(runs)).empty:
+        return pd.DataFrame(columns=["fit", "runs", "alpha", "c", "rss", "status"])
+    published, smallest = theirs.iloc[0], runs["validation_mse"].min()
     bounded = power_law(runs["parameters"], runs["validation_mse"] - smallest, form="power")
     rows = [
         {"fit": "published method", "runs": len(runs), **published[["alpha", "c", "rss"]]},
@@ -98,6 +101,8 @@ def _refit(name, runs, regime, resamples):
 def both_fits(table: pd.DataFrame, regime: str = "data-rich", points: int = 200) -> pd.DataFrame:
     """Our law with its band and the published one over the sizes of a regime: fit, parameters, loss, lo, hi."""
     runs = usable(table[table["regime"] == regime], "validation_mse")
+    if fits(runs).empty:
+        return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])
     grid = np.geomspace(runs["parameters"].min(), runs["parameters"].max(), points)
     theirs, data = fits(runs).iloc[0], ladder(runs)
     ours = power_law(data.parameters, data.means, data.weights)

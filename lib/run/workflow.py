@@ -74,7 +74,7 @@ class Step:
             "model": lambda: ["sizes.csv"],
             "train": lambda: [f"{runs}{seed}/result.json" for seed in self.study.seeds_for(self.size)],
             "fit": lambda: ["runs.csv", "laws.json"],
-            "figures": lambda: [os.path.relpath(self.study.figures, self.study.data)],
+            "figures": lambda: [relative(self.study, self.study.figures)],
         }[self.rule]()
 
     @property
@@ -185,6 +185,11 @@ def steps(study: Study) -> list[Step]:
     data = [Step(study, "data", regime) for regime in study.regimes]
     train = [Step(study, "train", regime, size.name) for regime in study.regimes for size in study.sizes]
     return [*data, Step(study, "model"), *train, *end]
+
+
+def relative(study: Study, path: Path) -> str:
+    """A path as seen from data/<study>, which may be a link to another disk."""
+    return os.path.relpath(path, os.path.realpath(study.data))
 
 
 def sources(study: Study) -> list[Path]:
