@@ -70,3 +70,11 @@ def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
     assert published.audit(two.assign(status="diverged")).empty
+
+
+@pytest.mark.parametrize(
+    "change", [lambda runs: runs.assign(validation_mse=-1.0), lambda runs: runs[runs["size"] == "M"]]
+)
+def test_where_the_published_method_gives_no_law_there_is_none(table, change):
+    runs = change(table[table["regime"] == "data-rich"])
+    assert published.fits(runs).empty and published.refits(runs).empty and published.both_fits(runs).empty
