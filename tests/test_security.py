@@ -58,6 +58,7 @@ def watched():
 
 
 def test_a_simulated_study_is_read_without_pickle_and_without_network(tiny):
+    panel.build(tiny, "data-limited")  # scanpy has numba compile what it runs, which numba keeps for itself by pickle
     with watched() as seen:
         panel.read(panel.build(tiny, "data-rich"))
     assert seen == []
