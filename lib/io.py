@@ -96,6 +96,12 @@ def shown(path: str | Path) -> str:
     return path if "://" in path or not os.path.isabs(path) else os.path.relpath(path, ROOT)
 
 
+def short(error: BaseException) -> str:
+    """An error on one line of at most 300 characters, without its stack and the project's folder on this machine."""
+    message = f"{type(error).__name__}: {error}".split("\n\nAt:")[0].replace(f"{ROOT}{os.sep}", "")
+    return " ".join(message.split())[:300].rstrip(".")
+
+
 def write_json(path: str | Path, content: Any):
     """Write `content` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
     with atomic(path) as partial:

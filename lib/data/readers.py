@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lib import io
-from lib.io import InputError, shown
+from lib.io import InputError, short, shown
 
 ENTRIES, BY_GENE = 2_000_000, 10_000_000
 """Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
@@ -27,12 +26,7 @@ TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multipl
 OTHERS = (
     (".gz", "is packed", "unpack it first, with gunzip"),
     ("row_attrs", "is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
-    ("mod", "is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
-    ("barcode_idx", "lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
-    (".zgroup", "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
-    ("zarr.json", "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
-    ("all_genes.csv", "is output of Parse's pipeline", "name the .h5ad that it writes beside its matrix"),
-    ("cells_x_genes.mtx", "is output of kb-python", "run kb count with --h5ad, and name the .h5ad"),
+    ((".zgroup", "zarr.json"), "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     ("", "is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"),
 )
 """Kinds that are not read: the end of a name in them, what such a path is, and the step that makes it readable."""
@@ -40,28 +34,15 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Counts:
-    """An open file.
+    """An open file."""
 
-    Attributes
-    ----------
-    name : str
-        The file, as messages name it.
-    obs, var : DataFrame
-        Its cells and its genes, as the file has them.
-    matrix : (cells, features) matrix, sparse or dense, in memory or in the file
-    kept : (features,) bool
-        Which features are genes.
-    counts_in, left_out : str
-        Where in the file the counts are, and how many features of which types are no genes.
-    """
-
-    name: str
+    name: str  # the file, as messages have it
     obs: pd.DataFrame
-    var: pd.DataFrame
-    matrix: object
-    kept: np.ndarray
-    counts_in: str
-    left_out: str
+    var: pd.DataFrame  # its genes, without other features
+    matrix: object  # (cells, features), sparse or dense, in memory or in the file
+    kept: np.ndarray  # (features,) bool: which are genes
+    counts_in: str  # where in the file the counts are
+    left_out: str  # how many features of which types are no genes
 
     def blocks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Number of the first cell and counts, (cells, genes) float64, of one block of cells after another."""
@@ -96,10 +77,7 @@ def _checked(part):
 def opened(path: Path) -> Iterator[Counts]:
     """Context manager: any file or folder of counts, by the first of READERS that recognises it.
 
-    Raises
-    ------
-    InputError
-        It cannot be read, is of another kind, or holds no counts of named genes.
+    InputError: it cannot be read, is of another kind, or holds no counts of named genes.
     """
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
@@ -126,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).replace(f"{io.ROOT}{os.sep}", "").split())[:200].rstrip(".")
+        reason = short(error)
         advice = "if other programs cannot read it either, it is damaged: copy or download it again"
         if "unable to lock file" in reason:
             advice = "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE"
@@ -134,67 +112,56 @@ def reading(path: Path) -> Iterator[None]:
             advice = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
         elif isinstance(error, UnicodeDecodeError):
             advice = "it is not UTF-8 text: save it again as UTF-8"
-        raise InputError(f"{shown(path)} cannot be read ({reason or type(error).__name__}); {advice}.") from None
+        raise InputError(f"{shown(path)} cannot be read ({reason}); {advice}.") from None
 
 
 def check_access(path: Path) -> None:
-    """Refuse what is neither file nor folder (a pipe would never answer), is empty, or may not be read."""
+    """Refuse what is not there, may not be read, or is empty."""
     if not os.path.exists(path):
-        raise InputError(f"{shown(path)} is not there, or is a link to nothing; restore the file or correct its name.")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{shown(path)} may not be read; ask its owner for the permission (chmod +r).")
-    if not path.is_file() and not path.is_dir():
-        raise InputError(f"{shown(path)} is neither a file nor a folder; name a file of counts.")
-    if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{shown(path)} is an empty file (0 bytes); copy or download it again.")
+        wrong = "is not there, or is a link to nothing; restore the file or correct its name"
+    elif not os.access(path, os.R_OK):
+        wrong = "may not be read; ask its owner for the permission (chmod +r)"
+    elif path.is_file() and not path.stat().st_size:
+        wrong = "is an empty file (0 bytes); copy or download it again"
+    else:
+        return
+    raise InputError(f"{shown(path)} {wrong}.")
 
 
 def _inside(path):
-    """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own.
-
-    An HDF5 file is refused if it links to other files, or has data sets whose bytes or parts lie in others.
-    """
+    """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own."""
     import h5py
 
     if not h5py.is_hdf5(path):
         return {path.name, *(os.listdir(path) if path.is_dir() else ())}
-    names, outside = set(), []
-
-    def look(key, item):
-        if isinstance(item, h5py.Dataset):
-            outside.extend([key] if item.external or item.is_virtual else [])
-            return
-        for name in item:
-            names.add(f"/{key}/{name}".replace("//", "/"))
-            outside.extend([f"{key}/{name}"] if isinstance(item.get(name, getlink=True), h5py.ExternalLink) else [])
-
+    names = {}
     with h5py.File(path) as h5:
-        look("", h5)
-        h5.visititems(look)
-    if outside:
-        raise InputError(
-            f"{shown(path)} keeps {outside[0]} in another file, which the study does not name; write it whole."
-        )
-    return names
+        h5.visititems_links(lambda name, link: names.update({f"/{name}": link}))
+    if outside := [name for name, link in names.items() if isinstance(link, h5py.ExternalLink)]:
+        raise InputError(f"{shown(path)} keeps {outside[0]} in another file, which no study names; write it whole.")
+    return set(names)
 
 
 def _counts(adata, name):
     """What a reader gives, checked as far as its names go."""
     if not all(adata.shape):
         raise InputError(f"{name} holds {adata.n_obs} cells x {adata.n_vars} genes; there is nothing to use in it.")
-    if adata.X.dtype.kind not in "biuf":
-        raise InputError(f"{name}: its matrix holds {adata.X.dtype}, not numbers; put raw counts in X.")
-    repeated = adata.obs_names[adata.obs_names.duplicated()].unique()
-    if len(repeated):
-        more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
-        advice = "drop the copies, or if they are different cells run adata.obs_names_make_unique()"
-        raise InputError(f"{name} names cell {repeated[0]}{more} more than once; {advice}.")
+    advice = "drop the copies, or if they are different cells run adata.obs_names_make_unique()"
+    check_once(f"{name} names cell", adata.obs_names, adata.obs_names.duplicated(), advice)
     types = adata.var.get("feature_types", pd.Series(TYPES[0], adata.var_names)).astype(str)
     kept = (types == TYPES[0]).to_numpy() if types.isin(TYPES).any() else np.full(len(types), True)
     if not kept.any():
         raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
     left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
     return Counts(name, adata.obs, adata.var[kept], adata.X, kept, adata.uns.get("counts_in", "matrix"), left_out)
+
+
+def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, advice: str) -> None:
+    """Refuse names of which some are repeated, (names,) bool."""
+    if repeated.any():
+        first, *others = names[repeated].unique()
+        more = f" (and {len(others)} more)" if others else ""
+        raise InputError(f"{where} {first}{more} more than once; {advice}.")
 
 
 # ---------------------------------------------------------------- the kinds
@@ -287,11 +254,9 @@ def _parts(path):
     found = []
     for names in (("matrix.mtx",), ("barcodes.tsv",), ("features.tsv", "genes.tsv")):
         asked = [folder / f"{prefix}{name}{packed}" for name in names for packed in ("", ".gz")]
-        there = [place for place in asked if place.is_file()]
-        if len(there) != 1:
-            has = " and ".join(place.name for place in there) or "none"
-            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}, and has {has}.")
-        found += there
+        found.append(next((place for place in asked if place.is_file()), None))
+        if found[-1] is None:
+            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; put it there.")
     return found
 
 

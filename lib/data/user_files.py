@@ -13,7 +13,7 @@ from scipy import sparse
 
 from lib import io
 from lib import study as study_file
-from lib.data.readers import check_access, files, opened, reading
+from lib.data.readers import check_access, check_once, files, opened, reading
 from lib.io import InputError, shown
 
 CARRIED = (
@@ -40,26 +40,13 @@ SAME_BARCODE, ANY_BARCODE = 10, 100
 
 @dataclass(frozen=True)
 class Pool:
-    """All files of a study, checked.
-
-    Attributes
-    ----------
-    paths : list of Path
-    obs : list of DataFrame
-        For each file its cells, columns named as in the Census.
-    var : DataFrame, (genes,)
-        feature_id and feature_name of the pooled genes, in the order in which the files bring them.
-    placed : list of (genes of the file, genes) csr_matrix
-        1 where a gene of the file is a gene of the pool.
-    report : DataFrame
-        One row for each file, in numbers.
-    """
+    """All files of a study, checked; the lists have an entry for each."""
 
     paths: list[Path]
-    obs: list[pd.DataFrame]
-    var: pd.DataFrame
-    placed: list[sparse.csr_matrix]
-    report: pd.DataFrame
+    obs: list[pd.DataFrame]  # its cells, columns named as in the Census
+    var: pd.DataFrame  # feature_id and feature_name of the pooled genes, in the order in which the files bring them
+    placed: list[sparse.csr_matrix]  # (genes of the file, genes of the pool): 1 where they are one
+    report: pd.DataFrame  # one row for each file, in numbers
 
 
 def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, dict]:
@@ -75,11 +62,6 @@ def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, d
         `files`: the report of `survey`, as JSON.
     presence : dict of str to (genes,) bool
         For each data set the genes that all of its files measured.
-
-    Raises
-    ------
-    InputError
-        At the first file that cannot be used, naming it, the place in it, and what to do.
     """
     pool, presence = survey(settings), {}
     for obs, placed in zip(pool.obs, pool.placed, strict=True):
@@ -92,7 +74,7 @@ def _chunks(pool):
     for path, obs, placed in zip(pool.paths, pool.obs, pool.placed, strict=True):
         with opened(path) as counts:
             for start, block in counts.blocks():
-                total = np.asarray(block.sum(axis=1)).ravel()
+                total = block.sum(axis=1).A1
                 yield obs.iloc[start : start + len(total)].assign(raw_sum=total), block @ placed
 
 
@@ -101,7 +83,7 @@ def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
 
     A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
     one donor, in whichever file they stand. Without a data set a file's name stands for it. `labelled` says whether a
-    file without donors is refused.
+    file without donors is refused. InputError: the first file that cannot be used, the place in it, and what to do.
     """
     obs, genes, rows, named = [], [], [], sources(settings)
     for path, given in named.items():
@@ -114,8 +96,9 @@ def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
     paths, keys = list(named), gene_keys(genes)
     _name_datasets(paths, obs, labelled)
     if settings.genes.duplicates == "refuse":
-        for path, table, key in zip(paths, genes, keys, strict=True):
-            _check_repeated(path, table, key)
+        advice = "add their counts up with census: {genes: {duplicates: sum}}, or run adata.var_names_make_unique()"
+        for row, table, key in zip(rows, genes, keys, strict=True):
+            check_once(f"{row['file']} names gene", table["name"], pd.Index(key).duplicated(), advice)
     chosen = _choose(paths, keys, settings.genes.pool)
     placed = [_placed(key, chosen) for key in keys]
     shared = np.all([each.getnnz(axis=0) > 0 for each in placed], axis=0)
@@ -133,20 +116,25 @@ def _numbers(row, labels, read):
         "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
         "datasets": labels["dataset_id"].nunique(),
         "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
-        "primary_cells": int(np.sum(np.broadcast_to(labels.get("is_primary_data", True), len(labels)))),
+        "primary_cells": int(_primary(labels).sum()),
         "median_counts": float(read["total"].median()),
         "zeros": round(1 - read["stored"].sum() / (row["cells"] * row["genes"]), 4),
         "empty_cells": int((read["total"] == 0).sum()),
     }
 
 
+def _primary(labels):
+    """Which cells are primary data, (cells,) bool: all where the file says nothing."""
+    return labels.get("is_primary_data", pd.Series(True, labels.index)).to_numpy()
+
+
 def overview(pool: Pool) -> str:
     """What a pool holds, on one line, and what of each file should be looked at, on further ones."""
-    labels = {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}
-    labels = {kind: [obs[column] for obs in pool.obs if column in obs] for kind, column in labels.items()}
-    numbers = "; ".join(f"{kind}: {pd.concat(each).nunique() if each else 0:,}" for kind, each in labels.items())
+    numbers = []
+    for kind, column in {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}.items():
+        numbers.append(f"{kind}: {len({label for obs in pool.obs for label in obs.get(column, [])}):,}")
     cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
-    lines = [f"cells: {cells:,}; {numbers}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
+    lines = [f"cells: {cells:,}; {'; '.join(numbers)}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
     for row in pool.report.to_dict("records"):
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
@@ -246,12 +234,11 @@ def _labels(counts, given, settings, labelled):
 
 def _column(counts, key, needed):
     """One obs column as text (is_primary_data: as booleans); no cell may be without its donor, data set or tissue."""
-    values = counts.obs[key]
+    text = _texts(counts.obs[key])
     if key == "is_primary_data":
-        if not pd.api.types.is_bool_dtype(values) or values.isna().any():
-            raise InputError(f"{counts.name}: obs column {key} holds {values.dtype}, not booleans; convert or drop it.")
-        return values.astype(bool)
-    text = _texts(values)
+        if not set(text.str.lower().unique()) <= {"true", "false"}:
+            raise InputError(f"{counts.name}: obs column {key} holds more than True and False; correct or drop it.")
+        return text.str.lower() == "true"
     if needed and text.isna().any():
         advice = "fill it in or drop these cells"
         raise InputError(f"{counts.name}: obs column {key!r} is empty for {text.isna().sum()} cells; {advice}.")
@@ -280,11 +267,10 @@ def _genes(var, name):
     own = pd.Series(var.index, dtype=object)
     columns = {key: _texts(var[key]).reset_index(drop=True) for key in (*IDS, *SYMBOLS) if key in var}
     ids, symbols = _ensembl(own), own.mask(own.str.fullmatch(ENSEMBL) | own.str.fullmatch(r"\d*"))
-    for key in [key for key in IDS if key in columns][:1]:
-        ids = ids.where(ids.notna(), _ensembl(columns[key]))
-    for key in [key for key in SYMBOLS if key in columns][:1]:
-        given = columns[key].mask(columns[key] == "unknown")
-        symbols = given.where(given.notna(), symbols)
+    if key := next((key for key in IDS if key in columns), None):
+        ids = _or(ids, _ensembl(columns[key]))
+    if key := next((key for key in SYMBOLS if key in columns), None):
+        symbols = _or(columns[key].mask(columns[key] == "unknown"), symbols)
     nameless = np.flatnonzero(ids.isna() & symbols.isna())
     if len(nameless):
         raise InputError(
@@ -300,7 +286,12 @@ def _genes(var, name):
 def _ensembl(names):
     """Ensembl ids without genome and version, NaN for what is none. The copy of a gene on Y keeps its _PAR_Y."""
     found = names.astype(object).str.extract(f"^{ENSEMBL}$").astype(object)
-    return found[0] + found[1].where(found[1].notna(), "")
+    return found[0] + _or(found[1], "")
+
+
+def _or(values, others):
+    """Values, and others where there is none; pandas' fillna makes numbers of what has no value at all."""
+    return values.where(values.notna(), others)
 
 
 def gene_keys(tables: list[pd.DataFrame]) -> list[np.ndarray]:
@@ -315,20 +306,10 @@ def gene_keys(tables: list[pd.DataFrame]) -> list[np.ndarray]:
     keys = []
     for each in tables:
         borrowed = each["symbol"].map(ids).where(each["id"].isna())
-        key = each["id"].where(each["id"].notna(), borrowed)
-        key = key.where(key.notna(), each["symbol"])
+        key = _or(_or(each["id"], borrowed), each["symbol"])
         # Two symbols of this file that would become one id are two genes here, and keep their names.
         keys.append(key.mask(borrowed.notna() & key.duplicated(keep=False), each["symbol"]).to_numpy(object))
     return keys
-
-
-def _check_repeated(path, genes, key):
-    """Refuse a gene that stands in a file more than once."""
-    repeated = genes["name"][pd.Series(key).duplicated()].unique()
-    if len(repeated):
-        more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
-        advice = "add their counts up with census: {genes: {duplicates: sum}}, or run adata.var_names_make_unique()"
-        raise InputError(f"{shown(path)} names gene {repeated[0]}{more} more than once; {advice}.")
 
 
 def _choose(paths, keys, how):
@@ -355,9 +336,8 @@ def _placed(key, chosen):
 def _var(genes, keys, chosen):
     """The pooled genes, each with the symbol that the first file gives it; its key where none does."""
     symbols = pd.concat([pd.Series(table["symbol"].to_numpy(), key) for table, key in zip(genes, keys, strict=True)])
-    symbols = symbols.dropna()
-    symbols = symbols[~symbols.index.duplicated()].reindex(chosen).fillna(pd.Series(chosen, chosen))
-    return pd.DataFrame({"feature_id": chosen, "feature_name": symbols.to_numpy()})
+    symbols = symbols.groupby(level=0).first().reindex(chosen)
+    return pd.DataFrame({"feature_id": chosen, "feature_name": symbols.fillna(pd.Series(chosen, chosen)).to_numpy()})
 
 
 # ---------------------------------------------------------------- counts
@@ -390,7 +370,7 @@ def _read(path, placed, chosen):
             _check_values(counts, start, block)
             block.eliminate_zeros()
             common = block @ placed
-            part = {"total": np.asarray(block.sum(axis=1)).ravel(), "stored": np.diff(block.indptr)}
+            part = {"total": block.sum(axis=1).A1, "stored": np.diff(block.indptr)}
             parts.append(pd.DataFrame(part | {"seen": np.diff(common.indptr), "mark": cell_marks(common, chosen)}))
     cells = pd.concat(parts, ignore_index=True)
     empty = int((cells["total"] == 0).sum())
@@ -420,9 +400,9 @@ def _check_copies(paths, obs, cells):
     parts = []
     for path, labels, read in zip(paths, obs, cells, strict=True):
         names = pd.Series(labels.index, dtype=object)
-        bases = names.str.extract("([ACGT]{12,})", expand=False)
-        part = read[["seen", "mark"]].assign(path=str(path), name=names, barcode=bases.where(bases.notna(), names))
-        parts.append(part[np.broadcast_to(labels.get("is_primary_data", True), len(part))])
+        barcode = _or(names.str.extract("([ACGT]{12,})", expand=False), names)
+        part = read[["seen", "mark"]].assign(path=shown(path), name=names, barcode=barcode)
+        parts.append(part[_primary(labels)])
     table = pd.concat(parts, ignore_index=True)
     for least, same in ((SAME_BARCODE, ["mark", "barcode"]), (ANY_BARCODE, ["mark"])):
         rich = table[table["seen"] >= least]
@@ -431,6 +411,6 @@ def _check_copies(paths, obs, cells):
             copy, first = copies.iloc[0], rich.merge(copies[same].iloc[:1]).iloc[0]
             more = f" (and {len(copies) - 1} more cells like it)" if len(copies) > 1 else ""
             raise InputError(
-                f"{shown(copy['path'])}: cell {copy['name']} has the same counts as cell {first['name']} of "
-                f"{shown(first['path'])}{more}; leave one out, or set is_primary_data to False for it."
+                f"{copy['path']}: cell {copy['name']} has the same counts as cell {first['name']} of "
+                f"{first['path']}{more}; leave one out, or set is_primary_data to False for it."
             )
