@@ -6,12 +6,12 @@ second code path. Nothing ever takes the place of a Census that cannot be opened
 
 import hashlib
 import json
-import os
 import threading
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from scipy import sparse
 from lib import io
 from lib.data import simulate
 from lib.data.user_files import marks, pooled
-from lib.io import CensusUnavailable, InputError, shown
+from lib.io import CensusUnavailable, InputError, short, shown
 from lib.study import S3, Study
 
 ORGANISM = "homo_sapiens"
@@ -58,12 +58,8 @@ def prepare(study: Study) -> str:
     """Make sure that the Census of a study is there, and give its path or uri; for a public release its date.
 
     A Census from the simulator or from files is built in data/<study>/census, once, when it is missing or was made from
-    other settings or files. One given by `uri` or `version` is left for `open_census` to open.
-
-    Raises
-    ------
-    InputError
-        A source file that cannot be used, or no room to write; nothing has been written then.
+    other settings or files; a file that cannot be used is an InputError before anything is written. One given by `uri`
+    or `version` is left for `open_census` to open.
     """
     source = study.census
     if source.version:
@@ -125,10 +121,7 @@ def fingerprint(settings: Any, numerics: int) -> str:
 def open_census(study: Study) -> Iterator[Any]:
     """Context manager: the open Census of a study, built first where `prepare` has to.
 
-    Raises
-    ------
-    CensusUnavailable
-        It is not there, is not a Census, or did not open within PATIENCE seconds.
+    CensusUnavailable: it is not there, is not a Census, or did not open within PATIENCE seconds.
     """
     where = prepare(study)
     keywords = {"census_version": where} if study.census.version else {"uri": where}
@@ -165,13 +158,13 @@ def _open(where, keywords):
         return _within(PATIENCE, attempt)
     except Exception as error:
         reason = short(error)
+    what, advice = f"readable Census at {shown(where)}", "check census.uri, which starts at the project folder"
     if "census_version" in keywords:
-        advice = "check the release date and the network, or download the release and name its folder with census.uri"
-        raise CensusUnavailable(f"the public Census {where} could not be opened ({reason}); {advice}.")
-    advice = "check census.uri; a relative path starts at the project folder"
-    if is_remote(where):
+        what = f"public Census {where}"
+        advice = "check the date and the network, or download that release and name its folder with census.uri"
+    elif is_remote(where):
         advice = "check census.uri, census.s3 and the network"
-    raise CensusUnavailable(f"there is no readable Census at {shown(where)} ({reason}); {advice}.")
+    raise CensusUnavailable(f"there is no {what} ({reason}); {advice}.")
 
 
 # ---------------------------------------------------------------- read
@@ -180,24 +173,21 @@ def _open(where, keywords):
 def _within(seconds, work):
     """What `work()` returns or raises, in its own thread that is left behind when it takes longer: TimeoutError.
 
-    A thread of concurrent.futures would be waited for when the process ends.
+    An executor's thread would be waited for when the process ends.
     """
-    answer = {}
+    answer = Future()
 
     def attempt():
         try:
-            answer["value"] = work()
+            answer.set_result(work())
         except Exception as error:
-            answer["error"] = error
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in answer:
-        raise answer["error"]
-    if "value" not in answer:
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    return answer["value"]
+    threading.Thread(target=attempt, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer in {seconds:g} s") from None
 
 
 def is_remote(uri: str) -> bool:
@@ -208,18 +198,8 @@ def is_remote(uri: str) -> bool:
 def fetch(collection, work: Callable[[], Any], patience: float | None = None):
     """What `work()` reads from an open Census. On a server it is tried again after an error or a long silence.
 
-    A server that refuses is given up after the waits alone, half a minute; one that never answers after 21 minutes at
-    the latest.
-
-    Parameters
-    ----------
-    patience : float, optional
-        Seconds that one attempt may take, READ when left out.
-
-    Raises
-    ------
-    CensusUnavailable
-        All attempts failed.
+    One attempt may take `patience` seconds, READ when left out. A server that refuses is given up after the waits
+    alone, half a minute, one that never answers after 21 minutes at the latest: CensusUnavailable.
     """
     if not is_remote(collection.uri):
         return work()
@@ -235,25 +215,13 @@ def fetch(collection, work: Callable[[], Any], patience: float | None = None):
     )
 
 
-def short(error: BaseException) -> str:
-    """An error on one line of at most 300 characters, without its stack and the project's folder on this machine."""
-    message = f"{type(error).__name__}: {error}".split("\n\nAt:")[0].replace(f"{io.ROOT}{os.sep}", "")
-    return " ".join(message.split())[:300].rstrip(".")
-
-
 def human(collection):
     """The Experiment of human cells in an open Census."""
     return collection["census_data"][ORGANISM]
 
 
 def describe(collection) -> dict[str, Any]:
-    """Which Census this is, for the provenance of a result.
-
-    Returns
-    -------
-    dict
-        uri (a local folder relative to the project), version (build date), schema, simulated (bool), cells, genes.
-    """
+    """Which Census this is, for the provenance of a result; a local folder is named relative to the project."""
 
     def size():
         return [1 + ids(table)[1] for table in (human(collection).obs, human(collection).ms["RNA"].var)]
@@ -305,19 +273,13 @@ def blocks(collection, cells, genes, folder, progress):
     matrix = fetch(collection, lambda: human(collection).ms["RNA"].X["raw"])
     step = CELLS if genes is None else max(1, min(CELLS, VALUES // len(genes)))
     for start in range(0, len(cells), step):
-        ids, stop, fresh = cells[start : start + step], min(start + step, len(cells)), True
-
-        def block(ids=ids):
-            return fetch(collection, lambda: _counts(matrix, ids, genes))
-
+        ids, stop, path = cells[start : start + step], min(start + step, len(cells)), None
         if folder and is_remote(collection.uri):
             asked = hashlib.sha256(ids.tobytes() + (b"all" if genes is None else genes.tobytes())).hexdigest()
             path = folder / f"{asked[:32]}.npz"
-            fresh = not path.exists()
-            yield slice(start, stop), _kept(path, block)
-        else:
-            yield slice(start, stop), block()
-        if progress and (fresh or stop == len(cells)):  # blocks that were there already say nothing about the rate
+        there = path is not None and path.exists()
+        yield slice(start, stop), _kept(path, lambda ids=ids: fetch(collection, lambda: _counts(matrix, ids, genes)))
+        if progress and (not there or stop == len(cells)):  # those that were there say nothing about the rate
             progress(stop, len(cells))
 
 
@@ -333,6 +295,8 @@ def _counts(matrix, ids, genes):
 
 def _kept(path, block):
     """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
+    if path is None:
+        return block()
     try:
         return sparse.load_npz(path)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
@@ -355,7 +319,7 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
         obs has columns of `OBS`; what it lacks is filled in. A given raw_sum is kept: it may cover more genes.
     summary : dict of str
-        Rows added to census_info/summary; `settings` is also the mark by which `prepare` knows the Census again.
+        Rows added to census_info/summary; by `settings` `prepare` knows the Census again.
     presence : dict of str to (genes,) bool, optional
         Which genes each data set measured; all of them where it is not given.
     """
@@ -364,9 +328,7 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
         _lay_out(partial, len(var), summary.get("settings", ""))
         obs, nnz = _write_counts(f"{human}/ms/RNA/X/raw", chunks, len(var))
         cells = obs["dataset_id"].value_counts(sort=False)
-        present = np.ones((len(cells), len(var)), bool)
-        if presence is not None:
-            present[:] = [presence[name] for name in cells.index]
+        present = np.array([presence[name] if presence else np.ones(len(var), bool) for name in cells.index])
         var = var.assign(feature_length=var.get("feature_length", 0), nnz=nnz, n_measured_obs=cells.values @ present)
         _write_table(human, "obs", obs)
         _write_table(f"{human}/ms/RNA", "var", var)
@@ -429,22 +391,26 @@ def _complete(obs):
 
 def _append(uri, start, counts):
     """Write CSR rows after the `start` rows that a SOMA matrix already has."""
-    import pyarrow as pa
     import tiledbsoma as soma
 
-    with soma.SparseNDArray.open(uri, "w") as array:
+    with soma.open(uri, "w") as array:
         array.resize((start + counts.shape[0], counts.shape[1]))
     rows = np.repeat(np.arange(start, start + counts.shape[0]), np.diff(counts.indptr))
     columns = {"soma_dim_0": rows, "soma_dim_1": counts.indices.astype(np.int64), "soma_data": counts.data}
-    with soma.SparseNDArray.open(uri, "w") as array:  # opened again: a handle does not see its own resize
-        array.write(pa.table(columns), platform_config=soma.TileDBWriteOptions(sort_coords=False))
+    _fill(uri, columns, platform_config=soma.TileDBWriteOptions(sort_coords=False))
+
+
+def _fill(uri, columns, **options):
+    """Write to a SOMA array that exists. The handle that made or resized it would lose categories, and cells."""
+    import pyarrow as pa
+    import tiledbsoma as soma
+
+    with soma.open(uri, "w") as array:
+        array.write(pa.table(columns), **options)
 
 
 def _write_table(parent, name, frame):
-    """Add a DataFrame to a collection, numbered by soma_joinid.
-
-    It is opened again for writing, because categories written through the handle that created it are lost.
-    """
+    """Add a DataFrame to a collection, numbered by soma_joinid."""
     import pyarrow as pa
     import tiledbsoma as soma
 
@@ -452,8 +418,7 @@ def _write_table(parent, name, frame):
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     with soma.open(parent, "w") as collection:
         collection.add_new_dataframe(name, schema=table.schema, domain=[(0, len(frame) - 1)])
-    with soma.DataFrame.open(f"{parent}/{name}", "w") as handle:
-        handle.write(table)
+    _fill(f"{parent}/{name}", table)
 
 
 def _write_presence(parent, present):
@@ -464,5 +429,5 @@ def _write_presence(parent, present):
     with soma.open(parent, "w") as measurement:
         measurement.add_new_sparse_ndarray(PRESENCE, type=pa.uint8(), shape=present.shape)
     dataset, gene = np.nonzero(present)
-    with soma.SparseNDArray.open(f"{parent}/{PRESENCE}", "w") as array:
-        array.write(pa.table({"soma_dim_0": dataset, "soma_dim_1": gene, "soma_data": np.ones(dataset.size, np.uint8)}))
+    values = np.ones(dataset.size, np.uint8)
+    _fill(f"{parent}/{PRESENCE}", {"soma_dim_0": dataset, "soma_dim_1": gene, "soma_data": values})

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import io
-from lib.io import TARGET, InputError
+from lib.io import TARGET, InputError, short
 from lib.study import Masking, Study
 
 COUNTS = "layers/counts"
@@ -26,29 +26,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Arrays:
-    """A panel as NumPy arrays, all that training needs.
+    """A panel as NumPy arrays, all that training needs; x and counts are mapped from panel.h5ad."""
 
-    Attributes
-    ----------
-    x : (cells, genes) float32
-        log1p(1e4 * counts / library). Mapped from panel.h5ad, as the counts are.
-    counts : (cells, genes) int32
-    library : (cells,) float64
-        Counts of the whole transcriptome.
-    train : int64
-        Indices into cells.
-    held : dict of int64
-        Those of every held-out split, in the order of `split.SPLITS`: validation, test, and what else is set aside.
-    masks : dict of (cells of the split, per_cell, k) int32
-        For every held-out split, row i for its i-th cell: the masked genes, sorted.
-    """
-
-    x: np.ndarray
-    counts: np.ndarray
-    library: np.ndarray
-    train: np.ndarray
-    held: dict[str, np.ndarray]
-    masks: dict[str, np.ndarray]
+    x: np.ndarray  # (cells, genes) float32: log1p(1e4 * counts / library)
+    counts: np.ndarray  # (cells, genes) int32
+    library: np.ndarray  # (cells,) float64: counts of the whole transcriptome
+    train: np.ndarray  # int64: indices into cells
+    held: dict[str, np.ndarray]  # those of every held-out split, in the order of `split.SPLITS`
+    masks: dict[str, np.ndarray]  # of every held-out split, (its cells, per_cell, k) int32: the masked genes, sorted
 
 
 # ---------------------------------------------------------------- read
@@ -91,11 +76,6 @@ def load(folder: Path) -> Arrays:
     """The arrays of the panel in a regime's folder: of panel.h5ad, or else of the compact panel.npz.
 
     NumPy and h5py do, so that a machine which only trains needs no more; labels of cells are not read.
-
-    Raises
-    ------
-    InputError
-        There is neither, or the file is damaged.
     """
     import h5py
 
@@ -115,9 +95,7 @@ def load(folder: Path) -> Arrays:
             return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, rows, masks)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         path = full if full.is_file() else packed
-        raise InputError(
-            f"{io.shown(path)} cannot be read ({str(error)[:120]}); remove it and make it again."
-        ) from None
+        raise InputError(f"{io.shown(path)} cannot be read ({short(error)}); remove it and make it again.") from None
 
 
 def load_current(study: Study, regime: str) -> Arrays:
@@ -165,12 +143,7 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
     same donors. Each regime then draws from all splits in the shares asked for; see `split`. A build that the network
     broke goes on from the blocks it had finished. `progress` is called with (cells read, cells to read).
-
-    Raises
-    ------
-    InputError
-        Too few cells, donors or genes for what is asked, no room on the disk; CensusUnavailable where there is no
-        Census.
+    InputError: too few cells, donors or genes for what is asked, or no room on the disk.
     """
     from filelock import FileLock
 
@@ -190,7 +163,7 @@ def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
                     _fill(partial, collection, study, adata.uns["provenance"], blocks, progress)
                 except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
                     raise InputError(
-                        f"the panel of {study.name} could not be finished ({census.short(error)}), and nothing of it "
+                        f"the panel of {study.name} could not be finished ({short(error)}), and nothing of it "
                         "was kept; see that its disk has room and can be written to, and run again."
                     ) from error
             io.remove(blocks.parent)
@@ -216,13 +189,7 @@ def _settings(path):
 
 
 def plan(collection, study: Study, regime: str, blocks: Path | None = None, progress: Progress | None = None):
-    """Draw, split and select from an open Census: all of one regime's panel but its values.
-
-    Returns
-    -------
-    AnnData
-        obs, var, uns["masks"], uns["provenance"].
-    """
+    """Draw, split and select from an open Census: one regime's panel, as AnnData, but without its values."""
     import anndata
     import pandas as pd
 
@@ -327,12 +294,9 @@ def normalise(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(cells: int, genes: int, masking: Masking, stream: int) -> np.ndarray:
-    """Fixed masks: for each cell `masking.per_cell` sets of round(share * genes) genes.
+    """Fixed masks, (cells, per_cell, k) int32: for each cell `per_cell` sorted sets of round(share * genes) genes.
 
-    Returns
-    -------
-    (cells, per_cell, k) int32
-        Sorted along the last axis. Depends on `masking.seed` and `stream` alone, not on the cells.
+    They depend on `masking.seed` and `stream` alone, not on the cells.
     """
     rng, k = np.random.default_rng([masking.seed, stream]), max(1, round(masking.share * genes))
     masks = np.empty((cells, masking.per_cell, k), np.int32)
@@ -346,14 +310,9 @@ def draw_masks(cells: int, genes: int, masking: Masking, stream: int) -> np.ndar
 
 
 def select(collection, cells, genes, measured, blocks=None, progress=None):
-    """The `genes` most variable genes (seurat_v3) of the given cells, in the order of soma_joinid.
+    """The `genes` most variable genes (seurat_v3) of the cells with these soma_joinids, ascending, in that order too.
 
-    Parameters
-    ----------
-    cells : (cells,) int64
-        Ascending soma_joinids.
-    measured : (genes of the Census,) bool
-        Which may be chosen: those that all data sets of the panel measured.
+    `measured`, (genes of the Census,) bool, says which may be chosen: those that all data sets of the panel measured.
 
     Returns
     -------

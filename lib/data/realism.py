@@ -19,21 +19,11 @@ def of_panel(adata, name):
 
 
 def marginals(counts, library, x):
-    """Quantiles of what a panel's counts look like.
+    """What a panel's counts, (cells, genes) int, and the values x that a model sees look like: a row for each quantile.
 
-    Parameters
-    ----------
-    counts : (cells, genes) int
-    library : (cells,)
-    x : (cells, genes)
-        The values that a model sees.
-
-    Returns
-    -------
-    DataFrame
-        A row for each of QUANTILES. `library` is that quantile over cells; `zeros` (share of cells without a count) and
-        `mean` (counts per cell) are over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the
-        median over the genes around that quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
+    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are over
+    genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
+    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
     """
     mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
     varying = x[:, x.std(0) > 0]

@@ -65,12 +65,7 @@ class Truth:
 
 
 def truth(settings: Simulation) -> Truth:
-    """Draw the truth from `settings.seed`; the number of cells plays no part in it.
-
-    Returns
-    -------
-    Truth
-    """
+    """Draw the truth from `settings.seed`; the number of cells plays no part in it."""
     rng = np.random.default_rng([settings.seed, 0])
     tree = _tree(settings.states)
     root = np.exp(rng.normal(0, SPREAD, settings.genes))
@@ -106,15 +101,10 @@ def genes(truth: Truth) -> pd.DataFrame:
 
 
 def chunks(truth: Truth, size: int = 5000) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
-    """Draw the census `size` cells at a time, so that memory is bounded by one chunk.
+    """Draw the census `size` cells at a time: their obs, as in the Census, and counts, (cells, genes) float32.
 
-    The same cells come whatever the size. Those of a donor, and of a data set, follow each other, as in the public
-    Census.
-
-    Yields
-    ------
-    obs : DataFrame, the columns of the Census without soma_joinid
-    counts : csr_matrix, (cells, genes) float32
+    Memory is bounded by one chunk, and the same cells come whatever the size. Those of a donor, and of a data set,
+    follow each other, as in the public Census.
     """
     cells = truth.settings.cells
     for start in range(0, cells, size):
@@ -199,10 +189,6 @@ def predictive(truth, columns, counts, library, masked, scale=1e4, tolerance=1e-
         Components of joint posterior probability below it are dropped, and a sum over counts ends where less
         probability is left. Leaving out probability r changes the mean of y = log1p(scale x / l) by about r max(y), its
         second moment by r max(y)^2 and the entropy by r log2(1 / r).
-
-    Returns
-    -------
-    Predictive
     """
     columns, masked = np.asarray(columns), np.asarray(masked)
     proportions = truth.proportions(columns)

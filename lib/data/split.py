@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data import census
-from lib.io import InputError
+from lib.io import InputError, short
 from lib.study import Census, Regime, Sample, Split, Study
 
 SPLITS = ("train", "validation", "test", "test_dataset", "test_random")
@@ -35,24 +35,14 @@ UMI = [
 ]  # fmt: skip
 """Assays of the Census whose counts are molecules of the whole transcriptome. Left out: full-length methods such as
 Smart-seq, whose counts are reads; targeted panels; labels that leave it open, such as STRT-seq."""
-GRAMMAR = (
-    ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.BitAnd, ast.BitOr, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE,
-    ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Name, ast.Load, ast.Constant, ast.List, ast.Call, ast.UnaryOp, ast.USub,
-)  # fmt: skip
-"""The parts of Python's syntax that a filter of the Census is made of."""
-
 # ---------------------------------------------------------------- which cells
 
 
 def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Labels of the cells that a study may use, by soma_joinid, and how they were chosen.
+    """Labels of the cells that a study may use, by soma_joinid, and how they were chosen, for the provenance.
 
-    Returns
-    -------
-    DataFrame
-        COLUMNS and what the split and the sample go by; only cells that pass the filter, have counts, and are drawn.
-    dict
-        filter, cells_available, cells_without_counts; with census.sample also sample.
+    The table has COLUMNS and what the split and the sample go by, of cells that pass the filter, have counts and are
+    drawn. How: filter, cells_available, cells_without_counts; with census.sample also sample.
     """
     source, obs = study.census, census.fetch(collection, lambda: census.human(collection).obs)
     by = [source.sample.by] if source.sample else []
@@ -87,22 +77,16 @@ def _passing(collection, obs, names, passing, ids):
         return census.fetch(collection, read).sort_values("soma_joinid")
     except InputError:
         raise
-    except Exception as error:
-        reason = census.short(error)
-        raise InputError(f"census.filter {passing!r} gives no answer ({reason}); correct it.") from None
+    except Exception as error:  # of a filter that is no condition on these columns
+        raise InputError(f"census.filter {passing!r} cannot be used ({short(error)}); correct it.") from None
 
 
 def condition(collection, source: Census) -> str:
     """The filter in force: that of the study or the default of this Census, and census.tissues.
 
     The default of a public release is primary data from normal tissue (not from a culture, where the Census says so)
-    by an assay that counts molecules; elsewhere it is primary data.
-
-    Raises
-    ------
-    InputError
-        It is no condition, or names a column or a label that the Census lacks: such a label gives no cells, and no
-        error either.
+    by an assay that counts molecules; elsewhere it is primary data. Refused is a filter that names a column or a label
+    which the Census lacks: such a label gives no cells, and no error either.
     """
     obs = census.fetch(collection, lambda: census.human(collection).obs)
     clauses = ["is_primary_data == True" if source.filter is None else source.filter]  # no copies of other data sets
@@ -128,41 +112,33 @@ def _labels(collection, obs, column):
 
 
 def _check(collection, obs, clause):
-    """Refuse a clause that is no condition, and columns and labels that the Census lacks."""
+    """Refuse a clause that is no expression, and columns and labels that the Census lacks."""
     import pyarrow as pa
 
     try:
-        nodes = list(ast.walk(ast.parse(clause, mode="eval").body))
+        nodes = list(ast.walk(ast.parse(clause, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
-        nodes = [None]
-    if not all(isinstance(node, GRAMMAR) for node in nodes):
-        raise InputError(f"census.filter {clause!r} is no condition such as \"sex == 'female' and nnz > 500\".")
+        example = "sex == 'female' and nnz > 500"
+        raise InputError(f"census.filter {clause!r} cannot be used; write a condition such as {example}.") from None
     for comparison in (list(ast.walk(node)) for node in nodes if isinstance(node, ast.Compare)):
         values = [node.value for node in comparison if isinstance(node, ast.Constant)]
-        for column in (node.id for node in comparison if isinstance(node, ast.Name)):
-            if column in ("attr", "val"):
-                continue
+        for column in {node.id for node in comparison if isinstance(node, ast.Name)} - {"attr", "val"}:
             if column not in obs.schema.names:
                 there = ", ".join(obs.schema.names)
                 raise InputError(f"census.filter {clause!r}: no obs column is {column}; there are {there}.")
             if pa.types.is_dictionary(obs.schema.field(column).type):
                 labels = _labels(collection, obs, column)
-                for value in (value for value in values if value not in labels):
-                    close = difflib.get_close_matches(str(value), labels, n=1, cutoff=0)
+                if missing := [value for value in values if value not in labels]:
+                    close = difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0)
                     nearest = f"; the nearest label is {close[0]!r}" if close else ""
-                    raise InputError(f"census.filter {clause!r}: the Census has no {column} {value!r}{nearest}.")
+                    raise InputError(f"census.filter {clause!r}: the Census has no {column} {missing[0]!r}{nearest}.")
 
 
 def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
-    """A seeded draw of blocks of neighbouring ids, with caps; see `study.Sample`.
+    """A seeded draw of blocks of neighbouring ids, with caps; see `study.Sample`: positions in `cells`, ascending.
 
     All blocks are put in a random order, and cells are taken in it until their donor, then their label of `by`, has
     enough. Donors count within a data set, because their names are unique only there.
-
-    Returns
-    -------
-    (cells,) int64
-        Positions in `cells`, ascending.
     """
     block = cells["soma_joinid"].to_numpy() // asked.block
     block = np.cumsum(np.diff(block, prepend=block[:1]) != 0, dtype=np.int32)
@@ -188,20 +164,10 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
     With `random` each cell is drawn by itself, and donors are in several splits. Data sets that are set aside go first,
     with all that is related to them; single cells of training donors last.
 
-    Parameters
-    ----------
-    cells : DataFrame
-        donor_id, dataset_id and the columns that `split` names.
-
     Returns
     -------
     assigned, group : (cells,) int
         Index into SPLITS, and number of the group.
-
-    Raises
-    ------
-    InputError
-        Fewer than three groups, or than two data sets where some are set aside.
     """
     if split.by == "random":
         return _at_random(len(cells), split), np.arange(len(cells))
@@ -252,12 +218,9 @@ def columns(split: Split) -> list[str]:
 
 
 def related(*labels: Iterable) -> np.ndarray:
-    """Number the groups of cells, (cells,) int: connected components of the graph that joins the labels of a cell.
+    """Number the groups of cells, (cells,) int, from columns of labels: cells with an equal label in any are of one.
 
-    Parameters
-    ----------
-    labels : (cells,) each
-        Columns of labels; cells with an equal label in any of them are of one group.
+    These are the connected components of the graph that joins the labels of a cell.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -273,20 +236,11 @@ def related(*labels: Iterable) -> np.ndarray:
 
 
 def hold_out(sizes: np.ndarray, shares: tuple[float, ...], seed: int, cells: int | None = None) -> np.ndarray:
-    """Choose the groups that are held out, so that their cells come near the asked shares.
+    """Choose the groups that are held out, so that their cells come near the asked shares of `cells` (of all of them).
 
     Groups are taken in a seeded random order, each if it brings its split nearer to its share, at least one a split.
     The largest group always trains. The first order that misses no share by more than TOLERANCE of it is used, or
-    else the one of ORDERS that misses least.
-
-    Parameters
-    ----------
-    sizes : (groups,) int
-        Cells of each group, of which there are more than shares.
-    shares : tuple
-        Of each split, such as (validation, test).
-    cells : int, optional
-        What these are shares of; all cells of these groups when left out.
+    else the one of ORDERS that misses least. There have to be more groups than shares.
 
     Returns
     -------
@@ -330,22 +284,13 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
 
     Parameters
     ----------
-    assigned : (cells of the Census,) int
-        Of `assign`.
-    asked : Regime
-        How many cells: in all, or for training where split.cells fixes the held-out cells.
-    donor : Series of (cells of the Census,)
-        Label of each cell's donor.
+    assigned, donor : (cells of the Census,)
+        Split of each cell, by `assign`, and label of its donor.
 
     Returns
     -------
     (cells,) int
         Positions in `assigned`, ascending.
-
-    Raises
-    ------
-    InputError
-        Too few cells in a split, or none asked for.
     """
     chosen = []
     held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
@@ -397,17 +342,9 @@ def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:
 def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
     """What is in each split, for the provenance: counted from the table as it was written, and not from `assign`.
 
-    Parameters
-    ----------
-    obs : DataFrame
-        soma_joinid, donor_id, split and the columns that `split` names.
-
-    Returns
-    -------
-    dict
-        Settings; cells, groups and donors of each split; and how many donors, cells, and labels of the columns that
-        the split keeps together are in two splits. For donors and labels, test_random counts as training, of
-        whose donors it is made; how many of its donors train in this regime is given.
+    `obs` has soma_joinid, donor_id, split and the columns that `split` names. Given are the settings; cells, groups and
+    donors of each split; and how many donors, cells, and labels of the columns that the split keeps together are in two
+    splits. For donors and labels, test_random counts as training, of whose donors it is made.
     """
     parts = {name: obs[obs["split"] == name] for name in ("train", *split.shares)}
     donors = {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in parts.items()}
