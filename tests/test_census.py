@@ -174,7 +174,7 @@ def test_an_ensembl_id_known_to_one_file_serves_all_and_is_unique(h5ad, project,
     known = ["unknown", "ENSG01", "ENSG02", "ENSG02", *["unknown"] * 26]
     h5ad("a", counts, genes=names)
     h5ad("b", counts, genes=names, var={"feature_id": known})
-    var, *_ = user_files.pooled(Census(h5ad=["input/*.h5ad"]))
+    var = user_files.survey(Census(h5ad=["input/*.h5ad"])).var
     assert var["feature_id"].tolist() == ["G0", "ENSG01", *names[2:]]  # two genes of one id keep their symbols
     assert var["feature_name"].tolist() == names
 

@@ -21,8 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from lib import io
-from lib.data import simulate
-from lib.data.user_files import marks, pooled
+from lib.data import simulate, user_files
 from lib.io import CensusUnavailable, InputError, short, shown
 from lib.study import S3, Study
 
@@ -79,7 +78,9 @@ def prepare(study: Study) -> str:
                     truth = simulate.truth(source.simulate)
                     var, chunks, about, presence = simulate.genes(truth), simulate.chunks(truth), {}, None
                 else:
-                    var, chunks, about, presence = pooled(source)
+                    pool = user_files.survey(source)
+                    about = {"files": pool.report.to_json(orient="records")}
+                    var, chunks, presence = pool.var, pool.chunks(), pool.presence
                 about |= {"simulated": str(source.simulate is not None).lower(), "settings": settings}
                 write(path, var, chunks, about, presence)
     except (OSError, tiledbsoma.SOMAError) as error:
@@ -108,7 +109,7 @@ def made_from(study: Study) -> str:
     """
     source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
     if study.census.h5ad or study.census.files:
-        source |= {"h5ad": None, "files": marks(study.census)}
+        source |= {"h5ad": None, "files": user_files.marks(study.census)}
     return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
 
 

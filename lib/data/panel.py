@@ -313,11 +313,7 @@ def select(collection, cells, genes, measured, blocks=None, progress=None):
     """The `genes` most variable genes (seurat_v3) of the cells with these soma_joinids, ascending, in that order too.
 
     `measured`, (genes of the Census,) bool, says which may be chosen: those that all data sets of the panel measured.
-
-    Returns
-    -------
-    DataFrame
-        soma_joinid, feature_id, feature_name, means, variances, variances_norm; named by feature_id.
+    The table has soma_joinid, feature_id (its index, too), feature_name, means, variances and variances_norm.
     """
     from scipy import sparse
 

@@ -21,8 +21,8 @@ def of_panel(adata, name):
 def marginals(counts, library, x):
     """What a panel's counts, (cells, genes) int, and the values x that a model sees look like: a row for each quantile.
 
-    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are over
-    genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
+    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
+    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
     quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
     """
     mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)

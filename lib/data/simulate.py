@@ -222,16 +222,8 @@ def posterior(truth, columns, counts, library, masked):
 def probabilities(truth, columns, counts, library, masked, x):
     """Probability of counts of the masked genes, given the visible ones: exact, summed over all components.
 
-    Parameters
-    ----------
-    columns, counts, library, masked
-        As in `predictive`.
-    x : int, broadcasts against (cells, masks, k, 1)
-        The counts that are asked about: a range of them, or those that were hidden as (cells, masks, k, 1).
-
-    Returns
-    -------
-    (cells, masks, k, counts asked) float64
+    Arguments are those of `predictive`, and the counts x that are asked about: (cells, masks, k, 1) or a range of them.
+    The result is (cells, masks, k, counts asked).
     """
     weights, dispersion = posterior(truth, columns, counts, library, masked), truth.settings.dispersion
     total = 0.0

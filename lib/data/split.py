@@ -162,12 +162,8 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
     Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together.
     With `random` each cell is drawn by itself, and donors are in several splits. Data sets that are set aside go first,
-    with all that is related to them; single cells of training donors last.
-
-    Returns
-    -------
-    assigned, group : (cells,) int
-        Index into SPLITS, and number of the group.
+    with all that is related to them; single cells of training donors last. Returns for each cell an index into SPLITS
+    and the number of its group.
     """
     if split.by == "random":
         return _at_random(len(cells), split), np.arange(len(cells))
@@ -240,12 +236,8 @@ def hold_out(sizes: np.ndarray, shares: tuple[float, ...], seed: int, cells: int
 
     Groups are taken in a seeded random order, each if it brings its split nearer to its share, at least one a split.
     The largest group always trains. The first order that misses no share by more than TOLERANCE of it is used, or
-    else the one of ORDERS that misses least. There have to be more groups than shares.
-
-    Returns
-    -------
-    (groups,) int
-        0 where a group trains, else 1 for the first share and so on.
+    else the one of ORDERS that misses least. There have to be more groups than shares. Returns for each group 0 where
+    it trains, else 1 for the first share and so on.
     """
     rng, goals = np.random.default_rng(seed), np.multiply(shares, cells or sizes.sum())
     movable = np.delete(np.arange(len(sizes)), sizes.argmax())
@@ -278,19 +270,10 @@ def _fill(order, sizes, goal):
 def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd.Series) -> np.ndarray:
     """Draw one regime's cells from all splits, in the shares asked for, or with split.cells of each held-out split.
 
+    `assigned` is that of `assign`, `donor` each cell's label, and the result positions of cells in them, ascending.
     Each split has one seeded order, whatever is asked for, so that the cells of a small regime are among those of a
     larger one. So have the donors that train: a regime that asks for a number of them takes its training cells, in the
     same order as ever, from the first ones.
-
-    Parameters
-    ----------
-    assigned, donor : (cells of the Census,)
-        Split of each cell, by `assign`, and label of its donor.
-
-    Returns
-    -------
-    (cells,) int
-        Positions in `assigned`, ascending.
     """
     chosen = []
     held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}

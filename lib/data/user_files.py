@@ -48,34 +48,22 @@ class Pool:
     placed: list[sparse.csr_matrix]  # (genes of the file, genes of the pool): 1 where they are one
     report: pd.DataFrame  # one row for each file, in numbers
 
+    @property
+    def presence(self) -> dict[str, np.ndarray]:
+        """For each data set the genes that all of its files measured, (genes,) bool."""
+        found = {}
+        for obs, placed in zip(self.obs, self.placed, strict=True):
+            for dataset in obs["dataset_id"].unique():
+                found[dataset] = found.get(dataset, True) & (placed.getnnz(axis=0) > 0)
+        return found
 
-def pooled(settings: study_file.Census) -> tuple[pd.DataFrame, Iterator, dict, dict]:
-    """Check every file, then give the pooled cells as a Census is written from them.
-
-    Returns
-    -------
-    var : DataFrame
-        feature_id and feature_name.
-    chunks : iterator of (obs DataFrame, csr_matrix)
-        raw_sum counts all genes of a file, not only those of the pool.
-    summary : dict
-        `files`: the report of `survey`, as JSON.
-    presence : dict of str to (genes,) bool
-        For each data set the genes that all of its files measured.
-    """
-    pool, presence = survey(settings), {}
-    for obs, placed in zip(pool.obs, pool.placed, strict=True):
-        for dataset in obs["dataset_id"].unique():
-            presence[dataset] = presence.get(dataset, True) & (placed.getnnz(axis=0) > 0)
-    return pool.var, _chunks(pool), {"files": pool.report.to_json(orient="records")}, presence
-
-
-def _chunks(pool):
-    for path, obs, placed in zip(pool.paths, pool.obs, pool.placed, strict=True):
-        with opened(path) as counts:
-            for start, block in counts.blocks():
-                total = block.sum(axis=1).A1
-                yield obs.iloc[start : start + len(total)].assign(raw_sum=total), block @ placed
+    def chunks(self) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
+        """obs and counts of the pooled genes, block by block; raw_sum counts all genes of a file."""
+        for path, obs, placed in zip(self.paths, self.obs, self.placed, strict=True):
+            with opened(path) as counts:
+                for start, block in counts.blocks():
+                    total = block.sum(axis=1).A1
+                    yield obs.iloc[start : start + len(total)].assign(raw_sum=total), block @ placed
 
 
 def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
@@ -168,8 +156,8 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
 
 def inputs(settings: study_file.Census) -> list[Path]:
     """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
-    listed = [io.ROOT / Path(sample.path).expanduser() for sample in settings.files or () if _is_sheet(sample)]
-    return listed + [file for path in sources(settings) for file in files(path)]
+    sheets = [io.ROOT / Path(sample.path).expanduser() for sample in _named(settings) if sample.path.endswith(".csv")]
+    return sheets + [file for path in sources(settings) for file in files(path)]
 
 
 def marks(settings: study_file.Census) -> list:
@@ -178,16 +166,15 @@ def marks(settings: study_file.Census) -> list:
     return labels + [(shown(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs(settings)]
 
 
+def _named(settings):
+    return settings.files or [study_file.Source(path=path) for path in settings.h5ad or ()]
+
+
 def _samples(settings):
     """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
-    for pattern in settings.h5ad or ():
-        yield study_file.Source(path=pattern), "census.h5ad"
-    for sample in settings.files or ():
-        yield from _sheet(io.ROOT / Path(sample.path).expanduser()) if _is_sheet(sample) else [(sample, "census.files")]
-
-
-def _is_sheet(sample):
-    return sample.path.endswith(".csv")
+    for sample in _named(settings):
+        path, where = io.ROOT / Path(sample.path).expanduser(), "census.files" if settings.files else "census.h5ad"
+        yield from _sheet(path) if path.suffix == ".csv" else [(sample, where)]
 
 
 def _sheet(path):
@@ -357,12 +344,9 @@ def _check_values(counts, start, block):
 
 
 def _read(path, placed, chosen):
-    """Check every count of a file.
+    """Check every count of a file; for each cell its total and stored (non-zero) counts, for copies also two more.
 
-    Returns
-    -------
-    DataFrame, (cells,)
-        total and stored (non-zero) counts; `seen`, how many of the chosen genes a cell shows; `mark`, see `cell_marks`.
+    `seen` says how many of the chosen genes it shows, and `mark` is that of `cell_marks`.
     """
     parts = []
     with opened(path) as counts:

@@ -47,31 +47,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands, each with the function that does its work."""
+    """The commands, each with the function that does its work; what it does is its docstring's first sentence."""
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-
-    def add(name, work, text, default=None):
-        command = commands.add_parser(name, help=text)
-        help = "name of a file in params/, without .yaml"
-        command.add_argument("study", default=default, nargs="?" if default else None, help=help)
-        command.set_defaults(work=work)
-        return command
-
-    command = add("run", run, "run what a study lacks", default="demo")
-    command.add_argument("--jobs", type=int, help="notebooks that run at the same time (2, or what the profile says)")
-    command.add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
-    add("status", status, "say what of a study is done, failed or not yet done; nothing is written", default="demo")
-    command = commands.add_parser("check", help="check user files, and say what they hold; nothing is written")
-    command.add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
-    command.set_defaults(work=check)
-    add("report", report, "put a study's executed notebooks into one HTML page, without code", default="demo")
-    command = add("train", train, "train all runs of a study whose panels are there, without notebooks or Snakemake")
-    command.add_argument("--regime", help="this one alone")
-    command.add_argument("--size", help="this one alone")
-    add("pack", pack, "write a study's panels as small files, to train from on another machine")
-    add("keep", keep, "copy a finished study's tables and fit notebook to data/results, for git")
-    add("clean", clean, "delete what a study has produced; its study file may be gone")
+    commands, added = parser.add_subparsers(required=True), {}
+    for work in (run, status, check, report, train, pack, keep, clean):
+        added[work] = commands.add_parser(work.__name__, help=work.__doc__.split(".\n")[0].split("\n")[0])
+        added[work].set_defaults(work=work)
+        demo = {"default": "demo", "nargs": "?"} if work in (run, status, report) else {}
+        if work != check:
+            added[work].add_argument("study", help="name of a file in params/, without .yaml", **demo)
+    jobs = "notebooks that run at the same time (2, or what the profile says)"
+    added[run].add_argument("--jobs", type=int, help=jobs)
+    added[run].add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
+    added[check].add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
+    added[train].add_argument("--regime", help="this one alone")
+    added[train].add_argument("--size", help="this one alone")
     return parser
 
 
@@ -104,7 +94,12 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         elif not any(step.failure() for step in workflow.steps(study)):
             print(*said[-20:], "Snakemake failed. The same command goes on from here.", sep="\n", file=sys.stderr)
         return 1
-    conclude(study)
+    from lib.fit import runs, summary
+
+    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    print(laws.round(4).to_string(index=False))
+    print(f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/")
+    print(f"All of it on one page: make report STUDY={study.name}")
     return 0
 
 
@@ -157,16 +152,6 @@ def follow(study: Study, child: subprocess.Popen) -> list[str]:
             why = step.failure() or f"{io.shown(step.file('.log'))}: {step.last_words() or 'it was killed'}"
             print(f"FAILED {why}", flush=True)
     return said
-
-
-def conclude(study: Study) -> None:
-    """Print the fitted laws, and where everything is."""
-    from lib.fit import runs, summary
-
-    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
-    print(laws.round(4).to_string(index=False))
-    print(f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/")
-    print(f"All of it on one page: make report STUDY={study.name}")
 
 
 def status(study: str) -> int:
@@ -238,14 +223,12 @@ def report(study: str) -> None:
             f"study {study.name} has no executed notebooks yet; run it first: make run STUDY={study.name}."
         )
     notebooks = [nbformat.read(path, as_version=4) for path in files.values()]
-    cells = [cell for notebook in notebooks for cell in notebook.cells]
-    for number, cell in enumerate(cells):  # notebooks have the same ids
+    page = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
+    page.cells = [cell for notebook in notebooks for cell in notebook.cells]
+    for number, cell in enumerate(page.cells):  # notebooks have the same ids
         cell["id"] = f"cell-{number}"
-    page = nbformat.v4.new_notebook(cells=cells, metadata=notebooks[0].metadata)
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
-    )
-    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": study.name}})
+    hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
+    html, _ = HTMLExporter(**hidden, embed_images=True).from_notebook_node(page, {"metadata": {"name": study.name}})
     path = study.figures / "report.html"
     with io.atomic(path) as partial:
         partial.write_text(html, encoding="utf-8")
