@@ -56,32 +56,22 @@ def rewrite(path, **changed):
     adata.write_h5ad(path)
 
 
-def with_value(counts, value):
-    counts = counts.copy()
-    counts[150, 7] = value
-    return counts
-
-
 # ---------------------------------------------------------------- counts
 
 
 @pytest.mark.parametrize(
     ("value", "layout"),
-    [
-        (0.5, sparse.csr_matrix), (-1, sparse.csc_matrix), (np.nan, np.asarray), (np.inf, sparse.csr_matrix),
-        (2**25, sparse.csc_matrix),
-    ],
-)  # fmt: skip
-def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, refused_files, counts, value, layout):
+    [(0.5, sparse.csr_matrix), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"), (-4, "mtx")],
+)
+def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, tenx, refused_files, counts, value, layout):
     h5ad("good", counts)
-    rewrite(h5ad("bad", counts), X=layout(with_value(counts, value)))
-    refused_files("input/bad.h5ad: cell 150, gene G7 has", "no whole number from 0 to 16777216; raw UMI counts")
-
-
-@pytest.mark.parametrize("layout", ["v2", "v3", "mtx"])
-def test_a_value_that_is_no_count_in_10x_output(tenx, refused_files, counts, layout):
-    tenx("bad", with_value(counts, -4), layout)
-    refused_files("input/bad", "cell 150, gene G7 has")
+    changed = counts.copy()
+    changed[150, 7] = value
+    if isinstance(layout, str):
+        tenx("bad", changed, layout)
+    else:
+        rewrite(h5ad("bad", counts), X=layout(changed))
+    refused_files("input/bad", "cell 150, gene G7 has", "no whole number from 0 to 16777216; raw UMI counts")
 
 
 def test_values_of_scanpys_own_data_set_are_recognised_as_scaled(refused_files, project):
@@ -113,38 +103,24 @@ def place(project):
         ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
         ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
         ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
-    ],
-)
-def test_a_file_of_another_kind(place, refused_files, name, content, parts):
-    (place / name).write_bytes(content)
-    refused_files(f"input/{name} ", *parts)
-
-
-@pytest.mark.parametrize(
-    ("name", "inside", "kind", "step"),
-    [
-        ("a.loom", "row_attrs", "a loom file", "read_loom"),
-        ("a.h5mu", "mod", "a MuData file", "['rna'].write_h5ad"),
-        ("molecule_info.h5", "barcode_idx", "10x's molecules", "filtered_feature_bc_matrix.h5"),
-        ("bad.h5", "other", "no known kind of file", "give an .h5ad file"),
-        ("a.zarr", ".zgroup", "a zarr store", "read_zarr"),
-        ("parse", "all_genes.csv", "Parse's pipeline", ".h5ad"),
-        ("kb", "cells_x_genes.mtx", "kb-python", "--h5ad"),
-        ("empty", None, "no known kind of file", "a folder with matrix.mtx"),
+        ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
+        ("bad.h5", "other", ("is no known kind of file",)),
+        ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
+        ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
     ],
 )
 def test_other_kinds_are_called_by_name_with_the_step_that_makes_them_readable(
-    place, refused_files, name, inside, kind, step
+    place, refused_files, name, content, parts
 ):
-    if name.endswith((".loom", ".h5mu", ".h5")):
+    if isinstance(content, bytes):
+        (place / name).write_bytes(content)
+    elif name.endswith((".loom", ".h5")):
         with h5py.File(place / name, "w") as h5:
-            h5.create_group(inside)
+            h5.create_group(content)
     else:
         (place / name).mkdir()
-        if inside:
-            (place / name / inside).touch()
-    sentence = refused_files(f"input/{name} ", kind, step)
-    assert "damaged" not in sentence
+        (place / name / content).touch()
+    assert "damaged" not in refused_files(f"input/{name} ", *parts)
 
 
 def test_an_intact_file_that_another_program_holds_open_is_not_called_damaged(h5ad, refused_files, counts):
@@ -181,42 +157,27 @@ def test_a_matrix_whose_parts_do_not_fit(h5ad, refused_files, counts, layout, pa
     refused_files("input/bad.h5ad cannot be read", "copy or download it again")
 
 
-@pytest.mark.parametrize("dtype", ["S1", np.complex64])
-def test_a_matrix_that_holds_no_numbers(h5ad, refused_files, counts, dtype):
-    with h5py.File(h5ad("bad", counts), "r+") as h5:
-        values = h5["X/data"][:].astype(dtype)
-        del h5["X/data"]
-        h5["X/data"] = values
-    refused_files("input/bad.h5ad: its matrix holds", "not numbers")
-
-
 @pytest.mark.parametrize("cells, genes", [(0, 30), (200, 0)])
-def test_a_file_without_cells_or_genes(h5ad, refused_files, counts, cells, genes):
-    h5ad("bad", counts[:cells, :genes], donors=("A",), genes=[f"G{gene}" for gene in range(genes)])
+def test_a_file_without_cells_or_genes_or_counts(h5ad, refused_files, counts, cells, genes):
+    path = h5ad("bad", counts[:cells, :genes], donors=("A",), genes=[f"G{gene}" for gene in range(genes)])
     refused_files(f"input/bad.h5ad holds {cells} cells x {genes} genes")
-
-
-def test_a_file_without_counts(h5ad, refused_files, counts):
-    with h5py.File(h5ad("bad", counts), "r+") as h5:
+    with h5py.File(path, "r+") as h5:
         del h5["X"]
     refused_files("input/bad.h5ad has no counts: neither X nor raw.X nor layers['counts']")
-
-
-def test_a_glob_that_matches_nothing(study_file):
-    study = study_file(census={"h5ad": ["nowhere/*.h5ad"]})
-    refused(lambda: census.prepare(study), "'nowhere/*.h5ad' matches no file")
-    assert not study.data.exists()
 
 
 @pytest.mark.parametrize("target", ["gone.h5ad", "bad.h5ad"])
 def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
     (place / "bad.h5ad").symlink_to(target)
     refused_files("input/bad.h5ad is not there, or is a link to nothing")
+    refused_files("'nowhere/*.h5ad' matches no file", files=["nowhere/*.h5ad"])
+    refused_files("gone.csv is not there", files=["gone.csv"])
 
 
-def test_a_pipe_in_place_of_a_file(place, refused_files):
-    os.mkfifo(place / "bad.h5ad")
-    refused_files("input/bad.h5ad is neither a file nor a folder")
+def test_values_that_lie_in_another_file(h5ad, refused_files, counts):
+    with h5py.File(h5ad("bad", counts), "r+") as h5:
+        h5["obs/other"] = h5py.ExternalLink("/of/others.h5", "/obs/donor_id")
+    refused_files("input/bad.h5ad keeps /obs/other in another file")
 
 
 def test_a_file_that_may_not_be_read(h5ad, counts, monkeypatch):
@@ -227,40 +188,25 @@ def test_a_file_that_may_not_be_read(h5ad, counts, monkeypatch):
     refused(lambda: user_files.survey(Census(h5ad=["input/bad.h5ad"])), "input/bad.h5ad may not be read")
 
 
-def test_links_that_lead_in_a_circle_name_each_file_once(h5ad, counts):
-    path = h5ad("good", counts)
-    (path.parent / "again").symlink_to(path.parent)
-    assert len(user_files.survey(Census(h5ad=["input/**/*.h5ad"])).paths) == 1
-
-
 # ---------------------------------------------------------------- cells and genes
 
 
-def test_a_missing_donor_column_names_those_that_are_there(h5ad, refused_files, counts):
-    h5ad("bad", counts, donors=None, patient="x", organ="lung")
-    parts = (
-        "input/bad.h5ad has no obs column 'donor_id' (it has: organ, patient)",
-        "census.donor",
-        "{path: ..., donor_id",
-    )
-    refused_files(*parts, files=["input/*"])
-
-
 @pytest.mark.parametrize("setting", ["donor", "dataset", "tissue"])
-def test_a_column_that_the_study_names_must_be_there(h5ad, refused_files, counts, setting):
-    h5ad("bad", counts)
-    refused_files("no obs column 'misspelt'", f"census.{setting}", files=["input/*"], **{setting: "misspelt"})
+def test_a_missing_column_names_those_that_are_there(h5ad, refused_files, counts, setting):
+    h5ad("bad", counts, organ="lung")
+    parts = "input/bad.h5ad has no obs column 'misspelt' (it has: donor_id, organ)", f"census.{setting}", "{path: ..."
+    refused_files(*parts, files=["input/*"], **{setting: "misspelt"})
 
 
-@pytest.mark.parametrize("missing", [None, np.nan, "", "NA", "nan", " "])
+@pytest.mark.parametrize("missing", [None, np.nan, "", "NA", " "])
 def test_cells_without_a_donor_are_refused_by_their_number(h5ad, refused_files, counts, missing):
     h5ad("bad", counts, donors=None, donor_id=pd.Categorical(["A", missing] * 100))
     refused_files("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells", files=["input/*"])
 
 
-def test_primary_data_given_as_text(h5ad, refused_files, counts):
-    h5ad("bad", counts, is_primary_data="False")
-    refused_files("input/bad.h5ad: obs column is_primary_data", "not booleans")
+def test_primary_data_given_as_other_text(h5ad, refused_files, counts):
+    h5ad("bad", counts, is_primary_data="no")
+    refused_files("input/bad.h5ad: obs column is_primary_data", "more than True and False")
 
 
 def test_repeated_cell_names(h5ad, refused_files, counts):
@@ -270,31 +216,19 @@ def test_repeated_cell_names(h5ad, refused_files, counts):
 
 
 @pytest.mark.parametrize(
-    ("genes", "parts"),
+    ("genes", "part"),
     [
-        (
-            ["CD8A"] * 3 + [f"G{gene}" for gene in range(27)],
-            ("names gene CD8A more than once", "var_names_make_unique"),
-        ),
-        (
-            ["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))],
-            ("ENSG01.2 more than once", "{genes: {dup"),
-        ),
-        ([str(gene) for gene in range(30)], ("gene 0 (of 30 like it) is called '0', which names no gene",)),
-        ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], ("2 species (ENSG, ENSMUSG)",)),
+        (["CD8A"] * 3 + [f"G{gene}" for gene in range(27)], "names gene CD8A more than once; add their counts up"),
+        (["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))], "ENSG01.2 more than once"),
+        ([str(gene) for gene in range(30)], "gene 0 (of 30 like it) is called '0', which names no gene"),
+        ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], "2 species (ENSG, ENSMUSG)"),
+        ([f"G{gene}" if gene < 2 else f"ENSG{gene}" for gene in range(30)], "shares 2 of its 30 genes with the files"),
     ],
 )
-def test_genes_that_cannot_be_used(h5ad, refused_files, counts, genes, parts):
-    h5ad("bad", counts, genes=genes)
-    refused_files("input/bad.h5ad", *parts)
-
-
-@pytest.mark.parametrize("pool", ["intersection", "union"])
-@pytest.mark.parametrize("common", [0, 2])
-def test_files_whose_genes_hardly_meet(h5ad, refused_files, counts, common, pool):
+def test_genes_that_cannot_be_used(h5ad, refused_files, counts, genes, part):
     h5ad("a", counts)
-    h5ad("b", counts, genes=[f"G{gene}" if gene < common else f"ENSG{gene}" for gene in range(30)])
-    refused_files(f"input/b.h5ad shares {common} of its 30 genes with the files before it", genes={"pool": pool})
+    h5ad("bad", counts + 1, genes=genes)
+    refused_files("input/bad.h5ad", part)
 
 
 def test_two_files_that_would_be_one_data_set(h5ad, refused_files, counts, project):
@@ -306,12 +240,6 @@ def test_two_files_that_would_be_one_data_set(h5ad, refused_files, counts, proje
 
 
 # ---------------------------------------------------------------- 10x output
-
-
-def test_a_10x_file_of_two_genomes(tenx, refused_files, counts):
-    with h5py.File(tenx("bad", counts, "v2"), "r+") as h5:
-        h5.copy("GRCh38", "mm10")
-    refused_files("input/bad.h5 cannot be read (input/bad.h5 contains more than one genome")
 
 
 @pytest.mark.parametrize("layout", ["v3", "mtx"])
@@ -345,15 +273,11 @@ PARTS = ["matrix.mtx", "barcodes.tsv", "features.tsv"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_10x_folder_that_lacks_a_file_or_has_an_empty_one_or_two(folder, refused_files, part):
-    content = (folder / part).read_bytes()
+def test_a_10x_folder_that_lacks_a_file_or_has_an_empty_one(folder, refused_files, part):
     (folder / part).write_bytes(b"")
     refused_files(f"input/bad/{part} is an empty file (0 bytes)")
     (folder / part).unlink()
     refused_files("input/bad ")
-    (folder / part).write_bytes(content)
-    (folder / f"{part}.gz").write_bytes(gzip.compress(content))
-    refused_files("input/bad needs one of", f"and has {part} and {part}.gz")
 
 
 @pytest.mark.parametrize("part", PARTS[1:])
@@ -367,13 +291,7 @@ def test_names_in_another_encoding_or_number(folder, refused_files, part):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ("%%MatrixMarket", "%%Matrix"),
-        ("30 200 ", "200 30 "),
-        ("\n1 1 2\n", "\n31 1 2\n"),
-        ("\n1 1 2\n", "\none 1 2\n"),
-        ("\n1 1 2\n", "\n"),
-    ],
+    [("%%MatrixMarket", "%%Matrix"), ("30 200 ", "200 30 "), ("\n1 1 2\n", "\n31 1 2\n"), ("\n1 1 2\n", "\n")],
 )
 def test_a_text_matrix_with_a_mistake(folder, refused_files, old, new):
     content = (folder / "matrix.mtx").read_text()
@@ -436,10 +354,6 @@ def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, 
 def test_a_sample_sheet_with_a_mistake(folder, refused_files, project, text, part):
     (project / "sheet.csv").write_bytes(text.encode("latin-1"))
     refused_files(part, files=["sheet.csv"])
-
-
-def test_a_sample_sheet_that_is_not_there(refused_files):
-    refused_files("gone.csv is not there", files=["gone.csv"])
 
 
 # ---------------------------------------------------------------- a Census too small, or that cannot be written

@@ -51,18 +51,6 @@ def test_10x_output_is_read_as_scanpy_reads_it(tenx, counts, layout, monkeypatch
     assert np.array_equal(everything(path), theirs.X.toarray()) and np.array_equal(everything(path), counts)
 
 
-def test_10x_output_becomes_the_census_that_its_labels_ask_for(tenx, study_file, counts):
-    path = tenx("one", counts)
-    entry = {"path": f"input/{path.name}", "donor_id": 7, "tissue": "blood", "assay": "10x 3' v3"}
-    adata, report = read(study_file(census={"files": [entry]}))
-    assert np.array_equal(adata.X.toarray(), counts)
-    assert adata.var["feature_id"].tolist() == [f"ENSG{gene:011d}" for gene in range(30)]
-    assert adata.var["feature_name"].tolist() == [f"G{gene}" for gene in range(30)]
-    labels = adata.obs[["donor_id", "dataset_id", "tissue", "tissue_general", "assay"]].drop_duplicates()
-    assert labels.to_numpy().tolist() == [["7", "one", "blood", "blood", "10x 3' v3"]]
-    assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1))]
-
-
 def test_a_matrix_of_a_prefixed_geo_deposit_is_named_by_its_path(tenx, counts, project):
     folder = tenx("deposit", counts, "mtx.gz")
     for part in list(folder.iterdir()):
@@ -116,10 +104,6 @@ def test_every_layout_of_h5ad_gives_the_same_blocks(h5ad, counts, layout, monkey
 # ---------------------------------------------------------------- genes
 
 
-def table(*rows):
-    return pd.DataFrame(rows, columns=["name", "id", "symbol"], dtype=object)
-
-
 def test_ids_lose_genome_and_version_but_keep_the_y_copy():
     names = pd.Series(
         ["ENSG00000000003.15", "GRCh38_ENSG00000000005", "ENSG00000002586.20_PAR_Y", "ENSA", "CD8A", None]
@@ -129,25 +113,26 @@ def test_ids_lose_genome_and_version_but_keep_the_y_copy():
     assert found[3:].isna().all()
 
 
-def test_files_with_ids_and_files_with_symbols_meet_through_one_that_knows_both():
-    by_id = table(("a", "ENSG1", None), ("b", "ENSG2", None))
-    by_symbol = table(("B", None, "B"), ("A", None, "A"), ("C", None, "C"))
-    both = table(("A", "ENSG1", "A"), ("B", "ENSG2", "B"))
-    keys = user_files.gene_keys([by_id, by_symbol, both])
-    assert [list(key) for key in keys] == [["ENSG1", "ENSG2"], ["ENSG2", "ENSG1", "C"], ["ENSG1", "ENSG2"]]
-    assert list(user_files.gene_keys([by_id, by_symbol])[1]) == ["B", "A", "C"]
-
-
-def test_a_symbol_of_two_ids_is_not_guessed():
-    keys = user_files.gene_keys([table(("A", "ENSG1", "A")), table(("A", "ENSG2", "A")), table(("A", None, "A"))])
-    assert [list(key) for key in keys] == [["ENSG1"], ["ENSG2"], ["A"]]
-
-
-def test_two_symbols_of_one_file_never_become_one_gene_by_what_other_files_say():
-    old_and_new = table(("OLD", "ENSG1", "OLD")), table(("NEW", "ENSG1", "NEW"))
-    two = table(("OLD", None, "OLD"), ("NEW", None, "NEW"))
-    assert list(user_files.gene_keys([*old_and_new, two])[2]) == ["OLD", "NEW"]
-    assert list(user_files.gene_keys([*old_and_new, table(("OLD", None, "OLD"))])[2]) == ["ENSG1"]
+@pytest.mark.parametrize(
+    ("files", "keys"),
+    [
+        # Files with ids and files with symbols meet through one that knows both.
+        (
+            ["a ENSG1 -, b ENSG2 -", "B - B, A - A, C - C", "A ENSG1 A, B ENSG2 B"],
+            ["ENSG1 ENSG2", "ENSG2 ENSG1 C", "ENSG1 ENSG2"],
+        ),
+        (["a ENSG1 -, b ENSG2 -", "B - B, A - A"], ["ENSG1 ENSG2", "B A"]),
+        # A symbol of two ids is not guessed.
+        (["A ENSG1 A", "A ENSG2 A", "A - A"], ["ENSG1", "ENSG2", "A"]),
+        # Two symbols of one file never become one gene by what other files say.
+        (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD, NEW - NEW"], ["ENSG1", "ENSG1", "OLD NEW"]),
+        (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD"], ["ENSG1", "ENSG1", "ENSG1"]),
+    ],
+)
+def test_genes_of_several_files_meet_by_id_and_symbol(files, keys):
+    rows = [[row.split() for row in text.split(", ")] for text in files]
+    tables = [pd.DataFrame(each, columns=["name", "id", "symbol"], dtype=object).replace("-", None) for each in rows]
+    assert [" ".join(key) for key in user_files.gene_keys(tables)] == keys
 
 
 def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, study_file, counts):
@@ -162,75 +147,58 @@ def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, stu
     assert set(report["genes_shared"]) == {30}
 
 
-def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
+def test_repeated_genes_are_summed_when_that_is_asked_and_symbols_may_repeat_beside_ids(h5ad, tenx, study_file, counts):
     h5ad("one", counts, genes=["A", "B", "A", *(f"G{gene}" for gene in range(27))])
     adata, _ = read(study_file(census={"h5ad": ["input/one.h5ad"], "genes": {"duplicates": "sum"}}))
     assert adata.var["feature_id"].tolist()[:3] == ["A", "B", "G0"]
-    assert np.array_equal(
-        adata.X.toarray()[:, :3], np.column_stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]])
+    summed = np.column_stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]])
+    assert np.array_equal(adata.X.toarray()[:, :3], summed)
+    adata, _ = read(
+        study_file(census={"files": [{"path": str(tenx("ids", counts, symbols=["same"] * 30)), "donor_id": "a"}]})
     )
-
-
-def test_a_symbol_that_stands_twice_is_no_repeat_when_ids_tell_the_genes_apart(tenx, study_file, counts):
-    path = tenx("one", counts, symbols=["same"] * 30)
-    adata, _ = read(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
     assert np.array_equal(adata.X.toarray(), counts)
 
 
-@pytest.fixture
-def union(h5ad, study_file, counts):
-    """Two files of data sets x (genes 0 to 19) and y, z (genes 10 to 29), pooled over all genes."""
+def test_a_union_says_which_data_set_measured_which_gene(h5ad, study_file, counts):
+    """Data set x has genes 0 to 19 in one of its files, and 0 to 24 in another; y and z have genes 10 to 29."""
     names = np.array([f"G{gene}" for gene in range(30)])
     h5ad("a", counts[:, :20], genes=names[:20], dataset_id="x")
     h5ad("b", counts[:, 10:] + 1, genes=names[10:], dataset_id=np.repeat(["y", "z"], 100), donors=("E",))
-    return study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})
-
-
-def test_a_union_says_which_data_set_measured_which_gene(union, counts):
-    with census.open_census(union) as collection:
+    h5ad("c", counts[:, :25] + 2, genes=names[:25], dataset_id="x", donors=("F",))
+    with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
         presence = cellxgene_census.get_presence_matrix(collection, HUMAN).toarray()
         var = cellxgene_census.get_var(collection, HUMAN)
         adata = cellxgene_census.get_anndata(collection, HUMAN)
-        names = collection["census_info"]["datasets"].read().concat().to_pandas()["dataset_id"].tolist()
-    assert names == ["x", "y", "z"] and var["feature_id"].tolist() == [f"G{gene}" for gene in range(30)]
+        assert np.flatnonzero(census.measured(collection, ["x", "y"])).tolist() == list(range(10, 20))
+    assert var["feature_id"].tolist() == names.tolist()
     assert np.array_equal(presence, np.repeat([[1, 1, 0], [0, 1, 1]], [1, 2], axis=0).repeat(10, axis=1))
-    assert var["n_measured_obs"].tolist() == [200] * 10 + [400] * 10 + [200] * 10
+    assert var["n_measured_obs"].tolist() == [400] * 10 + [600] * 10 + [200] * 10
     assert np.array_equal(adata.X.toarray()[:200, :20], counts[:, :20]) and not adata.X[:200, 20:].nnz
-
-
-def test_a_data_set_in_two_files_measured_what_both_measured(h5ad, study_file, counts):
-    h5ad("a", counts[:, :20], genes=[f"G{gene}" for gene in range(20)], dataset_id="x")
-    h5ad("b", counts + 1, dataset_id="x", donors=("E",))
-    with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
-        assert np.flatnonzero(census.measured(collection, ["x"])).tolist() == list(range(20))
 
 
 # ---------------------------------------------------------------- samples
 
 
-def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(tenx, project, study_file, counts):
+def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(tenx, h5ad, project, study_file, counts):
+    """Its labels go before those of a file; empty rows and columns, as spreadsheets write them, are no samples."""
     for number, name in enumerate(("s1", "s2")):
         tenx(name, counts + number, "mtx.gz")
-    sheet = project / "input" / "samples.csv"
-    sheet.write_bytes("\ufeffpath,donor_id,dataset_id,tissue\ninput/s1,é,d1,blood\ninput/s[2],2,d2,\n".encode())
+    h5ad("s3", counts + 2, tissue="wrong")
+    sheet, head = project / "input" / "samples.csv", "\ufeffpath,donor_id,dataset_id,tissue,,Unnamed: 5\n,,,,,\n"
+    rows = "input/s1,é,d1,blood,,\ninput/s[2],2,d2,,,\ninput/s3.h5ad,,d3,skin,,\n"
+    sheet.write_bytes((head + rows).encode())
     study = study_file(census={"files": ["input/samples.csv"]})
-    adata, _ = read(study)
-    labels = adata.obs[["donor_id", "dataset_id", "tissue"]].drop_duplicates().to_numpy().tolist()
-    assert labels == [["é", "d1", "blood"], ["2", "d2", "unknown"]]
+    adata, report = read(study)
+    labels = adata.obs[["donor_id", "dataset_id", "tissue", "tissue_general"]].drop_duplicates().to_numpy().tolist()
+    assert labels[:2] == [["é", "d1", "blood", "blood"], ["2", "d2", "unknown", "unknown"]]
+    assert labels[2:] == [[donor, "d3", "skin", "skin"] for donor in "ABCD"]
+    assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1)) + 30 * number for number in range(3)]
     before = census.made_from(study)
     assert census.made_from(study) == before
-    sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace("d2", "d3"), encoding="utf-8")
+    sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace("d2", "d4"), encoding="utf-8")
     assert census.made_from(study) != before
     read_from = {path.name for path in user_files.inputs(study.census)}
-    assert read_from == {"samples.csv", "matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"}
-
-
-def test_a_label_of_the_study_goes_before_the_column_of_the_file(h5ad, study_file, counts):
-    path = h5ad("one", counts, tissue="wrong")
-    skin, lung = (study_file(census={"files": [{"path": str(path), "tissue": name}]}) for name in ("skin", "lung"))
-    adata, _ = read(skin)
-    assert set(adata.obs["tissue"]) == {"skin"} and set(adata.obs["donor_id"]) == set("ABCD")
-    assert census.made_from(skin) != census.made_from(lung)
+    assert read_from == {"samples.csv", "matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz", "s3.h5ad"}
 
 
 # ---------------------------------------------------------------- files as people have them
@@ -333,13 +301,6 @@ def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")
 
 
-def test_empty_rows_and_columns_of_a_spreadsheet_are_no_samples(tenx, project, counts):
-    tenx("one", counts)
-    (project / "sheet.csv").write_text("path,donor_id,,Unnamed: 3\n,,,\ninput/one.h5,A,,\n,,,\n")
-    pool = user_files.survey(Census(files=["sheet.csv"]))
-    assert pool.obs[0]["donor_id"].unique().tolist() == ["A"]
-
-
 # ---------------------------------------------------------------- copies
 
 
@@ -364,31 +325,21 @@ def test_a_cell_of_two_files_is_found_whatever_its_barcode_is_dressed_in(tenx, h
     assert surveyed(first, path).report["cells"].tolist() == [40, 20]
 
 
-def test_copies_are_found_over_the_genes_that_files_share(h5ad):
-    h5ad("a", WIDE, genes=[f"G{gene}" for gene in range(200)])
-    path = h5ad("b", WIDE[:, 20:], genes=[f"G{gene}" for gene in range(20, 200)])
+def test_copies_are_found_over_the_genes_that_files_share_and_in_one_file(h5ad):
+    first, second = h5ad("a", WIDE), h5ad("b", WIDE[:, 20:], genes=[f"G{gene}" for gene in range(20, 200)])
     with pytest.raises(InputError, match="and 59 more cells like it"):
-        surveyed(path.with_name("a.h5ad"), path)
+        surveyed(first, second)
+    with pytest.raises(InputError, match=r"c\.h5ad: cell c-60 has the same counts as cell c-3 of"):
+        surveyed(h5ad("c", WIDE[[*range(60), 3]]))
 
 
-def test_equal_barcodes_or_equal_poor_cells_alone_are_no_copies(tenx, counts):
-    same = tenx("a", counts), tenx("b", counts + 1)
-    assert len(surveyed(*same).report) == 2  # same barcodes, other counts
+def test_equal_barcodes_or_equal_poor_cells_or_what_is_no_primary_data_are_no_copies(tenx, h5ad, counts):
+    assert len(surveyed(tenx("a", counts), tenx("b", counts + 1)).report) == 2  # same barcodes, other counts
     poor = np.zeros((50, 30), np.float32)
     poor[:, :9] = 1
     assert len(surveyed(tenx("c", poor), tenx("d", poor)).report) == 2  # nine genes are no fingerprint
-
-
-def test_a_copy_that_is_marked_as_no_primary_data_is_allowed(h5ad):
-    h5ad("a", WIDE, genes=[f"G{gene}" for gene in range(200)])
-    path = h5ad("b", WIDE, genes=[f"G{gene}" for gene in range(200)], is_primary_data=False)
-    assert surveyed(path.with_name("a.h5ad"), path).report["cells"].sum() == 120
-
-
-def test_a_copy_in_the_same_file_is_found_under_another_name(h5ad):
-    path = h5ad("a", WIDE[[*range(60), 3]], genes=[f"G{gene}" for gene in range(200)])
-    with pytest.raises(InputError, match=r"a\.h5ad: cell a-60 has the same counts as cell a-3 of"):
-        surveyed(path)
+    marked = h5ad("e", WIDE), h5ad("f", WIDE, is_primary_data="False")
+    assert surveyed(*marked).report["primary_cells"].tolist() == [60, 0]
 
 
 # ---------------------------------------------------------------- the command, and the real files
