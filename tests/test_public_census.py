@@ -3,10 +3,9 @@
 import json
 import logging
 import os
-import socket
 import threading
 import time
-from contextlib import suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
@@ -89,73 +88,68 @@ def bucket(release):
 CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 
-class Proxy:
+class Proxy(ThreadingHTTPServer):
     """Stands between client and server. `fault(number, request)` says what happens to a request; None lets it pass.
 
     Faults: an HTTP status, "drop" (half of the answer), "close" (none of it), "silent" or "drip".
     """
 
+    daemon_threads, block_on_close = True, False
+
     def __init__(self, upstream):
+        super().__init__(("127.0.0.1", 0), Passing)
         self.upstream, self.fault, self.requests = upstream, lambda number, request: None, []
-        self.server = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.endpoint = f"http://127.0.0.1:{self.server.getsockname()[1]}"
-        self.closing = threading.Event()
-        threading.Thread(target=self.accept, daemon=True).start()
+        self.endpoint, self.closing = f"http://127.0.0.1:{self.server_port}", threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def accept(self):
-        with suppress(OSError):
-            while True:
-                client = self.server.accept()[0]
-                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
+    def handle_error(self, request, address):
+        """A client that has gone away is what these tests are about."""
 
-    def answer(self, client):
-        with client, suppress(OSError):
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += client.recv(65536) or b"\r\n\r\n"
-            self.requests.append(request.decode("latin-1"))
-            fault = self.fault(len(self.requests), self.requests[-1])
-            if fault == "silent":
-                self.closing.wait()
-            elif fault in CODES:
-                body = f"<Error><Code>{CODES[fault]}</Code><Message>no</Message></Error>"
-                client.sendall(f"HTTP/1.1 {fault} no\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-            elif fault != "close":
-                self.send(client, self.ask(request), fault)
 
-    def ask(self, request):
-        lines = [line for line in request.split(b"\r\n") if not line.lower().startswith(b"connection:")]
-        answer = b""
-        with socket.create_connection(("127.0.0.1", self.upstream)) as server:
-            server.sendall(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]))
-            while part := server.recv(65536):
-                answer += part
-        return answer
+class Passing(BaseHTTPRequestHandler):
+    """One request to the proxy."""
 
-    def send(self, client, answer, fault):
-        head = answer.find(b"\r\n\r\n") + 4
-        if fault == "drop":
-            answer = answer[: head + (len(answer) - head) // 2]
+    def do_GET(self):
+        proxy = self.server
+        proxy.requests.append(f"{self.requestline}\n{self.headers}")
+        fault = proxy.fault(len(proxy.requests), proxy.requests[-1])
+        if fault in CODES:
+            self.answer(fault, {}, f"<Error><Code>{CODES[fault]}</Code><Message>no</Message></Error>".encode())
+        elif fault == "silent":
+            proxy.closing.wait()
+        elif fault != "close":
+            server = HTTPConnection("127.0.0.1", proxy.upstream)
+            server.request(self.command, self.path, headers=dict(self.headers))
+            reply = server.getresponse()
+            self.answer(reply.status, dict(reply.headers), reply.read(), fault)
+
+    do_HEAD = do_GET
+
+    def answer(self, status, headers, body, fault=None):
+        self.send_response_only(status)
+        dropped = ("connection", "transfer-encoding")
+        for name, value in ({"Content-Length": len(body)} | headers).items():
+            if name.lower() not in dropped:
+                self.send_header(name, str(value))
+        self.end_headers()
         if fault == "drip":
-            client.sendall(answer[:head])
-            for byte in answer[head:]:
-                self.closing.wait(0.2)
-                client.sendall(bytes([byte]))
+            for byte in body:
+                self.server.closing.wait(0.2)
+                self.wfile.write(bytes([byte]))
         else:
-            client.sendall(answer)
+            self.wfile.write(body[: len(body) // 2] if fault == "drop" else body)
 
-    def close(self):
-        self.closing.set()
-        with suppress(OSError):
-            self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
+    def log_message(self, *words):
+        pass
 
 
 @pytest.fixture
 def proxy(bucket):
     proxy = Proxy(bucket)
     yield proxy
-    proxy.close()
+    proxy.closing.set()
+    proxy.shutdown()
+    proxy.server_close()
 
 
 @pytest.fixture
@@ -335,19 +329,12 @@ def test_a_private_mirror_is_sent_the_credentials_of_the_environment(study_file,
 def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, bucket, monkeypatch, local):
     from cellxgene_census import _release_directory
 
-    class Manifest(BaseHTTPRequestHandler):
+    class Manifest(Passing):
         def do_GET(self):
             where = {"uri": "s3://census/soma", "relative_uri": "soma", "s3_region": "us-west-2"}
             mirrors = {"default": "here", "here": {"provider": "S3", "base_uri": "s3://census/", "region": "us-west-2"}}
             releases = {"2025-11-08": {"release_date": None, "release_build": "2025-11-08", "soma": where}}
-            body = json.dumps(mirrors if "mirrors" in self.path else releases).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words):
-            pass
+            self.answer(200, {}, json.dumps(mirrors if "mirrors" in self.path else releases).encode())
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Manifest) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -358,10 +345,8 @@ def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, buck
         monkeypatch.setattr(census, "TILEDB", census.TILEDB | here)
         study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
         same(built(study), built(local()))
-        with (
-            pytest.raises(CensusUnavailable, match="2025-11-09"),
-            census.open_census(study_file("absent", census={"version": "2025-11-09"})),
-        ):
+        absent = study_file("absent", census={"version": "2025-11-09"})
+        with pytest.raises(CensusUnavailable, match="2025-11-09"), census.open_census(absent):
             pass
         server.shutdown()
 

@@ -262,12 +262,10 @@ def _fill(path, collection, study, made, blocks, progress):
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
         shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
-        genes = var["soma_joinid"].to_numpy()
-        for rows, block in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
-            counts[rows] = block[:, genes].toarray().astype(np.int32)
-        for start in range(0, len(obs), ROWS):
-            block, library = counts[start : start + ROWS], obs["total_counts"].to_numpy()[start : start + ROWS]
-            x[start : start + ROWS] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library)
+        genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy()
+        for rows, sparse in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
+            counts[rows] = block = sparse[:, genes].toarray().astype(np.int32)
+            x[rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
 
 
 def _part(progress, before, total):

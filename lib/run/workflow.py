@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,14 +67,14 @@ class Step:
     @property
     def results(self) -> list[str]:
         """Files that the notebook writes, as seen from data/<study>; for the figures their folder."""
-        runs = f"{self.regime}/runs/{self.size}/seed-"
+        study, regime, size = self.study, self.regime, self.size
         return {
-            "data": lambda: [f"{self.regime}/panel.h5ad", f"{self.regime}/baselines.json"],
-            "model": lambda: ["sizes.csv"],
-            "train": lambda: [f"{runs}{seed}/result.json" for seed in self.study.seeds_for(self.size)],
-            "fit": lambda: ["runs.csv", "laws.json"],
-            "figures": lambda: [relative(self.study, self.study.figures)],
-        }[self.rule]()
+            "data": [f"{regime}/panel.h5ad", f"{regime}/baselines.json"],
+            "model": ["sizes.csv"],
+            "train": [f"{regime}/runs/{size}/seed-{seed}/result.json" for seed in study.seeds_for(size)],
+            "fit": ["runs.csv", "laws.json"],
+            "figures": [relative(study, study.figures)],
+        }[self.rule]
 
     @property
     def settings(self) -> str:
@@ -136,11 +135,12 @@ class Step:
     def state(self) -> str:
         """done, failed, running or not yet: by the files that the notebook leaves."""
         lock = self.file(".lock")
-        try:
-            with filelock.FileLock(lock, timeout=0) if lock.is_file() else nullcontext():
-                pass
-        except filelock.Timeout:
-            return "running"
+        if lock.is_file():
+            try:
+                with filelock.FileLock(lock, timeout=0):
+                    pass
+            except filelock.Timeout:
+                return "running"
         if self.failure():
             return "failed"
         files = [self.file(".done")] if self.rule == "figures" else [self.study.data / name for name in self.results]
@@ -248,9 +248,8 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
             print(KILLED)
             return 1
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
-        files = [file for file in files if file.suffix != ".html"]  # the report is made of the notebooks, not by them
         checksums = {}
-        for file in files:
+        for file in (file for file in files if file.suffix != ".html"):  # the report is made of the notebooks
             with file.open("rb") as content:
                 checksums[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
         io.write_json(marker, checksums)
