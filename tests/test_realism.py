@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import realism as measuring
 from lib.data import panel, realism
-from lib.io import InputError
 
 STATISTICS = ["library", "zeros", "mean", "variance", "correlation"]
 
@@ -61,9 +60,3 @@ def test_the_carried_table_is_that_of_the_real_files(real_data, tmp_path, monkey
     pd.testing.assert_frame_equal(made, carried, rtol=1e-3, atol=1e-4, check_dtype=False)
     assert np.isfinite(realism.compared()[STATISTICS]).all(axis=None)
     assert (tmp_path / "out.csv").is_file()
-
-
-def test_a_folder_without_data_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"has no \.h5ad file"):
-        measuring.main(tmp_path / "nowhere", tmp_path / "out.csv")
-    assert not any(tmp_path.iterdir())

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import nbinom
 
 from lib.data import simulate
+from lib.data.census import OBS
 from lib.io import InputError
 from lib.study import Simulation, parse_study
 
 SMALL = Simulation(
     cells=1200, genes=60, transcriptome=60, states=12, donors=18, profiles=3, profile_sd=0.4, depth=400.0
 )
-CENSUS_COLUMNS = [
-    "dataset_id", "assay", "cell_type", "tissue", "tissue_general", "donor_id", "is_primary_data", "suspension_type",
-    "disease", "sex", "development_stage", "raw_sum", "nnz",
-]  # fmt: skip
+CENSUS_COLUMNS = [name for name in OBS if name != "tissue_type"]
 
 
 @pytest.fixture(scope="module")
