@@ -77,7 +77,8 @@ def _intervals(parameters, losses, resamples, rng, level):
     means = losses.mean(-1)
     squares = ((losses - means[..., None]) ** 2).sum(-1)
     weights = size_weights(d, means, squares, count)
-    over_means = profile(d, means, weights, sizes - 3, level=level)
+    known = (squares.sum(1) / (sizes * (seeds - 1)) / seeds) if seeds > 1 else np.zeros(studies)
+    over_means = profile(d, means, weights, sizes - 3, level=level, known=known)
     over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1), level)
     intervals = {
         HEADLINE: np.array([over_means.alpha, over_means.interval()]),
@@ -85,7 +86,7 @@ def _intervals(parameters, losses, resamples, rng, level):
     }
     labels, index = tuple(map(str, range(sizes))), np.repeat(np.arange(sizes), seeds)
     ladders = [
-        Ladder(labels, parameters, *one, count, index, study.ravel())
+        Ladder(labels, parameters, *one, count, index, study.ravel(), np.zeros(sizes))
         for *one, study in zip(means, weights, losses, strict=True)
     ]
 

@@ -23,15 +23,31 @@ PUBLISHED_TISSUES = [
 ]  # fmt: skip
 """Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
 
+BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
+"""Earlier budgets of a run, by the part of its updates."""
+
+TARGETS = 512
+"""Hidden genes of one update, see `batch`."""
+
 PROTOCOLS = {
     "published": {
         "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
-        "learning_rate": 3.125e-5, "width_exponent": 0.0, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
+        "optimiser": "adamw", "batch": 32, "beta2": 0.999, "clip": 1.0, "weight_decay": 0.01,
+        "learning_rate": 3.125e-5, "width_exponent": 0.0, "highest_rate": None,
+        "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
         "dropout": 0.1, "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
     },
 }  # fmt: skip
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault;
 `tuned` sets the same keys to their defaults."""
+
+
+def batch(masked: int) -> int:
+    """Cells of one update where the study file does not say: as many as hide about TARGETS genes, `masked` each.
+
+    A power of two from 16 to 256. Below, an update is mostly overhead; above, cells teach less (data/recipe.csv).
+    """
+    return int(min(256, max(16, 2 ** round(math.log2(TARGETS / masked)))))
 
 
 def folder_name(name: str) -> str:
@@ -229,6 +245,10 @@ class Masking(Strict):
     per_cell: Count = 4  # fixed masks of each held-out cell
     seed: Seed = 2  # of the fixed masks
 
+    def genes(self, of: int) -> int:
+        """Number of genes hidden of so many."""
+        return max(1, round(self.share * of))
+
 
 class Train(Strict):
     """How every size is trained. The published protocol does some things otherwise so that it can be compared."""
@@ -236,16 +256,18 @@ class Train(Strict):
     protocol: Literal["tuned", "published"] = "tuned"  # sets what the study file leaves out, see PROTOCOLS
     objective: Literal["mse", "poisson", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
     cells_seen: Count = 240_000  # the training budget
-    batch: Count = 32  # cells of one update
-    learning_rate: Positive = 0.0098  # peak rate at the reference width
+    optimiser: Literal["adamw", "muon"] = "muon"  # of the blocks' matrices; all else is adamw's
+    batch: Count | None = None  # cells of one update; by default as many as hide TARGETS genes, see Study.training
+    learning_rate: Positive = 0.008  # peak rate at the reference width
     reference_width: Count = 64  # width d of that model
-    width_exponent: Number = 0.23  # the peak rate is learning_rate (reference_width / d)^width_exponent ...
-    highest_rate: Positive | None = None  # ... and at most this
+    width_exponent: Number = 0.66  # the peak rate is learning_rate (reference_width / d)^width_exponent ...
+    highest_rate: Positive | None = 0.04  # ... and at most this
     warmup: Part = 0.05  # part of the updates over which the rate rises
     decay: Part = 0.2  # part of the updates over which it falls, at the end
     final_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0  # what it falls to, as a part of the peak
     tolerance: Positive = 0.01  # a run has converged when half its updates give a loss within this part of the last
-    weight_decay: NotNegative = 0.01  # of AdamW
+    beta2: Share = 0.99  # of AdamW
+    weight_decay: NotNegative = 0.01
     clip: Positive = 1.0  # largest norm of a gradient
     dropout: Part = 0.0
     embedding_scale: Positive = 0.5  # standard deviation of the initial gene embeddings
@@ -276,10 +298,11 @@ class Train(Strict):
         return math.ceil(self.cells_seen / self.batch)
 
     @property
-    def branches(self) -> list[tuple[int, int]]:
-        """Updates at which a run leaves for a branch, an early end, and ends it; none for the best loss."""
-        leaves = (half := self.updates // 2) - round(self.decay * half)
-        return [(leaves, half)] if leaves and self.report == "final" else []
+    def branches(self) -> dict[str, tuple[int, int]]:
+        """Earlier budgets: {name: updates at which a run leaves for a branch, and ends it}; none for the best loss."""
+        ends = {name: self.updates // part for name, part in BUDGETS.items()} if self.report == "final" else {}
+        leaves = {name: end - round(self.decay * end) for name, end in ends.items()}
+        return {name: (leaves[name], end) for name, end in ends.items() if leaves[name]}
 
 
 PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS["published"]}
@@ -399,7 +422,9 @@ class Study(Strict):
         """How a regime's models are trained: the study's `train` under the regime's own."""
         changes = self.regime(regime).train
         changed = {key: getattr(changes, key) for key in changes.model_fields_set} if changes else {}
-        return Train.model_validate(dict(self.train) | changed)
+        settings = dict(self.train) | changed
+        masked = self.masking.genes(self.regime(regime).genes)
+        return Train.model_validate(settings | {"batch": settings["batch"] or batch(masked)})
 
     def panel_settings(self, regime: str) -> dict[str, Any]:
         """All that a regime's panel depends on, besides the source of its Census."""

@@ -296,7 +296,7 @@ def draw_masks(cells: int, genes: int, masking: Masking, stream: int) -> np.ndar
 
     They depend on `masking.seed` and `stream` alone, not on the cells.
     """
-    rng, k = np.random.default_rng([masking.seed, stream]), max(1, round(masking.share * genes))
+    rng, k = np.random.default_rng([masking.seed, stream]), masking.genes(genes)
     masks = np.empty((cells, masking.per_cell, k), np.int32)
     for start in range(0, cells, 1000):  # the same draws as at once, in bounded memory
         part = masks[start : start + 1000]

@@ -9,7 +9,7 @@ than seeds do. The profile over size means allows for it: it is the headline.
 import numpy as np
 from scipy import stats
 
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, alpha_grid, fit_many, power_law, profile, project
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, alpha_grid, fit_many, power_law, profile, project
 from lib.fit.runs import Ladder
 from lib.io import InputError
 
@@ -118,13 +118,9 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, leve
     dict
         method -> {"alpha": (low, high), "c": (low, high)}, -inf or inf for an end that does not exist.
     """
-    intervals = {}
-    over = {
-        HEADLINE: profile(ladder.d, ladder.means, ladder.weights, len(ladder.d) - 3, level=level),
-        "profile_runs": profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level),
-    }
-    for method, region in over.items():
-        intervals[method] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
+    intervals = {HEADLINE: headline(ladder, level)}
+    region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level)
+    intervals["profile_runs"] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
     for method, unit in BOOTSTRAPS.items():
         draws = bootstrap(ladder, unit, resamples, rng)
         intervals[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
@@ -134,6 +130,31 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, leve
             corrected = [bca(*one, level) for one in zip(draws, left_out, point, strict=True)]
             intervals[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
     return intervals
+
+
+def region_of(ladder: Ladder, level: float = 0.95) -> Profile:
+    """The profile over size means behind the headline interval; its variance is at least what is known of the means."""
+    known = float((ladder.weights * ladder.known).mean())
+    return profile(ladder.d, ladder.means, ladder.weights, len(ladder.d) - 3, level=level, known=known)
+
+
+def headline(ladder: Ladder, level: float = 0.95) -> dict[str, list[float]]:
+    """Headline interval of alpha and c: by the profile, for c with the error over held-out cells added in quadrature.
+
+    All sizes are measured on the same cells, so that error moves every loss, and the floor with them.
+    """
+    region = region_of(ladder, level)
+    point, (low, high) = region.fits.c[0], np.ravel(region.interval())
+    reach = stats.norm.ppf((1 + level) / 2) * ladder.cells_error
+    ends = [point - np.hypot(point - low, reach), point + np.hypot(high - point, reach)]
+    return {"alpha": np.ravel(region.alpha).tolist(), "c": list(map(float, ends))}
+
+
+def brief(ladder: Ladder, level: float = 0.95) -> dict:
+    """alpha, c, status and headline interval of a ladder, as an entry of laws.json has them."""
+    law = power_law(ladder.parameters, ladder.means, ladder.weights)
+    intervals = {HEADLINE: headline(ladder, level)} if len(ladder.d) >= FEWEST_SIZES else {}
+    return {"alpha": law.alpha, "c": law.c, "status": law.status, "intervals": intervals}
 
 
 def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:
@@ -187,8 +208,7 @@ def profile_curve(data: Ladder, level: float = 0.95, points: int = 121) -> dict[
         c, relative_rss and alpha (its best value there), each (points,); alpha_grid and alpha_relative_rss for the
         other curve; threshold, the height at which the curves cross the ends of the headline interval.
     """
-    df = len(data.d) - 3
-    region = profile(data.d, data.means, data.weights, df, level=level)
+    region = region_of(data, level)
     best = max(region.fits.rss[0], np.finfo(float).tiny)
     threshold = max(float(region.limit[0] / best), 1.0)
     low, high = (float(end[0]) for end in region.interval())

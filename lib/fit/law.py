@@ -55,6 +55,7 @@ class Status(StrEnum):
     INCREASING = "increasing"
     ALPHA_AT_EDGE = "alpha at grid edge"
     NO_FLOOR = "floor not identified"  # the 95 % region of the law reaches an infinite floor
+    BUDGET = "budget-limited"  # the runs have not learned what their sizes can: no law of capacity
     # of joint laws in parameters and training cells:
     EXPONENT_AT_EDGE = "exponent at grid edge"
     INCREASING_JOINTLY = "increasing in N or D"
@@ -66,6 +67,9 @@ class Status(StrEnum):
 
 def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     """Collect the usable runs of one regime.
+
+    The variance that is known of a mean is that of its seeds, and that of a uniform variate between nothing and what
+    the second half of the updates changed, which the next ones may change again.
 
     Parameters
     ----------
@@ -92,7 +96,13 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     labels = rows["size"].iloc[first] if "size" in rows else [f"{p:.3g}" for p in parameters]
     squares = np.bincount(index, (losses - means[index]) ** 2)
     weights = size_weights(np.log(parameters / parameters[0]), means, squares, seeds)[0]
-    return Ladder(tuple(map(str, labels)), parameters, means, weights, seeds, index, losses)
+    known = squares.sum() / max(1, len(losses) - len(seeds)) / seeds
+    if (half := f"{metric}_half") in rows:
+        moved = rows[half].astype(float).fillna(rows[metric]).to_numpy() - losses
+        known = known + (np.bincount(index, moved) / seeds) ** 2 / 12
+    errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else pd.Series(dtype=float)
+    error = float(errors[rows["parameters"] == parameters[-1]].mean()) if errors.notna().any() else 0.0
+    return Ladder(tuple(map(str, labels)), parameters, means, weights, seeds, index, losses, known, error)
 
 
 def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -302,8 +312,9 @@ class Profile(NamedTuple):
 
 
 def profile(
-    d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0, level: float = 0.95
-) -> Profile:
+    d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0, level: float = 0.95,
+    known: float | np.ndarray = 0.0,
+) -> Profile:  # fmt: skip
     """Profile-likelihood region of the law, batched.
 
     A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `level`
@@ -318,10 +329,13 @@ def profile(
         Residual degrees of freedom: sizes - 3 over size means, runs - 3 over runs.
     within : float or (datasets,)
         Weighted sum of squares inside the sizes (zero over size means).
+    known : float or (datasets,)
+        Weighted mean of the variances that are known: the residual variance is never taken for less, as it can be by
+        luck where degrees of freedom are few.
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)
-    limit = (fits.rss + within) * (1 + stats.f.ppf(level, 1, df) / df) - within
+    limit = fits.rss + stats.f.ppf(level, 1, df) * np.maximum((fits.rss + within) / df, known)
     y, w, grid = y.T, w.T, alpha_grid(d)
     inside = project(d, y[:, None], w[:, None], grid[:, None]).rss <= limit
 

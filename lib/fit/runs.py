@@ -9,7 +9,8 @@ import pandas as pd
 from lib import io
 from lib.data.split import SPLITS
 from lib.io import InputError
-from lib.study import Study
+from lib.model.sizes import PUBLISHED
+from lib.study import BUDGETS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
@@ -20,10 +21,11 @@ UNITS = {
 """Columns of the baselines by the unit of a loss."""
 BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
-    "study", "regime", "size", "seed", "parameters", "genes", "cells_train", "donors", "cells_seen", "updates",
-    "learning_rate", "protocol", "objective", *LOSSES, *(f"{loss}_se" for loss in LOSSES), "validation_bits",
-    *BASELINES, "validation_mse_half", "validation_nll_half", "convergence", "seconds", "cells_per_second", "device",
-    "status", "reason", "code_version",
+    "study", "regime", "size", "seed", "width", "parameters", "parameters_without_embeddings", "genes", "cells_train",
+    "donors", "cells_seen", "updates", "learning_rate", "optimiser", "batch", "protocol", "objective", *LOSSES,
+    *(f"{loss}_se" for loss in LOSSES), "validation_bits", *BASELINES,
+    *(f"validation_{unit}_{budget}" for unit in ("mse", "nll") for budget in BUDGETS), "convergence", "seconds",
+    "cells_per_second", "device", "status", "reason", "code_version",
 ]  # fmt: skip
 
 NUMBERS = ["parameters", "genes", "cells_train", "cells_seen", "updates", *LOSSES]
@@ -96,6 +98,8 @@ def given(study: Study) -> pd.DataFrame:
         raise InputError(f"{source.table} has rows of no regime in runs.regimes of params/{study.name}.yaml.")
     table = table.assign(study=study.name, regime=table["regime"].astype(str), size=table["size"].astype(str))
     table["status"] = table["status"].replace(STATES) if "status" in table else "ok"
+    if "width" not in table:
+        table["width"] = table["size"].map({name: size.d for name, size in PUBLISHED.items()})
     _check(table, source.table)
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
@@ -243,6 +247,10 @@ class Ladder:
         Runs of each size.
     index, losses : (runs,)
         Size and loss of each run, sorted by size and loss so that the order of rows decides nothing.
+    known : (sizes,)
+        Variance of each mean as far as it is known: between its seeds, and by how the loss still moved.
+    cells_error : float
+        Standard error over the held-out cells, which all sizes share.
     """
 
     labels: tuple[str, ...]
@@ -252,6 +260,8 @@ class Ladder:
     seeds: np.ndarray
     index: np.ndarray
     losses: np.ndarray
+    known: np.ndarray
+    cells_error: float = 0.0
 
     @property
     def d(self) -> np.ndarray:
@@ -275,7 +285,20 @@ class Ladder:
             *(x[sizes] for x in (self.parameters, self.means, self.weights, self.seeds)),
             index=(np.cumsum(sizes) - 1)[self.index[runs]],
             losses=self.losses[runs],
+            known=self.known[sizes],
+            cells_error=self.cells_error,
         )
+
+
+CONTEXT = 4
+"""Least width that sees context: LayerNorm leaves nothing of one value, and one bit of two. Narrower sizes sit on the
+gene mean and would lever every fit: they are drawn, not fitted."""
+
+
+def sees_context(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run's size sees the other genes of a cell; true where its width is not known."""
+    width = runs["width"] if "width" in runs else pd.Series(np.nan, runs.index)
+    return ~(pd.to_numeric(width, errors="coerce") < CONTEXT)
 
 
 def usable(runs: pd.DataFrame, metric: str) -> pd.DataFrame:

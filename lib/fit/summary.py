@@ -12,16 +12,14 @@ from scipy import stats
 
 from lib import io
 from lib.data.split import SPLITS
-from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, profile_curve, restore
+from lib.fit import capacity
+from lib.fit.intervals import all_intervals, band, columns_of, profile_curve, restore
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law, profile
-from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, usable
+from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
-
-MARGIN = 2.0
-"""Least difference in AICc that counts as support."""
 
 GAUSSIAN = "Gaussian differential entropy, depends on the scale of the input"
 LIKELIHOOD = "negative log-likelihood: an upper bound on H(count | visible genes)"
@@ -65,31 +63,36 @@ def fit_laws(
 
 
 def _law(rows, metric, resamples, seed, level):
-    good = usable(rows, metric)
+    usable_rows = usable(rows, metric)
+    good = usable_rows[sees_context(usable_rows)]
     counts = {"n_sizes": good["parameters"].nunique(), "n_runs": len(good), "n_left_out": len(rows) - len(good)}
     content = {"form": "power + floor", "level": level, **counts}
     if content["n_sizes"] < 3:
-        return {**content, **_nothing(metric, content["n_sizes"])}
-    data = ladder(rows, metric)
-    law, comparison = means_law(data), compare_forms(data)
+        return {**content, **_nothing(metric)}
+    data = ladder(good, metric)
+    law = means_law(data)
     residual = data.losses - law.predict(data.parameters[data.index])
     spread = ((data.losses - data.losses.mean()) ** 2).sum()
     huber = huber_law(data.parameters[data.index], data.losses)
+    uninformed = (
+        usable_rows.get(UNITS[metric.rsplit("_", 1)[1]]["gene_mean"], pd.Series(dtype=float)).astype(float).mean()
+    )
     content |= {
         "alpha": law.alpha, "a": law.a, "c": law.c, "rss": (residual**2).sum(),
         "r2": 1 - (residual**2).sum() / spread if spread else 0.0, "status": law.status,
-        "comparison": comparison, "lack_of_fit": lack_of_fit(data), "rollout": rollout(data, level),
-        "condition_number": condition_number(law), "huber": huber and _abc(huber),
+        "comparison": compare_forms(data), "scaling_p": scaling_p(data), "lack_of_fit": lack_of_fit(data),
+        "rollout": rollout(data, level), "condition_number": condition_number(law), "huber": huber and _abc(huber),
         "runs_fit": _abc(runs_law(data)), "intervals": {}, "profile": None,
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
+        "budget": capacity.of_budgets(good, metric, level),
+        "sensitivity": capacity.sensitivity(usable_rows, metric, None if np.isnan(uninformed) else uninformed, level),
     }  # fmt: skip
-    c_interval = [-np.inf, np.inf]
     if content["n_sizes"] >= FEWEST_SIZES:
         content["intervals"] = all_intervals(data, resamples, np.random.default_rng(seed), level)
         content["profile"] = profile_curve(data, level)
-        c_interval = content["intervals"][HEADLINE]["c"]
-    content["verdict"] = verdict(law, comparison, c_interval, scaling_p(data), level)
+    if capacity.budget_limited(good):
+        content["status"] = Status.BUDGET
     content = plain(content)
     columns = columns_of(content)
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
@@ -99,12 +102,11 @@ def _abc(law):
     return {"alpha": law.alpha, "a": law.a, "c": law.c}
 
 
-def _nothing(metric, sizes):
+def _nothing(metric):
     empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "condition_number", "huber", "runs_fit", "sizes", "profile")
-    return dict.fromkeys(empty) | {
-        "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [],
-        "floor_bits": floor_bits(metric, None, [None, None]),
-        "verdict": f"No law: {sizes} model size(s) with a finite loss; three are needed, four for an interval.",
+    return dict.fromkeys((*empty, "scaling_p")) | {
+        "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
+        "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
     }  # fmt: skip
 
 
@@ -240,32 +242,6 @@ def scaling_p(data: Ladder) -> float | None:
         return None
     rss, constant = means_law(data).rss, means_law(data, "constant").rss
     return float(stats.f.sf((constant - rss) / 2 / (rss / (m - 3)), 2, m - 3)) if rss > 0 else 0.0
-
-
-def verdict(law: Law, comparison: dict, c_interval: tuple, p_scaling: float | None, level: float) -> str:
-    """Plain words: is there scaling, is there a floor, how well is it known.
-
-    Each answer needs both judges: AICc over runs, and the F test over size means (for the floor: the headline interval
-    excludes zero), which does not take seeds of one size for independent evidence.
-    """
-    score = {form: row["aicc"] for form, row in comparison.items()}
-    if None in score.values() or p_scaling is None:
-        return "Too few sizes or runs to say whether loss scales with model size."
-    lead = score["constant"] - min(score["power"], score["power + floor"])
-    if law.status == Status.INCREASING:
-        return "Loss does not fall with model size."
-    if lead < MARGIN or p_scaling > 1 - level:
-        return f"No scaling shown: AICc gains {lead:.0f} over a constant, p = {p_scaling:.2g} over size means."
-    words = f"Loss falls with model size (AICc gains {lead:.0f} over a constant, p = {p_scaling:.1g} over size means). "
-    gain = score["power"] - score["power + floor"]
-    low, high = c_interval
-    if gain < MARGIN or not low > 0:
-        reach = "and its interval reaches" if not low > 0 else "though its interval does not reach"
-        return words + f"A floor is not shown: AICc gains {gain:.0f} by it, {reach} zero."
-    if not np.isfinite(high):
-        return words + f"There is a floor (AICc gains {gain:.0f} by it), but nothing bounds it from above."
-    half = (high - low) / 2 / abs(law.c)
-    return words + f"There is a floor (AICc gains {gain:.0f} by it), known to {half:.1%}."
 
 
 # ---------------------------------------------------------------- tables

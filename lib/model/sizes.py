@@ -74,7 +74,7 @@ class Size:
 
         `settings` is a `lib.study.Train`. Evaluations are left out.
         """
-        updates = settings.updates + sum(ends - leaves for leaves, ends in settings.branches)
+        updates = settings.updates + sum(ends - leaves for leaves, ends in settings.branches.values())
         return 3 * self.forward_flops(genes) * settings.batch * updates
 
 

@@ -22,7 +22,9 @@ from lib import io
 from lib.io import InputError
 from lib.model import transformer
 from lib.model.sizes import OUTPUTS, Size
+from lib.study import BUDGETS
 from lib.train import machine
+from lib.train.optimiser import Optimiser
 
 CURVE_CELLS = 256
 """Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
@@ -154,8 +156,8 @@ class Run:
     """One model, its optimiser and how far they have come.
 
     On its way the run makes branches (`settings.branches`): at one, its learning rate falls as it would at the end, the
-    loss is measured, and the run goes back to the trunk, where it left. So every run also knows the loss that half
-    its updates would have given.
+    loss is measured, and the run goes back to the trunk, where it left. So every run also knows the losses that an
+    eighth, a quarter and half of its updates would have given.
     """
 
     def __init__(self, data, size: Size, seed: int, settings, folder: Path, identity: str):
@@ -172,10 +174,9 @@ class Run:
         self.model.to(self.device)
         self.fast = machine.compiled(self.model, self.device.type)
         self.peak = learning_rate(settings, size.d)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.peak, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimiser = Optimiser(self.model, settings, self.peak)
         self.update, self.seconds, self.history, self.losses_since = 0, 0.0, [], []
+        self.branches = list(settings.branches.values())
         self.trunk, self.branch_losses = None, []
         self.saved, self.pause = time.monotonic(), CHECKPOINT_SECONDS
         self.restore()
@@ -210,9 +211,7 @@ class Run:
         self.model.train()
         loss = self.gradient()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.peak * self.share()
-        self.optimiser.step()
+        self.optimiser.step(self.share())
         self.update += 1
         return loss
 
@@ -222,7 +221,7 @@ class Run:
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
         while True:
-            self.optimiser.zero_grad()
+            self.model.zero_grad()
             try:
                 return self.accumulated(self.cells.batch(self.update))
             except (MemoryError, RuntimeError) as error:
@@ -264,7 +263,7 @@ class Run:
 
     def branch(self) -> None:
         """Leave the trunk for the next branch, or measure the loss at its end and come back, where it is time."""
-        for leaves, ends in self.settings.branches[len(self.branch_losses) :][:1]:
+        for leaves, ends in self.branches[len(self.branch_losses) :][:1]:
             if self.trunk is None and self.update == leaves:
                 self.trunk = self.state()
             if self.trunk is not None and self.update == ends:
@@ -274,12 +273,12 @@ class Run:
 
     def share(self) -> float:
         """Share of the peak learning rate at the next update: of the branch, or of the trunk."""
-        end = None if self.trunk is None else self.settings.branches[len(self.branch_losses)][1]
+        end = None if self.trunk is None else self.branches[len(self.branch_losses)][1]
         return schedule(self.settings, self.update, end)
 
     def progress(self) -> tuple[int, int]:
         """Updates done and updates in all, those of the branches included."""
-        extra = [ends - leaves for leaves, ends in self.settings.branches]
+        extra = [ends - leaves for leaves, ends in self.branches]
         return self.update + sum(extra[: len(self.branch_losses)]), self.settings.updates + sum(extra)
 
     @property
@@ -372,14 +371,14 @@ class Run:
             f"{name}_se": float(np.std(losses, ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None
             for name, losses in exact.items()
         }
-        loss, half = f"validation_{self.unit}", self.branch_losses[-1] if self.branch_losses else math.nan
-        half = half if ok and math.isfinite(half) else None
+        loss, earlier = f"validation_{self.unit}", dict(zip(self.settings.branches, self.branch_losses, strict=False))
+        earlier = {name: value if ok and math.isfinite(value) else None for name, value in earlier.items()}
         return {
             **self.origin(),
             **{name: value if ok else None for name, value in (means | errors).items()},
-            f"{loss}_half": half,
+            **{f"{loss}_{name}": earlier.get(name) for name in BUDGETS},
             "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
-            "convergence": convergence(half, means[loss], self.settings.tolerance),
+            "convergence": convergence(earlier.get("half"), means[loss], self.settings.tolerance),
             "status": Status.OK if ok else Status.DIVERGED,
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
         }
@@ -398,12 +397,16 @@ class Run:
             "fingerprint": self.identity,
             "size": self.size.name,
             "seed": self.seed,
+            "width": self.size.d,
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "parameters_without_embeddings": sum(w.numel() for w in self.model.parameters()) - self.model.gene.numel(),
             "genes": self.genes,
             "cells_train": len(self.cells.train),
             "cells_seen": self.update * self.settings.batch,
             "updates": self.update,
             "learning_rate": self.peak,
+            "optimiser": self.settings.optimiser,
+            "batch": self.settings.batch,
             "protocol": self.settings.protocol,
             "objective": self.settings.objective,
             "seconds": round(self.seconds, 3),
