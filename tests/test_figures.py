@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from lib import figures, io
-from lib.figures import inputs, method, style, tables
+from lib.figures import method, style, tables
 from lib.model.sizes import PUBLISHED
 from lib.study import load_study
 
@@ -59,22 +59,24 @@ def make_curves(regimes=tuple(TRUTH)):
 
 def make_law(regime):
     alpha, c = TRUTH[regime][3:]
-    grid, floors = np.linspace(0.4, 2, 50) * alpha, np.linspace(0.9, 1.1, 50) * c
     between = {"alpha": [0.8 * alpha, 1.3 * alpha], "c": [0.97 * c, 1.02 * c]}
     methods = ("profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_runs_bca", "bootstrap_within_sizes")
     wide = {"bootstrap_sizes": {"alpha": [0.1 * alpha, 9 * alpha], "c": [-2.0, 1.1 * c]},
             "two_stage": {"alpha": [0.5 * alpha, None], "c": [None, 1.1 * c]}}  # fmt: skip
     return {
-        "alpha": alpha, "c": c, "rss": 0.004, "status": "ok", "n_sizes": 7, "n_runs": 21, "level": 0.95,
+        "alpha": alpha,
+        "c": c,
+        "rss": 0.004,
+        "status": "ok",
+        "n_sizes": 7,
+        "n_runs": 21,
+        "level": 0.95,
         "intervals": dict.fromkeys(methods, between) | wide,
-        "profile": {"c": floors.tolist(), "relative_rss": (1 + 900 * (floors / c - 1) ** 2).tolist(), "threshold": 2.1,
-                    "alpha_grid": grid.tolist(), "alpha_relative_rss": (1 + 9 * (grid / alpha - 1) ** 2).tolist()},
-    }  # fmt: skip
+    }
 
 
 LAWS = {regime: {METRIC: make_law(regime)} for regime in TRUTH}
-NO_LAW = {"data-rich": {METRIC: {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {},
-                                 "profile": None}}}  # fmt: skip
+NO_LAW = {"data-rich": {METRIC: {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}}}
 BASELINES = {
     regime: {"validation": {"gene_mean_mse": 0.182, "gaussian_mse": 0.104, "bayes_mse": 0.0705}} for regime in TRUTH
 }
@@ -127,7 +129,7 @@ def make_rates():
 def make_criterion():
     """A criterion that rises to the end of its grid, as the published one does."""
     c = np.linspace(0, 0.99 * 0.0712, 300)
-    return pd.DataFrame({"regime": "data-rich", "c": c, "r2": 0.66 + 0.2 / (1 + 8 * (c[-1] - c)), "rss": 0.3 - 3 * c})
+    return pd.DataFrame({"regime": "data-rich", "c": c, "r2": 0.66 + 0.2 / (1 + 8 * (c[-1] - c))})
 
 
 def make_audit():
@@ -140,20 +142,6 @@ def make_audit():
         "alpha_high": [np.nan, np.nan, 0.64, None], "status": [np.nan, np.nan, "ok", "ok"],
     })  # fmt: skip
     return runs, pd.concat([curve, curve.assign(fit="published", lo=np.nan, hi=np.nan)]), refits
-
-
-def make_outlook():
-    plan = View(parameters=1e6, cells=2e4, limited_by="data", level=0.95, reach=10.0)
-    gains = pd.DataFrame({
-        "of": ["parameters", "parameters", "cells", "cells"], "factor": [2, 10, 2, 10],
-        "gain": [0.001, 0.003, 0.006, np.nan], "low": [0.0, 0.001, 0.005, np.nan],
-        "high": [0.002, 0.004, 0.007, np.nan],
-    })  # fmt: skip
-    grid = pd.DataFrame(itertools.product([1e3, 1e4, 1e5], [1e3, 1e4, 1e5]), columns=["parameters", "cells_train"])
-    cells = np.geomspace(200, 1e6, 12)
-    frontier = pd.DataFrame({"cells": cells, "parameters": 3 * cells, "low": 2 * cells, "high": 5 * cells})
-    frontier.loc[0, ["parameters", "low"]] = np.nan
-    return View(plan=plan, gains=gains, frontier=frontier, grid=grid, sentence="")
 
 
 def make_examined():
@@ -232,28 +220,23 @@ DRAWN = {
     "loss": lambda: figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
     "intervals": lambda: figures.intervals(LAWS, floors={"data-rich": 0.0705}),
-    "profile": lambda: figures.profile(LAWS),
-    "cells": lambda: figures.cells_per_parameter(make_runs()),
     "budget": lambda: figures.budget(make_budget()),
     "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(make_held_out()),
     "protocols": lambda: figures.protocols(make_protocols()),
-    "replicates": lambda: figures.replicates(pd.read_csv(DATA / "replicates.csv")),
     "genes": lambda: figures.by_gene(make_examined()),
     "calibration": lambda: figures.calibration(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "criterion": lambda: figures.criterion_curve(make_criterion(), LAWS),
     "audit": lambda: figures.published_audit(*make_audit()),
-    "planner": lambda: figures.planner(make_outlook()),
     "coverage": lambda: figures.coverage(pd.read_csv(DATA / "coverage.csv")),
     "panel": lambda: figures.panel_statistics(*make_panel(), "data-limited"),
     "splits": lambda: figures.splits(make_panel()[0]),
     "realism": lambda: figures.realism(REALISM, REALISM.tail(25), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
-    "sizes": lambda: figures.sizes(make_sizes()),
     "rates": lambda: figures.learning_rates(*make_rates()),
 }
-AGAIN = ("loss", "matched", "architecture", "sizes")
+AGAIN = ("loss", "matched", "architecture")
 """Figures that are written to files, and whose bytes are compared with those that another process writes."""
 SCRIPT = """
 import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])
@@ -300,49 +283,57 @@ def test_importing_figures_loads_no_slow_library():
     assert not {"torch", "anndata", "scanpy"} & set(loaded)
 
 
-def test_vectors_carry_their_letters_and_no_date(folder, drawn):
+def test_a_figure_is_written_whole_in_three_formats_with_its_caption(folder, drawn, tmp_path, monkeypatch):
     for name in AGAIN:
         pdf, svg = (folder / f"{name}.pdf").read_bytes(), (folder / f"{name}.svg").read_text()
-        objects = re.findall(rb"\d+ 0 obj\n(.*?)\nendobj", pdf, re.DOTALL)
-        described = [found for found in objects if re.search(rb"/Type /FontDescriptor\b", found)]
-        assert described and all(b"/FontFile2 " in found for found in described), f"{name}: a font is not embedded"
-        assert b"/Type3" not in pdf, name
+        assert b"/FontFile2 " in pdf and b"/Type3" not in pdf, f"{name}: a font is not embedded"
         assert "<text" not in svg and "font-family" not in svg and "dc:date" not in svg, name
-        width = round(drawn[name].get_figwidth() * 25.4, 6)
         box = re.search(rb"/MediaBox \[ *0 0 ([\d.]+)", pdf)
-        assert width in (85, 175) and float(box[1]) * 25.4 / 72 == pytest.approx(width, abs=0.01), name
+        assert float(box[1]) * 25.4 / 72 == pytest.approx(drawn[name].get_figwidth() * 25.4, abs=0.01), name
+        assert (folder / f"{name}.txt").read_text() == drawn[name].caption + "\n"
+    assert Image.open(folder / "loss.png").width == pytest.approx(175 / 25.4 * 300, abs=1)
+    monkeypatch.setattr(drawn["loss"], "savefig", lambda partial, **how: partial.write_text("half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        figures.save(drawn["loss"], tmp_path, "loss")
+    assert not list(tmp_path.glob("loss*")), "a figure that could not be drawn leaves no half of a file"
 
 
-def test_a_caption_is_written_beside_its_figure_and_its_numbers_are_those_of_the_data(folder, drawn):
+def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
     for name, figure in drawn.items():
-        assert len(figure.caption) > 60, name
-    for name in AGAIN:
-        caption, blank, width = (folder / f"{name}.txt").read_text().splitlines()
-        assert caption == drawn[name].caption and not blank, name
-        assert f"{round(drawn[name].get_figwidth() * 25.4)} mm wide" in width
-    few = make_runs(("XXS", "XS"), ["data-limited"], (7, 8))
-    caption = figures.loss_against_parameters(few, make_curves(["data-limited"]), BASELINES, LAWS).caption
-    assert "3 runs of 2 sizes;" in caption.replace(".", ";") and "2 runs without a final loss" in caption
+        width, height = figure.get_size_inches() * 25.4
+        assert round(width, 6) in (85, 175) and height <= 120 + 1e-6, name
+        assert 8 < len(figure.caption.split()) <= 40 and not re.search(r"[<{\[]\w+", figure.caption), name
     assert "41 runs of 7 sizes in 2 regimes" in drawn["loss"].caption
-    assert "data-rich (21 runs of 7 sizes) and data-limited (21 runs of 7 sizes)" in drawn["intervals"].caption
+    assert "2 runs without a final loss" in drawn["loss"].caption
+
+
+def test_many_regimes_fit_a_page_too():
+    regimes = [f"regime {n}" for n in range(11)]
+    one = make_runs(regimes=["data-rich"])
+    runs = pd.concat([one.assign(regime=regime) for regime in regimes])
+    curves = pd.concat([make_curves(["data-rich"]).assign(regime=regime) for regime in regimes])
+    laws = {regime: {METRIC: make_law("data-rich") | {"status": "ok" if n > 4 else "increasing"}}
+            for n, regime in enumerate(regimes)}  # fmt: skip
+    figure = figures.loss_against_parameters(runs, curves, {}, laws)
+    assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
+    shown = [text for text in texts(figures.intervals(laws)) if text.startswith("regime")]
+    assert shown == regimes[5:9], "laws that are determined come first"
 
 
 def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monkeypatch):
     seen = []
     monkeypatch.setattr("IPython.display.display", lambda what, **how: seen.append((what, how)))
-    drawn["learning"]._ipython_display_()
+    figure = drawn["learning"]
+    figure._ipython_display_()
     (_, how), (caption, _) = seen
-    assert (
-        how["metadata"]["image/png"]["alt"] == drawn["learning"].caption and drawn["learning"].caption in caption.data
-    )
-    content, shown = drawn["learning"]._repr_png_()
-    image = Image.open(BytesIO(content))
-    assert len(content) < 60_000 and image.width > 1.5 * shown["width"]
+    assert how["metadata"]["image/png"]["alt"] == figure.caption and figure.caption in caption.data
+    content, shown = figure._repr_png_()
+    assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, plan=None, genes=None, bits=None,
+NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None,
                calibration=None)  # fmt: skip
-VIEWS = ["budget", "matched", "held_out", "protocols", "planner", "by_gene", "calibration", "conversions"]
+VIEWS = ["budget", "matched", "held_out", "protocols", "by_gene", "calibration", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -355,9 +346,10 @@ def test_without_runs_to_draw_one_line_says_why_and_an_earlier_figure_goes(name,
 def test_a_study_without_laws_losses_or_sizes_gets_notes():
     failed = make_runs().assign(status="diverged", validation_mse=np.nan)
     empty, given = pd.DataFrame(), View(sizes=[], regimes={})
-    notes = [figures.intervals(NO_LAW), figures.profile(NO_LAW), figures.learning_curves({}), figures.sizes(empty),
+    notes = [figures.intervals(NO_LAW), figures.learning_curves({}), figures.criterion_curve(make_criterion()[:0], {}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
-             tables.sizes(empty), tables.plain(empty), tables.rollout(empty), tables.forms(empty)]  # fmt: skip
+             tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
+             tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
 
 
@@ -453,7 +445,7 @@ def test_what_one_figure_shows_differs_in_marker_or_dashes_or_in_a_colour_that_e
     lines = [colour for _, colour, _ in style.BASELINES.values()]
     assert nearest([*style.PALETTE[:2], *lines], vision) > 20
     assert nearest(style.PALETTE, vision) > 15
-    assert nearest(list(inputs.SPLITS.values()), vision) > 20
+    assert nearest(list(style.SPLITS.values()), vision) > 20
     assert nearest(list(method.EFFECT.values()), vision) > 20
     for name, figure in drawn.items():
         for one, other in itertools.combinations(sorted(set(drawn_styles(figure))), 2):
@@ -496,26 +488,54 @@ def test_labels_point_at_the_ends_of_their_lines(drawn):
             assert np.isclose(y, ends).any(), (name, label.get_text())
 
 
-@pytest.mark.parametrize("c", [None, -15.3, 0.071])
-def test_the_criterion_is_marked_where_it_is_highest(c):
+def test_the_criterion_is_marked_where_it_is_highest():
     curve = make_criterion().assign(r2=lambda t: -((t["c"] - t["c"][47]) ** 2))
-    law = {"c": c, "rss": None if c is None else 0.01, "intervals": {"profile_size_means": {"c": [None, None]}}}
-    shown = texts(figures.criterion_curve(curve, {"data-rich": {METRIC: law}}))
-    assert any("number 48 has the largest" in text for text in shown)
+    figure = figures.criterion_curve(curve, LAWS)
+    assert any("number 48 has the largest" in text for text in texts(figure))
+    (chosen,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert chosen.get_xdata() == [curve["c"][47]]
 
 
-def test_missing_and_open_ends_are_drawn():
-    law = make_law("data-rich") | {"status": "floor not identified"}
+def whiskers(axes):
+    """{row: (low, high)} of the intervals in a panel."""
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1]
+    return {line.get_ydata()[0]: tuple(line.get_xdata()) for line in lines}
+
+
+def test_intervals_are_those_of_laws_json_and_what_bounds_nothing_is_left_out():
+    law = make_law("data-rich")
+    law["intervals"]["two_stage"] = {"alpha": [None, None], "c": [None, None]}
+    figure = figures.intervals({"data-rich": {METRIC: law}}, floors={"data-rich": 0.05})
+    exponent, floor = figure.axes
+    assert whiskers(exponent)[0] == pytest.approx(law["intervals"]["profile_size_means"]["alpha"])
+    assert whiskers(floor)[0] == pytest.approx(law["intervals"]["profile_size_means"]["c"])
+    assert len(whiskers(exponent)) == 6 and floor.get_xlim()[0] < 0.05 < floor.get_xlim()[1]
+    beyond = whiskers(floor)[5]
+    assert beyond[0] == floor.get_xlim()[0] and "−2" in texts(figure), "an end beyond the axis is a number"
+    assert [line.get_ydata() for line in floor.lines if line.get_marker() == "<"] == [[5]]
     law["intervals"] = {method: {"alpha": [None, None], "c": [None, None]} for method in law["intervals"]}
-    laws = {"data-rich": {METRIC: law}}
-    arrows = [line for axes in figures.intervals(laws).axes for line in axes.lines if line.get_marker() in ("<", ">")]
-    assert len(arrows) == 28, "seven methods, two numbers, two ends"
-    figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, laws)
+    assert isinstance(figures.intervals({"data-rich": {METRIC: law}}), style.Note), "nothing but arrows"
+
+
+def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
+    law = make_law("data-rich") | {"status": "floor not identified"}
+    law["intervals"] = {"profile_size_means": {"alpha": [None, 0.5], "c": [None, None]}}
+    figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, {"data-rich": {METRIC: law}})
     figure = figures.loss_against_parameters(make_runs(("XXS", "XS"), ["data-rich"]), make_curves()[:0], {}, NO_LAW)
     assert "no law: too few sizes" in texts(figure) and figure.get_figwidth() * 25.4 == pytest.approx(85)
-    axes = figures.intervals(LAWS, floors={"data-rich": 0.05}).axes[1]
-    assert axes.get_xlim()[0] < 0.05 < axes.get_xlim()[1]
-    assert sum("too far beyond" in text for text in texts(figures.planner(make_outlook()))) == 1
+
+
+def test_sizes_are_drawn_from_small_to_large_and_the_band_is_that_given(drawn):
+    means = make_matched().all_donors.groupby(["size", "cells_train"])["loss"].mean()
+    lines = [
+        line for line in drawn["matched"].axes[0].lines if line.get_linestyle() == "-" and line.get_marker() in "os^D"
+    ]
+    for size, line in zip(PARAMETERS, lines, strict=True):
+        assert line.get_color() == style.shades(PARAMETERS)[size]
+        assert line.get_ydata() == pytest.approx(means[size].to_numpy())
+    curve = make_curves(["data-rich"])
+    edges = [band.get_paths()[0].vertices[:, 1] for band in drawn["loss"].axes[0].collections if band.get_paths()]
+    assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
 
 
 @given(st.lists(st.tuples(st.floats(-1, 2), st.floats(0.01, 0.1)), min_size=1, max_size=9))

@@ -52,7 +52,7 @@ class Table(Shown):
 
 
 def plain(
-    table: pd.DataFrame, columns: dict | list | None = None, digits: int = 3, caption: str = "",
+    table: pd.DataFrame | None, columns: dict | list | None = None, digits: int = 3, caption: str = "",
     empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
 ) -> Table | Note:  # fmt: skip
     """Any table of results, readable.
@@ -75,7 +75,7 @@ def plain(
     -------
     Table, without the columns that have no number at all, and blank where leading columns of text repeat the row above
     """
-    if not len(table):
+    if table is None or table.empty:
         return Note(empty)
     beside = {f"{name}_{end}" for name in table for end in ("low", "high", "se")}
     columns = columns or [name for name in table if name not in beside]
