@@ -22,12 +22,6 @@ def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> F
         total_counts, one row per cell.
     genes : DataFrame
         mean, variance (of the raw counts) and zeros (share of cells without a count), one row per gene.
-    regime : str
-        Decides the colour.
-
-    Returns
-    -------
-    Figure with three panels; dashed lines are what Poisson counts of equal library size would give.
     """
     figure, axes = style.panels(1, 3, height=58)
     depth, zeros, spread = axes.flat
@@ -70,16 +64,8 @@ def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
 
     Parameters
     ----------
-    table : DataFrame
-        source, simulated (bool), quantile and, at each quantile: library, zeros, mean, variance, correlation.
-    panel : DataFrame
-        The same columns, without `simulated`, of the one panel that is compared.
-    regime : str
-        Decides its colour.
-
-    Returns
-    -------
-    Figure with four panels: three distributions, and variance against mean.
+    table, panel : DataFrame
+        source, quantile and, at each quantile: library, zeros, mean, variance, correlation; `table` also simulated.
     """
     figure, axes = style.panels(2, 2, height=48)
     lines = {
@@ -106,17 +92,7 @@ def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
 
 
 def splits(cells: pd.DataFrame) -> Figure:
-    """Cells of every donor, by split.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        donor_id and split, one row per cell; the largest 100 donors are drawn.
-
-    Returns
-    -------
-    Figure
-    """
+    """Cells of every donor, by split; `cells` has donor_id and split, and the largest 100 donors are drawn."""
     table = pd.crosstab(cells["donor_id"].astype(str), cells["split"].astype(str))
     table = table[[split for split in style.SPLITS if split in table]]
     order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
@@ -199,17 +175,7 @@ PREDICTED = ("", "1.2", "", "", "")
 
 
 def architecture(study: Study) -> Figure | Note:
-    """The masked transformer: tokens, encoder blocks, head; with its widths, and parameter counts in blue.
-
-    Parameters
-    ----------
-    study : Study
-        Its last size is drawn, on the most genes of its regimes.
-
-    Returns
-    -------
-    Figure; a Note for a study without sizes
-    """
+    """The masked transformer of a study's last size on the most genes of its regimes, parameter counts in blue."""
     if not study.sizes:
         return Note("This study trains no models of its own.")
     size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())

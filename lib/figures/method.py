@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import style
-from lib.figures.study import HEADLINE, METHODS, OPEN
-from lib.figures.style import Figure, Note, key, loss_label
+from lib.figures.study import HEADLINE, METHODS, OPEN, draw_runs
+from lib.figures.style import Figure, Note, key
 
 if TYPE_CHECKING:
     from lib.train.evaluate import Examination
@@ -191,22 +191,15 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
 
 
 def _both_fits(axis, runs, curves):
-    marker = style.markers(runs["size"])
-    style.log_axis(axis.xaxis)
-    for size, of in runs.groupby("size"):
-        axis.plot(of["parameters"], of["validation_mse"], marker[size], color=OURS, zorder=4,
-                  **style.DOT | {"markersize": 4})  # fmt: skip
+    places = draw_runs(axis, runs, "validation_mse", OURS)
     for fit, of in curves.groupby("fit"):
         line = {"color": THEIRS, "linestyle": "--"} if fit == "published" else {"color": OURS}
         style.curve(axis, of, linewidth=1, **line)
     _, grey, dashes = style.BASELINES["gene_mean"]
     axis.axhline(runs["gene_mean_mse"].mean(), color=grey, linestyle=dashes, linewidth=0.9)
     low, high = runs["validation_mse"].min(), runs["validation_mse"].max()
-    axis.set(xlabel=style.PARAMETERS, ylabel=loss_label("validation_mse"))
     axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-    axis.set_xlim(runs["parameters"].min() / 2, runs["parameters"].max() * 2)
-    above = style.size_names(axis, runs.groupby("size", sort=False)["parameters"].first().to_dict())
-    style.header(axis, "Two fits of the same runs", above=above)
+    style.header(axis, "Two fits of the same runs", above=style.size_names(axis, places))
 
 
 def _best_and_final(axis, runs):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -52,7 +53,7 @@ def loss_against_parameters(
     colour, names, roomy = style.colours(shown), {}, len(shown) <= FEW
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
         law, levels = laws.get(regime, {}).get(metrics[regime], {}), _levels(baselines, regime, metrics[regime])
-        places = _runs(axis, rows, metrics[regime], colour[regime])
+        places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, levels, colour[regime])
         if roomy:
             style.end_labels(axis, labels)
@@ -98,7 +99,7 @@ def _levels(baselines, regime, metric):
     return {name: value for name, value in levels.items() if value is not None and np.isfinite(value)}
 
 
-def _runs(axis, runs, metric, colour):
+def draw_runs(axis: Axes, runs: pd.DataFrame, metric: str, colour: str) -> dict[str, float]:
     """One run a light marker; the mean of a size a full one, with a bar over its seeds. Returns {size: parameters}."""
     marker = style.markers(runs["size"])
     style.log_axis(axis.xaxis)

@@ -147,13 +147,9 @@ class Figure(Shown, matplotlib.figure.Figure):
 
 
 def save(what: Shown, folder: Path, name: str, *formats: tuple[str, ...]) -> Shown:
-    """Write a figure or a table for a manuscript, `folder/name.<kind>`; the same content gives the same bytes.
+    """Write a figure (in other formats, if given) or a table, `folder/name.<kind>`, and return it for the notebook.
 
-    A figure may be given its formats: `save(figure, folder, name, ("svg", "png"))`.
-
-    Returns
-    -------
-    What was given, so that a notebook cell that ends in `save` shows it.
+    The same content gives the same bytes.
     """
     what.write(folder, name, *formats)
     return what
@@ -244,12 +240,7 @@ def header(axis: Axes, title: str, lines: Iterable[str] = (), above: float = 0) 
 
 
 def size_names(axis: Axes, places: dict[str, float]) -> float:
-    """Name each size above its place on the x axis, turned where it must be; `places` is {name: x}.
-
-    Returns
-    -------
-    Height taken above the axes, pt.
-    """
+    """Name each size above its place, {name: x}, turned where it must be; returns the height that this takes, pt."""
     length = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols * 0.6
     at = axis.transScale + axis.transLimits
     spots = [(at.transform((x, 1))[0] * length, LETTER * len(name)) for name, x in places.items()]
@@ -311,12 +302,7 @@ def spread(wanted: list[float], heights: list[float]) -> list[float]:
 
 
 def size_lines(axis: Axes, runs: pd.DataFrame, x: str, y: str, **line: object) -> list[tuple[float, str, str]]:
-    """The mean of each size over its runs, a line each; `runs` has `size`, in ascending order, and the two columns.
-
-    Returns
-    -------
-    What `end_labels` writes at the ends of the lines.
-    """
+    """The mean of each size over its runs, a line each, sizes in ascending order; returns what `end_labels` takes."""
     shade, end = shades(runs["size"]), runs[x] == runs.groupby("size")[x].transform("max")
     if len(runs):
         seaborn.lineplot(runs, x=x, y=y, hue="size", style="size", palette=shade, markers=markers(runs["size"]),
@@ -324,11 +310,11 @@ def size_lines(axis: Axes, runs: pd.DataFrame, x: str, y: str, **line: object) -
     return [(mean, size, shade[size]) for size, mean in runs[end].groupby("size")[y].mean().items()]
 
 
-def curve(axis: Axes, table: pd.DataFrame, x: str = "parameters", **line: object) -> None:
-    """A fitted curve, `loss` against x, with its band from `lo` to `hi` (none where they are NaN)."""
-    table = table[[x, "loss", "lo", "hi"]].astype(float)
-    axis.plot(table[x], table["loss"], **line)
-    axis.fill_between(table[x], table["lo"], table["hi"], color=line["color"], alpha=0.18, linewidth=0)
+def curve(axis: Axes, table: pd.DataFrame, **line: object) -> None:
+    """A fitted curve, `loss` against parameters, with its band from `lo` to `hi` (none where they are NaN)."""
+    table = table[["parameters", "loss", "lo", "hi"]].astype(float)
+    axis.plot(table["parameters"], table["loss"], **line)
+    axis.fill_between(table["parameters"], table["lo"], table["hi"], color=line["color"], alpha=0.18, linewidth=0)
 
 
 def listed(axis: Axes, names: Iterable[str], shown: bool = True) -> None:
