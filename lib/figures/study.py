@@ -33,42 +33,38 @@ def loss_against_parameters(
 
     Parameters
     ----------
-    runs : DataFrame
-        Table of runs.csv. Rows that are not `ok` or have no loss are left out, and their number is shown.
+    runs, laws : DataFrame, dict
+        Contents of runs.csv and laws.json.
     curves : DataFrame
         The fitted laws: regime, parameters, loss, lo, hi (the band).
     baselines : dict
         {regime: {split: {gene_mean_mse, gaussian_mse, bayes_mse, ...}}}; whatever is missing is not drawn.
-    laws : dict
-        Content of laws.json.
     metric : str, optional
         Column of `runs`; the headline loss of each regime when left out.
     """
     metrics = {regime: metric or next(iter(laws.get(regime, {})), "validation_mse") for regime in runs["regime"]}
-    shown = {regime: _usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()}
-    shown = {regime: rows for regime, rows in shown.items() if len(rows)}
+    usable = {regime: _usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()}
+    shown = {regime: rows for regime, rows in usable.items() if len(rows)}
     if not shown:
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.abreast(len(shown), height=82)
-    colour, names, roomy = style.colours(shown), {}, len(shown) <= FEW
+    colour, levels = style.colours(shown), {regime: _levels(baselines, regime, metrics[regime]) for regime in shown}
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
-        law, levels = laws.get(regime, {}).get(metrics[regime], {}), _levels(baselines, regime, metrics[regime])
+        law = laws.get(regime, {}).get(metrics[regime], {})
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
-        labels = _law(axis, curves[curves["regime"] == regime], law, levels, colour[regime])
-        if roomy:
+        labels = _law(axis, curves[curves["regime"] == regime], law, levels[regime], colour[regime])
+        if len(shown) <= FEW:
             style.end_labels(axis, labels)
-            left_out = int((runs["regime"] == regime).sum()) - len(rows)
-            lines = [_size_of(rows, left_out), "   ".join(_numbers(law))]
+            lines = [_size_of(rows, int((runs["regime"] == regime).sum()) - len(rows)), "   ".join(_numbers(law))]
             style.header(axis, regime, lines, style.size_names(axis, places))
         else:
             style.header(axis, regime, _numbers(law))
             axis.set(ylabel="", xlabel=style.PARAMETERS if axis.get_subplotspec().is_last_row() else "")
-            for label, grey, dashes in map(style.BASELINES.get, levels):
-                names[label.replace("\n", " ")] = key(color=grey, linestyle=dashes, linewidth=0.9)
-    if not roomy:
+    named = [name for name in style.BASELINES if any(name in of for of in levels.values())] if len(shown) > FEW else []
+    if len(shown) > FEW:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
     level = next((law["level"] for of in laws.values() for law in of.values()), 0.95)
-    _loss_legend(figure, level, names)
+    _loss_legend(figure, level, named)
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,
@@ -156,7 +152,9 @@ def _numbers(law):
     return [f"{sign} = {style.rounded(law[name], ends.get(name))}" for sign, name in (("α", "alpha"), ("c", "c"))]
 
 
-def _loss_legend(figure, level, names):
+def _loss_legend(figure, level, named):
+    names = {label.replace("\n", " "): key(color=colour, linestyle=dashes, linewidth=0.9)
+             for label, colour, dashes in map(style.BASELINES.get, named)}  # fmt: skip
     grey = {"color": style.GREY}
     dot = {"marker": "o", "linestyle": "", "markeredgewidth": 0} | grey
     band = Patch(alpha=0.3, linewidth=0, **grey)

@@ -320,7 +320,7 @@ def curve(axis: Axes, table: pd.DataFrame, **line: object) -> None:
 def listed(axis: Axes, names: Iterable[str], shown: bool = True) -> None:
     """Rows of a y axis that are things, not numbers, the first on top."""
     axis.set_yticks(range(len(names)), names if shown else [])
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, pad=5)
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
