@@ -501,7 +501,7 @@ def test_numbers_have_the_digits_their_interval_supports():
     assert list(printed["exponent α"]) == ["0.53 [0.45, 0.64]", "–", "−15.3 (≤ −12.0)"]
     assert list(printed["floor c"]) == ["1.470 [1.450, 1.489]", "–", "0.500 (not bounded)"]
     assert list(printed["regime"]) == ["rich", "", "limited"] and "exact floor" not in printed
-    forms = {"regime": ["rich"] * 2, "form": ["power", "constant"], "delta_aicc": [0.0, 51.3], "loso_rmse": [0.003, 0.9]}
+    forms = {"regime": ["rich"] * 2, "form": ["power", "constant"], "delta_aicc": [0.0, 51], "loso_rmse": [0.003, 0.9]}
     printed = tables.forms(pd.DataFrame(forms | {"parameters": [3, 1]}).set_index(["regime", "form"])).printed
     assert list(printed["leave-one-size-out error"]) == ["0.00300", "fails"]
     table = pd.DataFrame({"loss": [0.15, 1200.4], "loss_se": [0.001, 2.0], "held": [True, False], "n": [7, 12_000]})
