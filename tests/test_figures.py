@@ -64,16 +64,8 @@ def make_law(regime):
     methods = ("profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_runs_bca", "bootstrap_within_sizes")
     wide = {"bootstrap_sizes": {"alpha": [0.1 * alpha, 9 * alpha], "c": [-2.0, 1.1 * c]},
             "two_stage": {"alpha": [0.5 * alpha, None], "c": [None, 1.1 * c]}}  # fmt: skip
-    return {
-        "alpha": alpha,
-        "c": c,
-        "rss": 0.004,
-        "status": "ok",
-        "n_sizes": 7,
-        "n_runs": 21,
-        "level": 0.95,
-        "intervals": dict.fromkeys(methods, between) | wide,
-    }
+    law = {"alpha": alpha, "c": c, "status": "ok", "n_sizes": 7, "n_runs": 21, "level": 0.95}
+    return law | {"intervals": dict.fromkeys(methods, between) | wide}
 
 
 LAWS = {regime: {METRIC: make_law(regime)} for regime in TRUTH}
@@ -95,15 +87,6 @@ def make_histories(regimes=tuple(TRUTH)):
             parts.append(part[:12] if (size, seed) == ("XS", 8) else part)
         found[regime] = pd.concat(parts)
     return found
-
-
-def make_sizes():
-    return pd.DataFrame(
-        {"size": s.name, "genes": genes, "parameters": s.parameters(genes), "flops_per_cell": s.forward_flops(genes),
-         "regime": f"of {genes}", "d": s.d, "layers": s.layers, "heads": s.heads, "ff_mult": s.ff_mult}
-        for genes in (512, 1024)
-        for s in PUBLISHED.values()
-    )  # fmt: skip
 
 
 def make_panel():
@@ -477,7 +460,7 @@ TABLES = {
     "forms": lambda: tables.forms(summary.comparison_table(KEPT)),
     "rollout": lambda: tables.rollout(summary.rollout_table(KEPT)),
     "runs": lambda: tables.runs(runs.summary(kept("protocol"))),
-    "sizes": lambda: tables.sizes(make_sizes()),
+    "sizes": lambda: tables.sizes(sizes.table(load_study("published"))),
 }
 
 
