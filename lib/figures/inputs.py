@@ -1,4 +1,4 @@
-"""Figures of what goes in: panels of genes and cells, splits, the architecture, its sizes and their learning rates."""
+"""Figures of what goes in: panels of genes and cells, splits, the architecture and its learning rates."""
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,6 @@ from lib.figures import style
 from lib.figures.style import Figure, Note, key
 from lib.study import Study
 
-SPLITS = {
-    "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#882255", "test_random": "#56B4E9",
-}  # fmt: skip
 MOST_DONORS = 100
 
 
@@ -25,31 +22,23 @@ def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> F
         total_counts, one row per cell.
     genes : DataFrame
         mean, variance (of the raw counts) and zeros (share of cells without a count), one row per gene.
-    regime : str
-        Decides the colour.
-
-    Returns
-    -------
-    Figure with three panels; dashed lines are what Poisson counts of equal library size would give.
     """
     figure, axes = style.panels(1, 3, height=58)
     depth, zeros, spread = axes.flat
-    colour = style.colours([regime])[regime]
+    colour, expressed = style.colours([regime])[regime], genes[genes["mean"] > 0]
     library = cells["total_counts"].to_numpy(float)
     seaborn.histplot(x=library, log_scale=True, bins=40, element="step", color=colour, alpha=0.3, ax=depth)
     depth.set(xlabel="library size (counts per cell)", ylabel="cells (number)")
     dots = {"marker": ".", "linestyle": "", "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "color": colour}
     poisson = {"color": style.INK, "linestyle": "--", "linewidth": 0.8}
-    expressed = genes[genes["mean"] > 0]
     mean = np.geomspace(expressed["mean"].min(), expressed["mean"].max(), 200)
-    zeros.plot(expressed["mean"], 100 * expressed["zeros"], **dots)
-    zeros.plot(mean, 100 * np.exp(-mean), **poisson)
-    zeros.set(ylabel="cells without a count (%)", ylim=(-3, 103))
-    spread.plot(expressed["mean"], expressed["variance"], **dots)
-    spread.plot(mean, mean, **poisson)
-    spread.set_ylabel("variance (counts²)")
-    for axis in (zeros, spread):
+    for axis, found, expected in ((zeros, 100 * expressed["zeros"], 100 * np.exp(-mean)),
+                                  (spread, expressed["variance"], mean)):  # fmt: skip
+        axis.plot(expressed["mean"], found, **dots)
+        axis.plot(mean, expected, **poisson)
         axis.set_xlabel("mean count of a gene (counts per cell)")
+    zeros.set(ylabel="cells without a count (%)", ylim=(-3, 103))
+    spread.set_ylabel("variance (counts²)")
     style.log_axis(depth.xaxis, zeros.xaxis, spread.xaxis, spread.yaxis)
     style.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
     one = key(marker=".", linestyle="", color=colour)
@@ -61,124 +50,69 @@ def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> F
     )
 
 
+DISTRIBUTIONS = {
+    "library": ("library size (counts per cell)", "cells below (%)"),
+    "zeros": ("cells without a count (share)", "genes below (%)"),
+    "mean": ("mean count of a gene (counts per cell)", "variance (counts²)"),
+    "correlation": ("correlation of two genes (Pearson's r)", "pairs of genes below (%)"),
+}
+"""Labels of each panel of `realism`."""
+
+
 def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
 
     Parameters
     ----------
-    table : DataFrame
-        source, simulated (bool), quantile and, at each quantile: library, zeros, mean, variance, correlation.
-    panel : DataFrame
-        The same columns, without `simulated`, of the one panel that is compared.
-    regime : str
-        Decides its colour.
-
-    Returns
-    -------
-    Figure with four panels: three distributions, and variance against mean.
+    table, panel : DataFrame
+        source, quantile and, at each quantile: library, zeros, mean, variance, correlation; `table` also simulated.
     """
     figure, axes = style.panels(2, 2, height=48)
-    depth, zeros, spread, correlation = axes.flat
-    real = {"color": SPLITS["train"], "linewidth": 0.9}
-    simulated = {"color": style.INK, "linewidth": 0.9, "linestyle": "--"}
+    lines = {
+        False: {"color": style.SPLITS["train"], "linewidth": 0.9},
+        True: {"color": style.INK, "linewidth": 0.9, "linestyle": "--"},
+    }
     this = {"color": style.colours([regime])[regime], "linewidth": 1.8}
-    parts = [(rows, simulated if rows["simulated"].iloc[0] else real) for _, rows in table.groupby("source")]
-    for rows, line in [*sorted(parts, key=lambda part: part[1] is simulated), (panel, this)]:
-        depth.plot(rows["library"], 100 * rows["quantile"], **line)
-        zeros.plot(100 * rows["zeros"], 100 * rows["quantile"], **line)
-        spread.plot(rows["mean"], rows["variance"], **line)
-        correlation.plot(rows["correlation"], 100 * rows["quantile"], **line)
-    style.log_axis(depth.xaxis, spread.xaxis, spread.yaxis)
-    depth.set(xlabel="library size (counts per cell)", ylabel="cells below (%)")
-    zeros.set(xlabel="cells without a count (%)", ylabel="genes below (%)")
-    spread.set(xlabel="mean count of a gene (counts per cell)", ylabel="variance (counts²)")
-    correlation.set(xlabel="correlation of two genes (Pearson's r)", ylabel="pairs of genes below (%)")
+    parts = [(rows, lines[simulated]) for (simulated, _), rows in table.groupby(["simulated", "source"])]
+    for axis, (column, (x, y)) in zip(axes.flat, DISTRIBUTIONS.items(), strict=True):
+        for rows, line in [*parts, (panel, this)]:
+            axis.plot(rows[column], rows["variance"] if column == "mean" else 100 * rows["quantile"], **line)
+        axis.set(xlabel=x, ylabel=y)
+    style.log_axis(axes[0, 0].xaxis, axes[1, 0].xaxis, axes[1, 0].yaxis)
     number, name = table.groupby("simulated")["source"].nunique(), panel["source"].iloc[0]
     style.legend(figure, {
-        f"real data sets ({number[False]})": key(**real),
-        f"simulator, default settings ({number[True]})": key(**simulated), name: key(**this),
+        f"real data sets ({number[False]})": key(**lines[False]),
+        f"simulator, default settings ({number[True]})": key(**lines[True]), name: key(**this),
     })  # fmt: skip
     return style.settle(
         figure,
-        f"Distributions over cells, genes and pairs of genes: {name} (thick) beside {number[False]} real data sets "
-        f"(thin) and {number[True]} simulated ones (dashed), each at its most variable genes.",
+        f"Distributions over cells, genes and pairs of genes: {name} beside {number[False]} real data sets and "
+        f"{number[True]} simulated ones, each at its most variable genes.",
     )
 
 
 def splits(cells: pd.DataFrame) -> Figure:
-    """Cells of every donor, by split.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        donor_id and split, one row per cell; the largest 100 donors are drawn.
-
-    Returns
-    -------
-    Figure
-    """
+    """Cells of every donor, by split; `cells` has donor_id and split, and the largest 100 donors are drawn."""
     table = pd.crosstab(cells["donor_id"].astype(str), cells["split"].astype(str))
-    table = table[[split for split in SPLITS if split in table]]
+    table = table[[split for split in style.SPLITS if split in table]]
     order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
     table = table.loc[order.sort_values(["main", "total"], ascending=[True, False], kind="stable").index]
     shown = table[table.index.isin(order["total"].nlargest(MOST_DONORS).index)]
     figure, axes = style.panels(1, 1, height=52)
-    axis, x = axes.flat[0], np.arange(len(shown))
-    bottom = np.zeros(len(shown))
-    for split in table:
-        axis.bar(x, shown[split], bottom=bottom, color=SPLITS[split], width=0.85, linewidth=0)
-        bottom += shown[split].to_numpy()
+    axis = axes.flat[0]
+    shown.plot.bar(stacked=True, color=style.SPLITS, width=0.85, linewidth=0, legend=False, ax=axis)
     few, whole = len(shown) <= 15, len(shown) == len(table)
     which = "one bar each" if whole else f"the {len(shown)} largest of {len(table):,}"
     axis.set(xlabel=f"donor ({which})", ylabel="cells (number)", xlim=(-0.7, len(shown) - 0.3))
-    axis.set_ylim(0, 1.05 * bottom.max())
     axis.yaxis.set_major_formatter(FuncFormatter(style.short))
-    axis.set_xticks(x if few else [], list(shown.index) if few else [], rotation=35, ha="right", rotation_mode="anchor")
+    x, names = (range(len(shown)), shown.index) if few else ([], [])
+    axis.set_xticks(x, names, rotation=35, ha="right", rotation_mode="anchor")
     names = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in table]
     style.legend(figure, dict(zip(names, axis.containers, strict=True)))
     return style.settle(
         figure,
         f"Cells of each donor, coloured by split: {len(cells):,} cells of {len(table):,} donors"
         + ("." if whole else f", of whom the {len(shown)} largest are drawn."),
-    )
-
-
-def sizes(table: pd.DataFrame) -> Figure | Note:
-    """Parameters of every size and the operations that one cell costs.
-
-    Parameters
-    ----------
-    table : DataFrame
-        size, genes, parameters, flops_per_cell; one row per size and number of genes.
-
-    Returns
-    -------
-    Figure; a Note for an empty table
-    """
-    if table.empty:
-        return Note("This study trains no models of its own.")
-    table = table.drop_duplicates(["size", "genes"]).sort_values("parameters")  # regimes of equally many genes share
-    figure, axes = style.panels(1, 1, height=62)
-    axis, marker = axes.flat[0], style.markers(table["size"])
-    panels = sorted(table["genes"].unique())
-    shade = dict(zip(panels, style.spectrum(len(panels)), strict=True))
-    for genes, rows in table.groupby("genes"):
-        axis.plot(rows["parameters"], rows["flops_per_cell"], color=shade[genes], linewidth=0.6, zorder=1)
-        for row in rows.itertuples():
-            axis.plot(row.parameters, row.flops_per_cell, marker[row.size], color=shade[genes], **style.DOT)
-    for number, row in enumerate(table[table["genes"] == panels[0]].itertuples()):
-        above = len(panels) == 1 and number % 2
-        offset, ha, va = ((-4, 3), "right", "bottom") if above else ((4, -3), "left", "top")
-        axis.annotate(row.size, (row.parameters, row.flops_per_cell), offset, textcoords="offset points", ha=ha, va=va,
-                      fontsize=style.SMALL)  # fmt: skip
-    style.log_axis(axis.xaxis, axis.yaxis)
-    axis.set(xlabel=style.PARAMETERS, ylabel="forward pass of one cell (FLOPs)")
-    axis.margins(x=0.04 + 0.02 * max(len(size) for size in marker), y=0.1)
-    style.legend(figure, {f"{genes:,} genes": key(color=colour) for genes, colour in shade.items()})
-    return style.settle(
-        figure,
-        f"Forward operations of one cell against model parameters, both counted exactly, for {len(marker)} sizes on "
-        f"panels of {' and '.join(f'{genes:,}' for genes in shade)} genes.",
     )
 
 
@@ -241,17 +175,7 @@ PREDICTED = ("", "1.2", "", "", "")
 
 
 def architecture(study: Study) -> Figure | Note:
-    """The masked transformer: tokens, encoder blocks, head; with its widths, and parameter counts in blue.
-
-    Parameters
-    ----------
-    study : Study
-        Its last size is drawn, on the most genes of its regimes.
-
-    Returns
-    -------
-    Figure; a Note for a study without sizes
-    """
+    """The masked transformer of a study's last size on the most genes of its regimes, parameter counts in blue."""
     if not study.sizes:
         return Note("This study trains no models of its own.")
     size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())

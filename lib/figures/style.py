@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.figure
 import numpy as np
+import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -23,6 +24,8 @@ from lib.study import Study
 
 SINGLE, DOUBLE = 85, 175
 """Widths of one and of two journal columns, mm. Figures are drawn at their printed size, so a point is a point."""
+TALLEST = 120
+"""No figure is taller, mm."""
 SMALL, TEXT, TITLE = 6.5, 7, 7.5
 """Font sizes, pt; nothing is set smaller than SMALL, which is why tick labels have no superscripts."""
 LETTER = 4.1
@@ -42,7 +45,11 @@ DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
 MARKERS = "os^DvPX<>ph*d8"
 PARAMETERS = "model parameters (number)"
-SPLITS = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
+SPLITS = {
+    "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#117733", "test_random": "#56B4E9",
+}  # fmt: skip
+"""Colour of every split."""
+SPLIT_NAMES = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
 UNITS = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"}
 KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
 """Endings of all files that `save` may write for one name."""
@@ -136,19 +143,13 @@ class Figure(Shown, matplotlib.figure.Figure):
         for kind in formats:
             with atomic(Path(folder) / f"{name}.{kind}") as partial:
                 self.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
-        width = round(self.get_figwidth() * 25.4)
-        columns = {SINGLE: "one column", DOUBLE: "two columns"}.get(width, "width")
-        write_caption(f"{self.caption}\n\nTo be printed {width} mm wide ({columns}).", folder, name)
+        write_caption(self.caption, folder, name)
 
 
 def save(what: Shown, folder: Path, name: str, *formats: tuple[str, ...]) -> Shown:
-    """Write a figure or a table for a manuscript, `folder/name.<kind>`; the same content gives the same bytes.
+    """Write a figure (in other formats, if given) or a table, `folder/name.<kind>`, and return it for the notebook.
 
-    A figure may be given its formats: `save(figure, folder, name, ("svg", "png"))`.
-
-    Returns
-    -------
-    What was given, so that a notebook cell that ends in `save` shows it.
+    The same content gives the same bytes.
     """
     what.write(folder, name, *formats)
     return what
@@ -199,16 +200,16 @@ def spectrum(number: int, colour_map: str = "crest") -> list[str]:
 
 
 def panels(rows: int, columns: int, height: float, width: float | None = None) -> tuple[Figure, np.ndarray]:
-    """A figure of `rows` x `columns` axes, each row `height` mm high; one column wide when it has one column."""
-    width = width or (SINGLE if columns == 1 else DOUBLE)
-    figure = Figure(figsize=(width / 25.4, rows * height / 25.4), dpi=200, layout="constrained")
+    """A figure of `rows` x `columns` axes, each row `height` mm high at most; one column wide where it has one."""
+    width, height = width or (SINGLE if columns == 1 else DOUBLE), min(rows * height, TALLEST)
+    figure = Figure(figsize=(width / 25.4, height / 25.4), dpi=200, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def two_abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of so many axes, two to a row; the axes as a list."""
-    columns = min(2, number)
+def abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many axes in rows of two, or of three or four where there are many; the axes as a list."""
+    columns = min(number, 2 if number <= 4 else 3 if number <= 6 else 4)
     figure, axes = panels(-(-number // columns), columns, height)
     for axis in axes.flat[number:]:
         axis.remove()
@@ -239,12 +240,7 @@ def header(axis: Axes, title: str, lines: Iterable[str] = (), above: float = 0) 
 
 
 def size_names(axis: Axes, places: dict[str, float]) -> float:
-    """Name each size above its place on the x axis, turned where it must be; `places` is {name: x}.
-
-    Returns
-    -------
-    Height taken above the axes, pt.
-    """
+    """Name each size above its place, {name: x}, turned where it must be; returns the height that this takes, pt."""
     length = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols * 0.6
     at = axis.transScale + axis.transLimits
     spots = [(at.transform((x, 1))[0] * length, LETTER * len(name)) for name, x in places.items()]
@@ -296,23 +292,57 @@ def end_labels(axis: Axes, labels: list[tuple[float, str, str]]) -> None:
 def spread(wanted: list[float], heights: list[float]) -> list[float]:
     """Move ascending middles apart, as little as possible, until labels of these heights fit beside each other in 0..1.
 
-    Less what the labels below take up, middles have only to ascend: least squares under that constraint is to merge
-    neighbours that do not into their mean (pool adjacent violators).
+    Less what the labels below take up, middles have only to ascend.
     """
+    from scipy.optimize import isotonic_regression
+
     below = np.cumsum(heights) - np.array(heights) / 2
-    blocks = []
-    for y in np.array(wanted) - below:
-        blocks.append([y])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    shifts = [np.mean(block) for block in blocks for _ in block]
+    shifts = isotonic_regression(np.array(wanted) - below).x
     return list(np.clip(shifts, 0, max(0, 1 - sum(heights))) + below)
+
+
+def size_lines(axis: Axes, runs: pd.DataFrame, x: str, y: str, **line: object) -> list[tuple[float, str, str]]:
+    """The mean of each size over its runs, a line each, sizes in ascending order; returns what `end_labels` takes."""
+    shade, end = shades(runs["size"]), runs[x] == runs.groupby("size")[x].transform("max")
+    if len(runs):
+        seaborn.lineplot(runs, x=x, y=y, hue="size", style="size", palette=shade, markers=markers(runs["size"]),
+                         markeredgewidth=0, dashes=False, errorbar=None, legend=False, ax=axis, **line)  # fmt: skip
+    return [(mean, size, shade[size]) for size, mean in runs[end].groupby("size")[y].mean().items()]
+
+
+def curve(axis: Axes, table: pd.DataFrame, **line: object) -> None:
+    """A fitted curve, `loss` against parameters, with its band from `lo` to `hi` (none where they are NaN)."""
+    table = table[["parameters", "loss", "lo", "hi"]].astype(float)
+    axis.plot(table["parameters"], table["loss"], **line)
+    axis.fill_between(table["parameters"], table["lo"], table["hi"], color=line["color"], alpha=0.18, linewidth=0)
+
+
+def listed(axis: Axes, names: Iterable[str], shown: bool = True) -> None:
+    """Rows of a y axis that are things, not numbers, the first on top."""
+    axis.set_yticks(range(len(names)), names if shown else [])
+    axis.tick_params(axis="y", length=0, pad=5)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def interval(axis: Axes, y: float, ends: Iterable[float], colour: str = INK, width: float = 1, **dot: object) -> None:
+    """An estimate with its interval, `ends` is (low, estimate, high); arrows where it leaves the axis or has no end.
+
+    Call it when the limits of x are final.
+    """
+    low, value, high = (np.nan if end is None else end for end in ends)
+    left, right = axis.get_xlim()
+    whisker = [np.fmax(left, low), np.fmin(right, high)]
+    axis.plot(whisker, [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
+        if not inside:
+            axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)
+    axis.plot(np.clip(value, left, right), y, "o", color=colour, zorder=4, **{"markersize": 4} | dot)
 
 
 def loss_label(metric: str) -> str:
     """Axis label of a loss, with its unit: `validation_mse` is validation MSE (log1p expression²)."""
     split, kind = metric.rsplit("_", 1)
-    return f"{SPLITS.get(split, split)} {UNITS[kind]}"
+    return f"{SPLIT_NAMES.get(split, split)} {UNITS[kind]}"
 
 
 def counted(number: int, thing: str) -> str:

@@ -52,30 +52,24 @@ class Table(Shown):
 
 
 def plain(
-    table: pd.DataFrame, columns: dict | list | None = None, digits: int = 3, caption: str = "",
+    table: pd.DataFrame | None, columns: dict | list | None = None, digits: int = 3, caption: str = "",
     empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
 ) -> Table | Note:  # fmt: skip
     """Any table of results, readable.
 
     Parameters
     ----------
-    table : DataFrame
+    table : DataFrame, optional
         Numbers `x` with columns `x_low` and `x_high` beside them are printed with that interval, to the digits that
         it supports; those with `x_se` with that standard error.
     columns : dict or list, optional
         What is shown: {column: heading}, or columns that are their own headings; all when left out.
-    digits : int
-        Significant digits of other numbers.
-    empty : str
-        Stands in place of a table without rows.
-    raw : DataFrame, optional
-        What is saved as CSV; `table` when left out.
+    digits, empty, raw : int, str, DataFrame
+        Significant digits of other numbers; what stands in place of a table without rows; what is saved as CSV.
 
-    Returns
-    -------
-    Table, without the columns that have no number at all, and blank where leading columns of text repeat the row above
+    Columns without any number are left out, and leading columns of text are blank where they repeat the row above.
     """
-    if not len(table):
+    if table is None or table.empty:
         return Note(empty)
     beside = {f"{name}_{end}" for name in table for end in ("low", "high", "se")}
     columns = columns or [name for name in table if name not in beside]
