@@ -27,7 +27,7 @@ from lib.study import Masking, Study, Train, batch
 from lib.train import loop
 from lib.train.optimiser import Optimiser
 
-RULE = "adamw"
+RULE = "muon"
 """The optimiser of the rule."""
 SHARED = io.ROOT.parent / "shared" / "data"
 """Where real counts lie; panels of them are left out where it is missing."""
@@ -67,16 +67,17 @@ class Trial:
 
 
 def plan(name, genes, held_out=False):
-    """What is tried on one panel: all optimisers at two batches and three rates, then one factor at a time.
+    """What is tried on one panel: optimisers, batches and rates together, then what else the rule says.
 
     On a panel, or for a width, that is held out only the rule is tried, between half its rate and twice it.
     """
-    usual = batch(Masking().genes(genes))
-    other = 4 * usual if usual < 128 else usual // 4
-    trials = []
+    usual, trials = batch(Masking().genes(genes)), []
     if not held_out:
-        grid = itertools.product(("adamw", "muon", "soap"), (usual, other), FACTORS)
-        trials += [Trial(name, 16, *chosen) for chosen in grid]
+        trials += [Trial(name, 16, *tried) for tried in itertools.product(("adamw", "muon", "soap"), [usual], FACTORS)]
+        trials += [
+            Trial(name, 16, *tried)
+            for tried in itertools.product(("adamw", RULE), [usual // 4, 4 * usual], FACTORS[1:])
+        ]
         trials += [Trial(name, 16, RULE, usual, beta2=beta2) for beta2 in (0.95, 0.999)]
         trials += [Trial(name, 16, RULE, usual, embedding_scale=scale) for scale in (0.2, 1.0)]
     widths = (16,) if held_out else (8, 64)
@@ -114,22 +115,23 @@ class Soap(Optimiser):
 
     def __init__(self, model, settings, peak):
         super().__init__(model, settings.model_copy(update={"optimiser": "muon"}), peak)
-        self.parts, self.rate, self.updates = self.parts[:1], self.RATE * peak, 0
-        self.matrices = [
-            {"part": part, "left": torch.zeros(len(part), len(part)), "right": torch.zeros(2 * [part.shape[1]]),
-             "mean": torch.zeros_like(part), "square": torch.zeros_like(part)}
-            for parts in self.views.values() for part in parts
-        ]  # fmt: skip
+        self.rate, self.updates, self.states = self.RATE * peak, 0, []
+        for weight, part, parts, _ in itertools.chain(*self.matrices.values()):
+            matrix = weight.detach().chunk(parts)[part]
+            left, right = (torch.zeros(side, side) for side in matrix.shape)
+            mean, square = torch.zeros_like(matrix), torch.zeros_like(matrix)
+            self.states.append({"left": left, "right": right, "mean": mean, "square": square})
+        self.weights, self.matrices = list(itertools.chain(*self.matrices.values())), {}
 
     @torch.no_grad()
     def step(self, share):
         super().step(share)
-        for state in self.matrices:
-            self._step(state, share)
+        for (weight, part, parts, _), state in zip(self.weights, self.states, strict=True):
+            self._step(weight.chunk(parts)[part], weight.grad.chunk(parts)[part], state, share)
         self.updates += 1
 
-    def _step(self, state, share):
-        gradient, keep = state["part"].grad, 1 - self.BETA
+    def _step(self, matrix, gradient, state, share):
+        keep = 1 - self.BETA
         state["left"].lerp_(gradient @ gradient.T, keep)
         state["right"].lerp_(gradient.T @ gradient, keep)
         state["mean"].lerp_(gradient, keep)
@@ -139,24 +141,21 @@ class Soap(Optimiser):
             return
         left, right = state["basis left"], state["basis right"]
         state["square"].lerp_((left.T @ gradient @ right).square(), keep)
-        correction = 1 - self.BETA ** (self.updates + 1)
-        turned = left.T @ state["mean"] @ right / correction
+        turned = left.T @ state["mean"] @ right / (1 - self.BETA ** (self.updates + 1))
         root = (state["square"] / (1 - self.BETA**self.updates)).sqrt() + 1e-8
-        state["part"].add_(left @ (turned / root) @ right.T, alpha=-self.rate * share)
+        matrix.sub_(left @ (turned / root) @ right.T, alpha=self.rate * share)
         if self.updates % self.EVERY == 0:
             for side in ("left", "right"):
                 state[f"basis {side}"] = torch.linalg.qr(state[side] @ state[f"basis {side}"])[0]
 
     def state_dict(self):
         """The states of AdamW and of SOAP."""
-        return [*super().state_dict(), {"updates": self.updates, "matrices": self.matrices}]
+        return {**super().state_dict(), "updates": self.updates, "states": self.states}
 
-    def load_state_dict(self, states):
+    def load_state_dict(self, state):
         """Take over what `state_dict` gave."""
-        super().load_state_dict(states[:-1])
-        self.updates = states[-1]["updates"]
-        for state, saved in zip(self.matrices, states[-1]["matrices"], strict=True):
-            state.update({name: value for name, value in saved.items() if name != "part"})
+        super().load_state_dict(state)
+        self.updates, self.states = state["updates"], state["states"]
 
 
 def seconds_per_update(trials, data, folder):

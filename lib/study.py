@@ -32,7 +32,7 @@ TARGETS = 512
 PROTOCOLS = {
     "published": {
         "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
-        "optimiser": "adamw", "batch": 32, "beta2": 0.999, "clip": 1.0, "weight_decay": 0.01,
+        "optimiser": "adamw", "batch": 32, "beta2": 0.999,
         "learning_rate": 3.125e-5, "width_exponent": 0.0, "highest_rate": None,
         "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
         "dropout": 0.1, "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,

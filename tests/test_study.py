@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lib import io
 from lib.io import InputError
 from lib.model.sizes import PUBLISHED
-from lib.study import load_study, parse_study
+from lib.study import Train, load_study, parse_study
 
 GOOD = {
     "census": {"simulate": {"cells": 1000}},
@@ -108,10 +108,11 @@ def test_a_last_batch_that_is_not_full_is_an_update():
 
 def test_a_regime_trains_by_the_studys_settings_under_its_own():
     study = study_with("""
-        train: {protocol: published, batch: 8}
+        train: {protocol: published, weight_decay: 0.5}
         regimes: {rich: {genes: 20, cells: 500, train: {protocol: tuned, dropout: 0.2}}}""")
     training = study.training("rich")
-    assert (training.batch, training.dropout, training.masks, training.learning_rate) == (8, 0.2, "fixed", 0.0098)
+    found = training.weight_decay, training.dropout, training.masks, training.learning_rate, training.batch
+    assert found == (0.5, 0.2, "fixed", Train().learning_rate, 128)
 
 
 def test_unknown_regimes_and_sizes_name_the_nearest():

@@ -62,9 +62,9 @@ def exact(record):
 
 
 GOLDEN = {
-    "numerics": 2,
-    "mse": (0.939640311, 1.0233015),
-    "negative_binomial": (3.4233372, 3.48175546),
+    "numerics": 3,
+    "mse": (0.82539976, 1.04273439),
+    "negative_binomial": (3.3662237, 3.56022811),
 }
 """TRAIN_NUMERICS, and validation losses of twenty updates and of half of them."""
 
@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
-    record = run(data, tmp_path, learning_rate=1e30, clip=1e30)
+    record = run(data, tmp_path, learning_rate=1e30, highest_rate=None, clip=1e30)
     assert record["status"] == "diverged" and record["validation_mse"] is None and record["updates"] < 100
     json.dumps(record, allow_nan=False)
 
@@ -214,10 +214,10 @@ def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tm
 
 def test_a_branch_changes_nothing_of_the_run_itself(data, tmp_path, monkeypatch):
     plain = run(data, tmp_path / "plain")
-    monkeypatch.setattr(Train, "branches", [(20, 25), (40, 50)])
+    monkeypatch.setattr(Train, "branches", {"quarter": (20, 25), "half": (40, 50)})
     two = run(data, tmp_path / "two")
-    assert exact(two) == exact(plain)
-    monkeypatch.setattr(Train, "branches", [])
+    assert exact(two) == exact(plain) and two["validation_mse_eighth"] is None
+    monkeypatch.setattr(Train, "branches", {})
     without = run(data, tmp_path / "without")
     assert without["validation_mse_half"] is None and without["weights_sha256"] == plain["weights_sha256"]
 
@@ -243,7 +243,7 @@ def drawn(cells=900, genes=12, seed=0):
 
 def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_path):
     data, share, theta = drawn()
-    counted = Train(cells_seen=24_000, evaluations=2, learning_rate=0.02, objective="negative_binomial")
+    counted = Train(cells_seen=24_000, batch=32, evaluations=2, learning_rate=0.02, objective="negative_binomial")
     record = loop.train(data, Size("XXS", 1, 1, 1, 1), 7, counted, tmp_path)
     for split, rows in data.held.items():
         counts = np.take_along_axis(data.counts[rows][:, None, :], data.masks[split], axis=2)
@@ -346,7 +346,8 @@ print(len(steps))
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
-    whole, loss, refused = run(data, tmp_path / "whole"), loop.Run.masked_loss, []
+    slow = {"optimiser": "adamw", "learning_rate": 1e-3}  # else rounding grows
+    whole, loss, refused = run(data, tmp_path / "whole", **slow), loop.Run.masked_loss, []
 
     def small_memory(self, predict, rows, x, hidden, positions):
         if len(x) > 4 and torch.is_grad_enabled():
@@ -355,7 +356,7 @@ def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp
         return loss(self, predict, rows, x, hidden, positions)
 
     monkeypatch.setattr(loop.Run, "masked_loss", small_memory)
-    split = run(data, tmp_path / "split")
+    split = run(data, tmp_path / "split", **slow)
     assert split["status"] == "ok" and refused == [16, 8]
     assert split["validation_mse"] == pytest.approx(whole["validation_mse"], rel=1e-4)
 

@@ -3,14 +3,19 @@
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = 0.95
 MUON_RATE = 0.4
-"""Muon's rate as a part of AdamW's, both as root mean square of an update's entries: the best of the sweep."""
+"""Muon's rate as a part of AdamW's, where both are the root mean square of an update's entries over 0.2."""
+POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5
+"""Of the iteration that orthogonalises (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
 
 class Optimiser:
-    """torch's optimisers over one model, at rates that follow one schedule.
+    """AdamW, and Muon if asked for, over one model at rates that follow one schedule.
 
-    Muon (K. Jordan et al. 2024) orthogonalises the momentum of each matrix; queries, keys and values are three.
+    Muon steps along the orthogonalised momentum of a matrix; queries, keys and values are three. Matrices of one shape
+    go through the iteration together: torch.optim.Muon takes them one by one, which at width 16 cost 40 % of an update,
+    and this way 6 %.
 
     Parameters
     ----------
@@ -21,39 +26,64 @@ class Optimiser:
     """
 
     def __init__(self, model: nn.Module, settings, peak: float) -> None:
-        self.views = {}
+        self.peak, self.decay, self.matrices = peak, settings.weight_decay, {}
         if settings.optimiser == "muon":
-            blocks = [(name, weight) for name, weight in model.blocks.named_parameters() if weight.ndim == 2]
-            self.views = {weight: [nn.Parameter(part) for part in _parts(name, weight.data)] for name, weight in blocks}
-        others = [weight for weight in model.parameters() if weight not in self.views]
-        decay = {"weight_decay": settings.weight_decay}
-        adamw = torch.optim.AdamW(others, lr=peak, betas=(0.9, settings.beta2), fused=True, **decay)
-        self.parts = [(adamw, peak)]
-        if self.views:
-            views = [view for parts in self.views.values() for view in parts]
-            rate = MUON_RATE * peak
-            self.parts.append((torch.optim.Muon(views, lr=rate, adjust_lr_fn="match_rms_adamw", **decay), rate))
+            for name, weight in model.blocks.named_parameters():
+                if weight.ndim == 2:
+                    self._add(weight, 3 if name.endswith("qkv.weight") else 1)
+        of_muon = {weight for of_shape in self.matrices.values() for weight, *_ in of_shape}
+        others = [weight for weight in model.parameters() if weight not in of_muon]
+        self.momentum = {
+            shape: torch.zeros(len(of_shape), *shape, device=others[0].device)
+            for shape, of_shape in self.matrices.items()
+        }
+        self.adamw = torch.optim.AdamW(
+            others, lr=peak, betas=(0.9, settings.beta2), weight_decay=self.decay, fused=True
+        )
 
+    def _add(self, weight, parts):
+        """Note a weight's `parts` matrices by their shape, the shorter side first."""
+        for part in range(parts):
+            rows, columns = len(weight) // parts, weight.shape[1]
+            shape = min(rows, columns), max(rows, columns)
+            self.matrices.setdefault(shape, []).append((weight, part, parts, rows > columns))
+
+    @torch.no_grad()
     def step(self, share: float) -> None:
         """Update the weights at this share of the peak learning rates."""
-        for weight, parts in self.views.items():
-            for part, gradient in zip(parts, weight.grad.chunk(len(parts)), strict=True):
-                part.grad = gradient
-        for optimiser, peak in self.parts:
-            for group in optimiser.param_groups:
-                group["lr"] = peak * share
-            optimiser.step()
+        for group in self.adamw.param_groups:
+            group["lr"] = self.peak * share
+        self.adamw.step()
+        for shape, matrices in self.matrices.items():
+            gradients = [_turned(weight.grad.chunk(parts)[part], turn) for weight, part, parts, turn in matrices]
+            gradient, momentum = torch.stack(gradients), self.momentum[shape]
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            steps = orthogonal(torch.lerp(gradient, momentum, MOMENTUM)) * (0.2 * shape[1] ** 0.5)
+            for (weight, part, parts, turn), along in zip(matrices, steps, strict=True):
+                rate, matrix = MUON_RATE * self.peak * share, weight.chunk(parts)[part]
+                matrix.mul_(1 - rate * self.decay).sub_(_turned(along, turn), alpha=rate)
 
-    def state_dict(self) -> list[dict]:
-        """The states of torch's optimisers."""
-        return [optimiser.state_dict() for optimiser, _ in self.parts]
+    def state_dict(self) -> dict:
+        """All that changes as steps are taken."""
+        return {"adamw": self.adamw.state_dict(), "momentum": list(self.momentum.values())}
 
-    def load_state_dict(self, states: list[dict]) -> None:
+    def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
-        for (optimiser, _), state in zip(self.parts, states, strict=True):
-            optimiser.load_state_dict(state)
+        self.adamw.load_state_dict(state["adamw"])
+        for momentum, saved in zip(self.momentum.values(), state["momentum"], strict=True):
+            momentum.copy_(saved)
 
 
-def _parts(name: str, weight: Tensor) -> tuple[Tensor, ...]:
-    """Views of a block's matrix: three where it holds those of queries, keys and values."""
-    return weight.chunk(3 if name.endswith("qkv.weight") else 1)
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About U V^T of every matrix U S V^T, (n, rows, columns) with rows <= columns; in bfloat16 on a GPU."""
+    a, b, c = POLYNOMIAL
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(ROUNDS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.to(matrices.dtype)
+
+
+def _turned(matrix: Tensor, turn: bool) -> Tensor:
+    return matrix.T if turn else matrix
