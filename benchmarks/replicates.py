@@ -1,15 +1,16 @@
 """Known truth: the whole pipeline run again and again on simulated censuses, and its intervals held to the exact floor.
 
 Each replicate is a small study of its own: a census with a new truth, a panel, a ladder of sizes trained for squared
-error and for bits, a law for each. `python benchmarks/replicates.py [REPLICATES [JOBS]]` writes one row for each law to
-data/replicates.csv (about a minute each); rows of the same settings are not run again. Besides whether the headline
-interval of c holds the exact floor, a row has what can put it off:
+error, for bits, and for squared error on cells that are never seen twice; a law for each.
+`python benchmarks/replicates.py [REPLICATES [JOBS]]` writes every run to data/replicate_runs.csv (a minute or two for a
+replicate; those of the same settings are not run again) and a row for each law to data/replicates.csv. Three questions
+are asked apart: does the headline interval of c hold
 
-- *training*: c as half the updates would have given it; what still moves has not been paid for by capacity;
-- *family*: one negative binomial is not the mixture that the truth is. Given its mean, which is best at the mixture's,
-  the dispersion that costs least says what no model of this family can get below;
-- *cells*: the floor is an expectation; on these very validation cells the best predictor scores a little off it, and
-  so do all sizes with it.
+- *exact*: the floor of infinitely many cells;
+- *realised*: what the best predictor scores on these very validation cells, a little off it, as all sizes are with it;
+- *family*: the least that one negative binomial can cost, where the truth is a mixture of them.
+
+What finite training cells cost is the difference between the laws on seen and on fresh cells.
 """
 
 import concurrent.futures
@@ -28,33 +29,37 @@ from lib import io
 from lib.data import panel, simulate
 from lib.fit.intervals import headline_ends
 from lib.fit.summary import fit_laws
-from lib.study import Study
+from lib.study import BUDGETS, Study
 from lib.train import baselines, loop
 
-WIDTHS = (4, 6, 8, 12, 16, 24, 32)
-OBJECTIVES = {"mse": "validation_mse", "negative_binomial": "validation_nll"}
+WIDTHS = {4: 1, 6: 2, 8: 2, 12: 3, 16: 4, 24: 6}
+"""Widths and their heads."""
 CENSUS = {
-    "cells": 24_000,
-    "genes": 100,
-    "transcriptome": 2000,
-    "depth": 3000,
-    "states": 16,
-    "profiles": 2,
-    "donors": 40,
-}
+    "cells": 24_000, "genes": 100, "transcriptome": 2000, "depth": 3000, "dispersion": 0.5, "profiles": 2, "donors": 40,
+}  # fmt: skip
 CONTENT = {
-    "split": {"validation": 0.1, "test": 0.1, "cells": 1000},
+    "split": {"validation": 0.1, "test": 0.1, "cells": 2000},
     "regimes": {"known": {"genes": 16, "cells": 18_000}},
-    "sizes": [{"name": f"d{width}", "d": width, "layers": 1} for width in WIDTHS],
+    "sizes": [{"name": f"d{width}", "d": width, "layers": 1, "heads": heads} for width, heads in WIDTHS.items()],
     "seeds": [7],
-    "train": {"cells_seen": 64_000, "evaluations": 2},
+    "train": {"cells_seen": 256_000, "evaluations": 2},
 }
 """The study file of every replicate, but for its census' seed."""
+FRESH = {"cells": 320_000}, {"split": {"validation": 0.02, "test": 0.02, "cells": 2000},
+                             "regimes": {"known": {"genes": 16, "cells": 256_000}}}  # fmt: skip
+"""What changes of census and study where no cell is seen twice."""
+KINDS = {
+    "mse": ("mse", {}, {}),
+    "negative_binomial": ("negative_binomial", {}, {}),
+    "mse, fresh cells": ("mse", *FRESH),
+}
+"""Laws of a replicate: objective, and what changes of census and study."""
+UNIT = {"mse": "validation_mse", "negative_binomial": "validation_nll"}
 FAMILY_CELLS = 150
 """Validation cells on which the best negative binomial is looked for."""
 
 
-class Replicate(Study):
+class Aside(Study):
     """A study whose files lie in a folder of their own."""
 
     root: Path
@@ -64,37 +69,47 @@ class Replicate(Study):
         return self.root
 
 
-def replicate(number, root, census=CENSUS, content=CONTENT):
-    """Run one replicate in the folder `root`: its rows, one for each objective."""
-    source = {"simulate": census | {"seed": 1000 + number}}
-    study = Replicate(name=f"replicate-{number}", root=root, census=source, **content)
+def replicate(number, kind, root, census=CENSUS, content=CONTENT):
+    """Train one replicate's ladder in the folder `root`: a row for each run, with the floors of its panel."""
+    objective, of_census, of_study = KINDS[kind]
+    source = {"simulate": census | of_census | {"seed": 1000 + number}}
+    study = Aside(name=f"replicate-{number}", root=root, census=source, **content | of_study)
     adata = panel.read(panel.build(study, "known"))
     data, truth = panel.arrays(adata), simulate.truth(study.census.simulate)
-    floors = exact(data, truth, baselines.census_columns(adata, truth))
-    rows = []
-    for objective, metric in OBJECTIVES.items():
-        started, settings = time.monotonic(), study.train.model_copy(update={"objective": objective})
-        runs = [
-            loop.train(data, size, study.seeds[0], settings, root / f"{objective}-{size.name}") for size in study.sizes
-        ]
-        head = {"replicate": number, "objective": objective, "code_version": io.code_version()}
-        seconds = {"seconds": round(time.monotonic() - started, 1)}
-        rows.append(head | law(runs, metric) | floors[objective] | seconds)
+    floors = exact(data, truth, baselines.census_columns(adata, truth))[objective]
+    settings, rows = study.training("known").model_copy(update={"objective": objective}), []
+    for size in study.sizes:
+        started = time.monotonic()
+        run = loop.train(data, size, study.seeds[0], settings, root / size.name)
+        keys = ("width", "parameters", "parameters_without_embeddings", "cells_train", "cells_seen", "convergence",
+                "status", "code_version")  # fmt: skip
+        losses = {name: run[f"{UNIT[objective]}{end}"] for name, end in LOSSES.items()}
+        row = {"replicate": number, "objective": kind, "size": size.name, **{key: run[key] for key in keys}}
+        rows.append(row | losses | floors | {"seconds": round(time.monotonic() - started, 1)})
     return rows
 
 
-def law(runs, metric):
-    """What the runs of one replicate say: the law's c with its interval, and c at half the updates."""
-    table = pd.DataFrame(
-        [{key: run.get(key) for key in (metric, f"{metric}_half", "parameters", "status")} for run in runs]
-    )
-    fitted = fit_laws(table.assign(regime="known"), 100, 0, metrics=(metric, f"{metric}_half"))["known"]
-    full, half = fitted[metric], fitted.get(f"{metric}_half", {})
-    low, high = headline_ends(full, "c")
-    converged = np.mean([run["convergence"] == "converged" for run in runs])
+LOSSES = {"loss": "", "loss_se": "_se", **{name: f"_{name}" for name in BUDGETS}}
+"""Columns of the losses of a run, and what their names end with in its record."""
+
+
+def law(runs):
+    """What the runs of one law say: c with its interval, c at half the updates and in the limit of the budget."""
+    kind = runs["objective"].iloc[0]
+    metric = UNIT[KINDS[kind][0]]
+    table = runs.rename(columns={name: f"{metric}{end}" for name, end in LOSSES.items()}).assign(regime="known")
+    fitted = fit_laws(table, 100, 0, metrics=(metric,))["known"][metric]
+    low, high = headline_ends(fitted, "c")
+    limit = fitted["budget"].get("limit", {})
+    limit_low, limit_high = headline_ends(limit, "c") if limit else (None, None)
+    first = runs.iloc[0]
     return {
-        "status": full["status"], "alpha": full["alpha"], "c": full["c"], "low": low, "high": high,
-        "half": half.get("c"), "best": table[metric].min(), "converged": converged,
+        "replicate": first["replicate"], "objective": kind, "code_version": first["code_version"],
+        "status": fitted["status"], "alpha": fitted["alpha"], "c": fitted["c"], "low": low, "high": high,
+        "half": fitted["budget"].get("half", {}).get("c"), "limit": limit.get("c"), "limit_status": limit.get("status"),
+        "limit_low": limit_low, "limit_high": limit_high, "best": runs["loss"].min(),
+        "converged": (runs["convergence"] == "converged").mean(),
+        **first[["exact", "realised", "family", "cells_train"]], "seconds": runs["seconds"].sum(),
     }  # fmt: skip
 
 
@@ -143,30 +158,39 @@ def family_excess(probability, x):
 
 
 def fingerprint():
-    """Digest of what the replicates are and of the numbers of the code that makes them, 16 digits."""
-    numerics = [io.SIMULATE_NUMERICS, io.PANEL_NUMERICS, io.TRAIN_NUMERICS, io.FIT_NUMERICS]
-    return hashlib.sha256(repr([CENSUS, CONTENT, *numerics]).encode()).hexdigest()[:16]
+    """Digest of what the replicates are and of the numbers of the code that trains them, 16 digits."""
+    numerics = [io.SIMULATE_NUMERICS, io.PANEL_NUMERICS, io.TRAIN_NUMERICS]
+    return hashlib.sha256(repr([CENSUS, CONTENT, KINDS, *numerics]).encode()).hexdigest()[:16]
 
 
-def _aside(number):
+def _aside(number, kind):
     """One replicate in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        return replicate(number, Path(folder))
+        return replicate(number, kind, Path(folder))
 
 
-def main(replicates=50, jobs=2):
-    """Run what data/replicates.csv lacks, row by row into it."""
-    path, code = io.ROOT / "data" / "replicates.csv", fingerprint()
+def fit(runs):
+    """A row for each law of the replicated runs."""
+    return pd.DataFrame([law(of) for _, of in runs.groupby(["objective", "replicate"], sort=False)])
+
+
+def main(replicates=50, jobs=2, kinds=tuple(KINDS)):
+    """Run what data/replicate_runs.csv lacks, row by row into it, and fit every law."""
+    path, code = io.ROOT / "data" / "replicate_runs.csv", fingerprint()
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     rows = [row for row in rows if row["fingerprint"] == code]
-    missing = sorted(set(range(replicates)) - {row["replicate"] for row in rows})
+    done = {(row["replicate"], row["objective"]) for row in rows}
+    missing = [pair for number in range(replicates) for kind in kinds if (pair := (number, kind)) not in done]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for future in concurrent.futures.as_completed([pool.submit(_aside, number) for number in missing]):
+        for future in concurrent.futures.as_completed([pool.submit(_aside, *pair) for pair in missing]):
             rows += [row | {"fingerprint": code} for row in future.result()]
-            io.write_csv(path, pd.DataFrame(rows).sort_values(["replicate", "objective"]))
-            print(f"replicate {rows[-1]['replicate']}: {len(rows) // len(OBJECTIVES)} of {replicates} done", flush=True)
+            table = pd.DataFrame(rows).sort_values(["objective", "replicate", "width"])
+            io.write_csv(path, table)
+            print(f"replicate {rows[-1]['replicate']}, {rows[-1]['objective']}", flush=True)
+    if rows:
+        io.write_csv(io.ROOT / "data" / "replicates.csv", fit(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), *([tuple(sys.argv[3:])] if sys.argv[3:] else []))

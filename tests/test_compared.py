@@ -1,4 +1,4 @@
-"""Conditions compared: training cells, held-out splits, protocols, budgets; on runs drawn from stated laws."""
+"""Conditions compared: training cells, held-out splits, protocols; on runs drawn from stated laws."""
 
 import numpy as np
 import pandas as pd
@@ -139,38 +139,3 @@ def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_n
     assert bits["floor_bits"]["value"] == bits["c"]
     known = {"counts": {"validation": {"bayes_bits": 0.39, "bayes_mse": 0.13}}}
     assert runs.known_floors(known, runs.headline(rows)) == {"squares": None, "counts": 0.39}
-
-
-def test_the_floor_is_followed_from_budget_to_budget_to_where_both_are_large():
-    def law(N, seen):
-        return 0.13 + 0.3 * N**-0.3 + 8 * seen**-0.5
-
-    rows = [
-        table(lambda N, D, seen=seen: law(N, seen), cells=(8000,), seed=seen, regime=f"seen-{seen}", cells_seen=seen,
-              learning_rate=0.01)
-        for seen in (24_000, 96_000, 384_000)
-    ]  # fmt: skip
-    rows = pd.concat(rows, ignore_index=True)
-    rows["validation_mse_half"] = law(rows["parameters"], rows["cells_seen"] / 2)
-    view = conditions.budget(rows)
-    assert list(view.table["cells_seen"]) == [12_000, 24_000, 48_000, 96_000, 192_000, 384_000]
-    true = [0.13 + 8 * cells**-0.5 for cells in view.table["cells_seen"]]
-    assert view.table["c"].astype(float).to_numpy() == pytest.approx(true, abs=2e-3)
-    assert view.joint["low"] < 0.13 < view.joint["high"] and view.joint["status"] == "ok"
-    assert view.exact == 0.13
-
-
-@pytest.mark.parametrize(
-    "changed, reason",
-    [
-        ({}, "one budget"),
-        ({"cells_train": [500, 8000]}, "cells_train"),
-        ({"learning_rate": [0.01, 0.02]}, "learning_rate"),
-    ],
-)
-def test_budgets_are_not_compared_where_there_is_one_or_something_else_changes_too(changed, reason):
-    rows = table(apart, cells=(8000, 8000), learning_rate=0.01, validation_mse_half=0.2)
-    for column, values in changed.items():
-        rows[column] = np.repeat(values, len(rows) // 2)
-        rows["cells_seen"] = np.repeat([24_000, 48_000], len(rows) // 2)
-    assert reason in conditions.budget(rows).sentence

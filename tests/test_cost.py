@@ -3,17 +3,16 @@
 import sys
 from collections import Counter
 
-import numpy as np
 import pandas as pd
 import pytest
-import rates
+import recipe
 import scale
 import train as speed
 
 from lib.data import panel
 from lib.model import sizes, transformer
 from lib.model.sizes import Size
-from lib.study import Train
+from lib.study import Masking, Train, batch
 from lib.train import loop
 
 
@@ -67,44 +66,23 @@ def test_the_benchmark_of_training_compares_equal_work(capsys):
     assert [float(line.split()[1].split("x")[0]) for line in lines[1:]] == pytest.approx(ratios["XXS"], abs=0.06)
 
 
-def test_the_benchmark_of_learning_rates_brackets_each_best_one_and_reuses_runs(tmp_path, monkeypatch):
-    data = speed.data(cells=300, genes=24, masked=4)
-    plan = {Size("d2", 2, 1, 1, 1): (320, 640), Size("d4", 4, 1, 1, 1): (320,)}
-    first = rates.sweep(data, Train(), tmp_path, plan)
-    assert len(first.groupby(["size", "cells_seen"])) == 3
-    for _, runs in first.groupby(["size", "cells_seen"]):
-        assert 0 < runs["validation_mse"].to_numpy().argmin() < len(runs) - 1
-    monkeypatch.setattr(loop.Run, "step", lambda self: pytest.fail("a finished run was trained again"))
-    assert rates.sweep(data, Train(), tmp_path, plan).equals(first)
-    assert set(rates.bracket(lambda rate: np.inf if rate > 0.01 else -rate, 0.008)) == {0.004, 0.008, 0.016}
+def test_the_benchmark_of_the_recipe_gives_every_trial_the_same_seconds_and_marks_the_rule(tmp_path, monkeypatch):
+    census = recipe.simulated(cells=900, genes=24, transcriptome=200, states=4, donors=20)
+    held = {"validation": 0.2, "test": 0.2, "cells": 100}
+    monkeypatch.setattr(recipe, "PANELS", {"small": (census, 8, 400, held), "last": ()})
+    trials = [recipe.Trial("small", 16, name, 64) for name in ("adamw", "muon", "soap")]
+    usual = recipe.Trial("small", 16, recipe.RULE, batch(1))
+    monkeypatch.setattr(recipe, "plan", lambda *panel: [*trials, usual])
+    rows = pd.DataFrame(recipe.sweep("small", tmp_path, seconds=0.2))
+    assert list(rows["rule"]) == [False, False, False, True] and not rows["held_out"].any()
+    assert (rows["validation_mse"] < 5).all() and rows["validation_mse"].nunique() == 4
+    assert set(rows) == set(sizes.recipe())
 
 
-def test_the_rule_is_the_power_behind_parabolas_and_is_not_fitted_to_held_out_sizes():
-    def swept(base, held_out):
-        rates = 0.008 * 2.0 ** np.arange(-6, 7)
-        rows = [
-            {"size": f"d{width}", "width": width, "layers": 1, "held_out": held_out, "cells_seen": 1000,
-             "learning_rate": rate, "validation_mse": 1 + 0.05 * np.log(rate / base / (64 / width) ** 0.7) ** 2}
-            for width in ((8, 128) if held_out else (4, 16, 64)) for rate in rates
-        ]  # fmt: skip
-        return pd.DataFrame(rows)
-
-    table = pd.concat([swept(0.005, False), swept(0.02, True)], ignore_index=True)
-    assert sizes.rule(table) == pytest.approx((0.005, 0.7), rel=1e-6)
-    trial = sizes.trial(table, *sizes.rule(table)).set_index("held_out")
-    fitted = trial.loc[False]
-    assert fitted["best_rate"].to_numpy() == pytest.approx(fitted["rule_rate"].to_numpy())
-    assert trial.loc[True, "cost"].min() > 0.05 > 0.015 > fitted["cost"].max()
-
-
-def test_the_default_rule_is_that_of_the_committed_sweep_and_holds_on_the_held_out_sizes():
-    """Rounded to two digits: the defaults of a study are no numbers of their own."""
-    swept, default = sizes.read(), Train()
-    base, exponent = sizes.rule(swept)
-    assert (default.learning_rate, default.width_exponent) == (float(f"{base:.2g}"), float(f"{exponent:.2g}"))
-    assert default.reference_width == sizes.REFERENCE
-    for _, runs in swept.groupby(["size", "cells_seen"]):
-        assert 0 < runs.sort_values("learning_rate")["validation_mse"].to_numpy().argmin() < len(runs) - 1
-    trial = sizes.trial(swept, default.learning_rate, default.width_exponent)
-    assert set(trial[trial["held_out"]]["size"]) == set(rates.HELD_OUT)
-    assert trial[trial["held_out"]]["cost"].max() < 0.02 and trial["cost"].max() < 0.06
+def test_the_default_recipe_is_that_of_the_committed_sweep_and_costs_little_where_it_was_not_chosen():
+    swept, default = sizes.recipe(), Train()
+    assert {default.optimiser} == set(swept.loc[swept["rule"], "optimiser"])
+    for genes, cells in swept[swept["rule"]][["genes", "batch"]].drop_duplicates().to_numpy():
+        assert batch(Masking().genes(genes)) == cells
+    cost = sizes.cost_of_rule(swept)
+    assert {8, 64} <= set(cost[cost["held_out"]]["width"]) and cost["cost"].max() < 0.06

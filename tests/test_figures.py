@@ -19,7 +19,7 @@ from PIL import Image
 
 from lib import figures, io
 from lib.figures import method, style, tables
-from lib.fit import conditions, published, runs, summary
+from lib.fit import capacity, conditions, published, runs, summary
 from lib.model import sizes
 from lib.model.sizes import PUBLISHED
 from lib.study import load_study
@@ -147,14 +147,20 @@ def make_protocols():
     return conditions.protocols(rows, io.read_json(DATA / "results/protocol/laws.json"), known)
 
 
+def make_budgets():
+    rows = kept("ladder")
+    return capacity.budgets(
+        rows, io.read_json(DATA / "results/ladder/laws.json"), {"data-rich": rows["bayes_mse"].mean()}
+    )
+
+
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
-SWEPT = sizes.read()
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
 DRAWN = {
     "loss": lambda: figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
     "intervals": lambda: figures.intervals(LAWS, floors={"data-rich": 0.0705}),
-    "budget": lambda: figures.budget(conditions.budget(kept("budget"))),
+    "budget": lambda: figures.budget(make_budgets()),
     "matched": lambda: figures.matched(conditions.matched(kept("matched"))),
     "held_out": lambda: figures.held_out(make_held_out()),
     "protocols": lambda: figures.protocols(make_protocols()),
@@ -168,7 +174,7 @@ DRAWN = {
     "splits": lambda: figures.splits(make_panel()[0]),
     "realism": lambda: figures.realism(REALISM, REALISM.tail(25), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
-    "rates": lambda: figures.learning_rates(SWEPT, sizes.trial(SWEPT, *sizes.rule(SWEPT))),
+    "recipe": lambda: figures.recipe(sizes.recipe()),
 }
 
 

@@ -2,13 +2,32 @@
 
 from lib.figures import tables
 from lib.figures.conditions import budget, held_out, matched, protocols
-from lib.figures.inputs import architecture, learning_rates, panel_statistics, realism, splits
+from lib.figures.inputs import architecture, panel_statistics, realism, recipe, splits
 from lib.figures.method import by_gene, calibration, conversions, coverage, criterion_curve, published_audit
 from lib.figures.study import intervals, learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, use
 
 __all__ = [
-    "Figure", "architecture", "budget", "by_gene", "calibration", "conversions", "coverage", "criterion_curve",
-    "held_out", "intervals", "learning_curves", "learning_rates", "loss_against_parameters", "matched",
-    "panel_statistics", "protocols", "published_audit", "realism", "save", "splits", "tables", "use",
+    "Figure",
+    "architecture",
+    "budget",
+    "by_gene",
+    "calibration",
+    "conversions",
+    "coverage",
+    "criterion_curve",
+    "held_out",
+    "intervals",
+    "learning_curves",
+    "loss_against_parameters",
+    "matched",
+    "panel_statistics",
+    "protocols",
+    "published_audit",
+    "realism",
+    "recipe",
+    "save",
+    "splits",
+    "tables",
+    "use",
 ]  # fmt: skip

@@ -14,12 +14,15 @@ from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
 
 if TYPE_CHECKING:
-    from lib.fit.conditions import Budget, HeldOut, Matched, Protocols
+    from lib.fit.capacity import Budgets
+    from lib.fit.conditions import HeldOut, Matched, Protocols
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
 """Marker of every held-out split."""
 OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
+NAMES = {"limit": "limit, size by size", "joint": "limit, joint law"}
+"""What the rows of the floors of budgets are called that are no budget."""
 
 
 def matched(view: Matched) -> Figure | Note:
@@ -95,63 +98,39 @@ def _leak(axis, leak):
     return line
 
 
-def budget(view: Budget) -> Figure | Note:
-    """More updates: the loss of every size against cells seen, and the floor of each budget's law.
-
-    Parameters
-    ----------
-    view : lib.fit.conditions.Budget
-        runs: size, parameters, cells_seen, loss; table: cells_seen, c, c_low, c_high, largest (size's loss), status;
-        joint: value, low, high of the floor when size and budget are large; exact floor or None; or table None and a
-        sentence.
-
-    Returns
-    -------
-    Figure with two panels, or a Note
-    """
-    if view.table is None:
-        return Note(view.sentence)
+def budget(view: Budgets | None) -> Figure | Note:
+    """More updates: every size's loss against cells seen, and the floor of each budget's law and in their limit."""
+    if view is None:
+        return Note("These runs have one budget each.")
     figure, axes = style.panels(1, 2, height=72)
+    losses, floors = axes.flat
+    ends = style.size_lines(losses, view.runs.sort_values("parameters"), "cells_seen", "loss")
+    losses.set(xlabel="cells seen in training (number)", ylabel=loss_label(view.metric))
+    style.log_axis(losses.xaxis)
+    style.log_ticks(losses.xaxis)
+    style.header(losses, view.regime)
+    names = [NAMES.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()]
+    near = [*view.runs["loss"], *[view.exact] * (view.exact is not None)]
+    room = 0.1 * np.ptp(near)
+    floors.set(xlim=(min(near) - 3 * room, np.quantile(view.runs["loss"], 0.6)), xlabel="floor c, with its interval")
+    for y, row in enumerate(view.table.itertuples()):
+        ends_of = np.array([row.c_low, row.c, row.c_high], float)
+        style.interval(
+            floors, y, [None if np.isnan(end) else end for end in ends_of], **{} if row.status == "ok" else OPEN
+        )
+    style.listed(floors, names)
     keys = {}
     if view.exact is not None:
-        for axis in axes.flat:
-            keys["exact floor"] = axis.axhline(view.exact, color="black", linewidth=0.9, zorder=1)
-    ends = style.size_lines(axes.flat[0], view.runs.sort_values("parameters"), "cells_seen", "loss")
-    axes.flat[0].set_ylabel(loss_label("validation_mse"))
-    keys |= _floors_of_budgets(axes.flat[1], view.table, view.joint, view.exact)
-    for axis in axes.flat:
-        axis.set_xlabel("cells seen in training (number)")
-        style.log_axis(axis.xaxis)
-        style.log_ticks(axis.xaxis)
-    style.end_labels(axes.flat[0], ends)
-    style.legend(figure, keys)
+        keys["exact floor"] = floors.axvline(view.exact, color="black", linewidth=0.9, zorder=1)
+        losses.axhline(view.exact, color="black", linewidth=0.9, zorder=1)
+    style.end_labels(losses, ends)
+    dot = {"color": style.INK, "marker": "o", "linestyle": ""}
+    style.legend(figure, keys | {"law determined": key(**dot), "not determined": key(**dot | OPEN)})
     return style.settle(
         figure,
-        f"Left: mean loss of every size against cells seen ({len(view.runs):,} losses, those of half the updates "
-        "included). Right: floor of each budget's law with 95 % interval, and of the joint law with its band; open "
-        "where not determined.",
+        f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
+        "Right: the floor of each budget's law, and in the limit of the budget.",
     )
-
-
-def _floors_of_budgets(axis, table, joint, exact):
-    """Floor and interval of every budget, open where its status is not ok. Returns what the legend explains."""
-    table = table.astype(dict.fromkeys(("c", "c_low", "c_high"), float))
-    ok, green = table["status"] == "ok", {"color": style.PALETTE[2]}
-    within = [*table["c"][ok], *table["largest"], *([] if exact is None else [exact])]
-    bottom, top = min(within) - 0.6 * np.ptp(within), max(within) + 0.2 * np.ptp(within)
-    low, high = (table[f"c_{end}"].fillna(edge).clip(bottom, top) for end, edge in (("low", bottom), ("high", top)))
-    axis.vlines(table["cells_seen"], low, high, color=style.INK, linewidth=1)
-    dot = {"color": style.INK, "marker": "o", "linestyle": "", "markersize": 4}
-    keys = {"floor of the law": key(**dot)}
-    axis.plot(table["cells_seen"][ok], table["c"][ok], **dot)
-    if not ok.all():
-        axis.plot(table["cells_seen"][~ok], table["c"][~ok].clip(bottom, top), clip_on=False, **dot | OPEN)
-        keys["not determined"] = key(**dot | OPEN)
-    (keys["loss of the largest size"],) = axis.plot(table["cells_seen"], table["largest"], "--", color=style.GREY)
-    axis.axhspan(max(joint["low"], bottom), min(joint["high"], top), alpha=0.2, linewidth=0, **green)
-    keys["floor of the joint law"] = axis.axhline(joint["value"], linewidth=0.9, **green)
-    axis.set(ylim=(bottom, top), ylabel="floor c (MSE)")
-    return keys
 
 
 def protocols(view: Protocols) -> Figure | Note:

@@ -116,53 +116,33 @@ def splits(cells: pd.DataFrame) -> Figure:
     )
 
 
-def learning_rates(table: pd.DataFrame, trial: pd.DataFrame) -> Figure:
-    """What the learning rate does to every size, and the rule that was put through some of them.
+def recipe(swept: pd.DataFrame) -> Figure:
+    """What optimiser, rate and batch do to the loss at equal seconds, a panel of cells to each axis.
 
-    Parameters
-    ----------
-    table : DataFrame
-        size, width, held_out, cells_seen, learning_rate, validation_mse.
-    trial : DataFrame
-        width, held_out, cells_seen, best_rate, rule_rate, one row per size and budget.
-
-    Returns
-    -------
-    Figure with two panels: loss above the best (%) against the rate; best rate against width, open where held out.
+    `swept` is data/recipe.csv, see `lib.model.sizes.recipe`.
     """
-    figure, axes = style.panels(1, 2, height=58)
-    losses, best = axes.flat
-    budgets, widths = sorted(table["cells_seen"].unique()), sorted(table["width"].unique())
-    marker = dict(zip(budgets, style.MARKERS, strict=False))
-    shade = dict(zip(widths, style.spectrum(len(widths), "viridis"), strict=True))
-    for (_, budget), runs in table[np.isfinite(table["validation_mse"])].groupby(["size", "cells_seen"]):
-        runs, colour = runs.sort_values("learning_rate"), shade[runs["width"].iloc[0]]
-        above = 100 * (runs["validation_mse"] / runs["validation_mse"].min() - 1)
-        dashes = "--" if runs["held_out"].iloc[0] else "-"
-        losses.plot(runs["learning_rate"], above, dashes, marker=marker[budget], color=colour, linewidth=0.8,
-                    markersize=3)  # fmt: skip
-    for row in trial.itertuples():
-        face = "white" if row.held_out else shade[row.width]
-        best.plot(row.width, row.best_rate, marker[row.cells_seen], color=shade[row.width], markerfacecolor=face)
-    line = trial.sort_values("width")
-    best.plot(line["width"], line["rule_rate"], color=style.INK, linewidth=0.8, zorder=0)
-    losses.set(xlabel="peak learning rate (x 0.001)", ylabel="loss above the best (%)", ylim=(-1, 30))
-    best.set(xlabel="width of the model (values per token)", ylabel="best learning rate (x 0.001)")
-    style.log_axis(losses.xaxis, best.xaxis, best.yaxis)
-    rates = sorted(table["learning_rate"].unique())
-    for axis, ticks, scale in ((best.xaxis, widths, 1), (losses.xaxis, rates, 1000), (best.yaxis, rates, 1000)):
-        axis.set_ticks(ticks, labels=[f"{scale * tick:g}" for tick in ticks])
-        axis.axes.minorticks_off()
-    grey = {"color": style.GREY}
-    keys = {f"{budget:,} cells seen": key(marker=marker[budget], linestyle="", **grey) for budget in budgets}
-    keys |= {f"width {width}": key(color=shade[width]) for width in widths}
-    keys["held out (open, dashed)"] = key(linestyle="--", marker="o", markerfacecolor="white", markersize=4, **grey)
-    style.legend(figure, keys | {"rule": key(color=style.INK, linewidth=0.8)})
+    of_width = swept[(swept["width"] == 16) & np.isfinite(swept["validation_mse"])]
+    figure, axes = style.abreast(of_width["panel"].nunique(), height=52)
+    colours = dict(zip(("adamw", "muon", "soap"), (style.BASELINES["gene_mean"][1], style.INK, "#AA7744"), strict=True))
+    usual, keys = swept[swept["rule"]].set_index("panel")["batch"].groupby(level=0).first(), {}
+    for axis, (name, rows) in zip(axes, of_width.groupby("panel", sort=False), strict=True):
+        plain = rows[(rows["beta2"] == 0.99) & (rows["embedding_scale"] == 0.5)]
+        for (optimiser, batch), of in plain.groupby(["optimiser", "batch"]):
+            dashes = "-" if batch == usual[name] else ":"
+            of = of.sort_values("factor")
+            axis.plot(of["factor"], of["validation_mse"], dashes, marker="o", markersize=3, color=colours[optimiser])
+        keys |= {optimiser: key(color=colours[optimiser], marker="o", markersize=3) for optimiser in plain["optimiser"]}
+        style.header(
+            axis, name, [f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}; dotted: a quarter, 4 times"]
+        )
+        axis.set(xlabel="rate, times the rule's", ylabel="validation MSE", xscale="log")
+        axis.xaxis.set_ticks([0.5, 1, 2], labels=["0.5", "1", "2"])
+        axis.minorticks_off()
+    style.legend(figure, keys)
     return style.settle(
         figure,
-        f"Left: loss above a size's best against the peak learning rate, {len(table)} runs of "
-        f"{table['size'].nunique()} sizes. Right: the best rate of each size and budget, and the rule (line) fitted to "
-        "those that are not held out.",
+        f"Validation loss of width 16 after equal seconds against the learning rate, by optimiser and batch: "
+        f"{len(of_width)} of {len(swept)} runs of the sweep.",
     )
 
 

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit.runs import sees_context
 
 METHODS = {
     "profile_size_means": "profile, size means",
@@ -100,10 +101,12 @@ def draw_runs(axis: Axes, runs: pd.DataFrame, metric: str, colour: str) -> dict[
     marker = style.markers(runs["size"])
     style.log_axis(axis.xaxis)
     for size, seeds in runs.groupby("size", sort=False):
-        x, losses = seeds["parameters"].iloc[0], seeds[metric]
+        x, losses, face = seeds["parameters"].iloc[0], seeds[metric], {}
+        if not sees_context(seeds).all():
+            face = {"markerfacecolor": "white", "markeredgecolor": colour}
         axis.plot(seeds["parameters"], losses, marker[size], color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
         axis.vlines(x, losses.min(), losses.max(), color=colour, linewidth=0.9)
-        axis.plot(x, losses.mean(), marker[size], color=colour, zorder=4, **style.DOT)
+        axis.plot(x, losses.mean(), marker[size], color=colour, zorder=4, **style.DOT | face)
     axis.set(xlabel=style.PARAMETERS, ylabel=loss_label(metric))
     axis.set_xlim(runs["parameters"].min() / 2, runs["parameters"].max() * 2)
     return runs.groupby("size", sort=False)["parameters"].first().to_dict()
@@ -121,14 +124,16 @@ def _law(axis, curve, law, levels, colour):
         label, grey, dashes = style.BASELINES[name]
         axis.axhline(y, color=grey, linestyle=dashes, linewidth=0.9, zorder=1)
         labels.append((y, f"{label} {y:#.3g}", grey))
-    floor = law.get("c")
+    of = law.get("budget", {}).get("limit", {}) if law.get("status") == "budget-limited" else law
+    floor = of.get("c")
     if floor is not None and low - span < floor < high:
         low = min(low, floor)
-        lo, hi = law["intervals"].get(HEADLINE, {}).get("c") or OPEN
+        lo, hi = of["intervals"].get(HEADLINE, {}).get("c") or OPEN
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
         axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
                      linewidth=0, zorder=0)  # fmt: skip
-        labels.append((floor, f"fitted floor {floor:#.3g}", colour))
+        name = "fitted floor" if of is law else "limit of the floor"
+        labels.append((floor, f"{name} {floor:#.3g}", colour))
     axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     return labels
 
@@ -146,6 +151,8 @@ def _numbers(law):
     """The law's exponent and floor, or why there is none."""
     if law.get("alpha") is None or law.get("c") is None:
         return [f"no law: {law['status']}"] if law.get("status") else []
+    if law["status"] == "budget-limited":
+        return ["budget-limited: no law of capacity"]
     if law["status"] != "ok":
         return [f"{law['status']}:", f"α = {law['alpha']:.3g}, c = {law['c']:.3g}".replace("= -", "= −")]
     ends = law["intervals"].get(HEADLINE, {})

@@ -133,12 +133,14 @@ def laws(table: pd.DataFrame) -> Table:
     """
     columns = {
         "study": "study", "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
-        "exact_floor": "exact floor", "gaussian": "conditional Gaussian", "status": "status",
+        "limit": "floor at any budget", "exact_floor": "exact floor", "gaussian": "conditional Gaussian",
+        "status": "status",
     }  # fmt: skip
     columns = {name: heading for name, heading in columns.items() if name in table}
     caption = (
         "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
-        "in brackets; beside it the exact floor and the loss of the conditional Gaussian, which needs no training."
+        "in brackets; the floor in the limit of the training budget, the exact one, and the loss of the conditional "
+        "Gaussian, which needs no training."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)

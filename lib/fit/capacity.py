@@ -4,18 +4,20 @@ Every run has the losses that an eighth, a quarter and half of its updates would
 half of them do as well, a law in P says what sizes can learn. Where they do not, it says how far training got.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from lib.fit.intervals import HEADLINE, brief
+from lib.fit.intervals import HEADLINE, brief, columns_of
 from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
-from lib.fit.runs import Ladder, sees_context
+from lib.fit.runs import UNITS, Ladder, sees_context, usable
 from lib.study import BUDGETS
 
+FLOORS = 80
+"""Floors of the bounded form that are tried."""
 DECAYS = np.geomspace(0.05, 4, 120)
 """Exponents b of a loss that falls as budget^-b that are tried."""
 
@@ -127,15 +129,10 @@ def _joint(rows, metric, columns, level):
 # ---------------------------------------------------------------- what a law hangs on
 
 
-def sensitivity(rows: pd.DataFrame, metric: str, uninformed: float | None, level: float = 0.95) -> dict[str, dict]:
+def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
     """The law under other choices: alpha, c, intervals and status of each.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        The usable runs of one regime, those of sizes that see no context among them.
-    uninformed : float or None
-        The loss without looking at the cell, that of the gene mean.
+    `rows` are the usable runs of one regime, those of sizes that see no context among them.
     """
     seeing = rows[sees_context(rows)]
     P, variants = seeing["parameters"], {}
@@ -146,8 +143,10 @@ def sensitivity(rows: pd.DataFrame, metric: str, uninformed: float | None, level
     if len(seeing) < len(rows):
         variants["with sizes that see no context"] = rows
     table = {name: brief(ladder(of, metric), level) for name, of in variants.items() if of["parameters"].nunique() >= 3}
-    if uninformed is not None and seeing["parameters"].nunique() >= FEWEST_SIZES:
-        table["bounded by the gene mean"] = bounded(ladder(seeing, metric), uninformed, level)
+    data, column = ladder(seeing, metric), UNITS[metric.rsplit("_", 1)[1]]["gene_mean"]
+    uninformed = float(rows[column].astype(float).mean()) if column in rows else np.nan
+    if len(data.d) >= FEWEST_SIZES and uninformed > data.means.min():
+        table["bounded by the gene mean"] = bounded(data, uninformed, level)
     return table
 
 
@@ -168,11 +167,11 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
         return 2 * fit.cost, fit.x
 
     span = uninformed - y.min()
-    floors = np.linspace(y.min() - 3 * span, y.min() - 1e-4 * span, 160)
+    floors = np.linspace(y.min() - 3 * span, y.min() - 1e-4 * span, FLOORS)
     scores = np.array([best(E)[0] for E in floors])
     least = int(scores.argmin())
     found = optimize.minimize_scalar(
-        lambda E: best(E)[0], bounds=(floors[max(least - 1, 0)], floors[min(least + 1, 159)]), method="bounded"
+        lambda E: best(E)[0], bounds=(floors[max(least - 1, 0)], floors[min(least + 1, FLOORS - 1)]), method="bounded"
     )
     df = len(d) - 3
     rim = found.fun + stats.f.ppf(level, 1, df) * max(found.fun / df, (w * data.known).mean())
@@ -186,3 +185,57 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
         "status": Status.OK if identified else Status.NO_FLOOR,
         "intervals": {HEADLINE: {"alpha": [-np.inf, np.inf], "c": [float(low), float(high)]}},
     }
+
+
+# ---------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True, eq=False)
+class Budgets:
+    """More updates: the loss of every size at every budget, and the floor of each budget's law.
+
+    Attributes
+    ----------
+    runs : DataFrame
+        size, parameters, cells_seen, loss.
+    table : DataFrame
+        name, cells_seen, c, c_low, c_high, status: of every budget, and the limit.
+    exact : float or None
+        The exact floor.
+    """
+
+    regime: str
+    metric: str
+    runs: pd.DataFrame
+    table: pd.DataFrame
+    exact: float | None
+
+
+def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
+    """The budgets of the first regime that has several; `floors` is {regime: exact floor or None}."""
+    several = (regime for regime, by_metric in laws.items() if next(iter(by_metric.values()))["budget"])
+    if (regime := next(several, None)) is None:
+        return None
+    metric, law = next(iter(laws[regime].items()))
+    runs = usable(table[table["regime"] == regime], metric)
+    runs = runs[sees_context(runs)]
+    rows, parts = [], []
+    for name, of in law["budget"].items():
+        seen = of.get("share", np.inf) * runs["cells_seen"].max()
+        rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
+        if "share" in of:
+            losses = runs[metric if name == "whole" else f"{metric}_{name}"]
+            parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses.astype(float)))
+    return Budgets(regime, metric, pd.concat(parts), pd.DataFrame(rows), floors.get(regime))
+
+
+def sensitivity_table(laws: dict) -> pd.DataFrame:
+    """What each regime's headline law hangs on: regime, choice, alpha and c with their ends, status."""
+    names = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}
+    rows = []
+    for regime, by_metric in laws.items():
+        law = next(iter(by_metric.values()))
+        limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
+        for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
+            rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
+    return pd.DataFrame(rows)

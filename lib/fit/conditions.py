@@ -1,4 +1,4 @@
-"""Conditions compared: training cells, training budgets, held-out splits, protocols.
+"""Conditions compared: training cells, held-out splits, protocols.
 
 Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it.
 """
@@ -11,7 +11,6 @@ import pandas as pd
 from lib.fit.intervals import columns_of
 from lib.fit.joint import best_form, frontier, joint_law
 from lib.fit.runs import headline, usable
-from lib.fit.summary import fit_laws
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -166,99 +165,6 @@ def _range(values):
         return ", ".join(sorted(map(str, values)))
     low, high = (f"{end:,.6g}" if end >= 1000 else f"{end:.3g}" for end in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
-
-
-# ---------------------------------------------------------------- training budgets
-
-
-@dataclass(frozen=True, eq=False)
-class Budget:
-    """More updates: the same cells and sizes, and only the cells seen change.
-
-    The floor of a law is that of its budget. Every run also has the loss that half its updates would have given, so
-    each regime gives two budgets. With three of them loss is fitted in parameters N and cells seen S together,
-    L = E + A N^-a + B S^-b, whose E is the floor when both are large.
-
-    Attributes
-    ----------
-    runs : DataFrame
-        The runs, those of half the updates among them, with the loss as a column.
-    table : DataFrame
-        The law of every budget, see `floors`.
-    joint : dict
-        E of the joint law: value, low, high, status.
-    exact : float or None
-        The exact floor.
-    """
-
-    sentence: str
-    runs: pd.DataFrame | None = None
-    table: pd.DataFrame | None = None
-    joint: dict | None = None
-    exact: float | None = None
-
-
-def budget(table: pd.DataFrame) -> Budget:
-    """The budgets of a table of runs."""
-    try:
-        rows = budgets(table)
-        joint = limit(rows)
-    except InputError as refusal:
-        return Budget(f"No comparison of budgets: {refusal}")
-    exact = rows["bayes_mse"].mean() if "bayes_mse" in rows else np.nan
-    sentence = (
-        f"The floor of the joint law in parameters and cells seen is {joint['value']:.3f} ({joint['low']:.3f} to "
-        f"{joint['high']:.3f}; status: {joint['status']})."
-    )
-    return Budget(sentence, rows, floors(rows), joint, None if np.isnan(exact) else float(exact))
-
-
-def budgets(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs of a study of budgets, those of half the updates among them, with the loss as a column.
-
-    Raises
-    ------
-    InputError
-        The regimes differ in more than the cells seen, or have one budget.
-    """
-    rows = usable(table, METRIC)
-    alike = ("genes", "cells_train", "donors", "objective", "protocol")
-    other = [name for name in alike if name in rows and rows[name].nunique(dropna=False) > 1]
-    if "learning_rate" in rows and (rows.groupby("size")["learning_rate"].nunique() > 1).any():
-        other.append("learning_rate")
-    if other:
-        raise InputError(f"the regimes differ in {other[0]}; compare those that differ in cells seen alone.")
-    if "cells_seen" not in rows or rows["cells_seen"].nunique() < 2:
-        raise InputError("all runs have one budget; `make run STUDY=budget` changes it alone.")
-    both = rows.assign(loss=rows[METRIC].astype(float))
-    if (half := f"{METRIC}_half") in rows:
-        earlier = rows.assign(loss=rows[half].astype(float), cells_seen=rows["cells_seen"] / 2)
-        both = pd.concat([both, earlier[earlier["loss"].notna()]])
-    return both.sort_values(["cells_seen", "parameters"], kind="stable", ignore_index=True)
-
-
-def floors(rows: pd.DataFrame) -> pd.DataFrame:
-    """The law of every budget: cells_seen, status, largest (loss of the largest size), alpha and c with their ends."""
-    table = []
-    for seen, of in rows.groupby("cells_seen"):
-        law = fit_laws(of.assign(regime="", **{METRIC: of["loss"]}), 100, 0, metrics=(METRIC,))[""][METRIC]
-        largest = of[of["parameters"] == of["parameters"].max()]["loss"].mean()
-        table.append({"cells_seen": seen, "status": law["status"], "largest": largest, **columns_of(law)})
-    return pd.DataFrame(table)
-
-
-def limit(rows: pd.DataFrame) -> dict:
-    """E of the joint law in parameters and cells seen: value, low and high (95 %), status.
-
-    Raises
-    ------
-    InputError
-        Fewer than three sizes or budgets.
-    """
-    grid = rows[["parameters", "loss"]].assign(cells_train=rows["cells_seen"])
-    law = joint_law(grid)
-    low, high = np.quantile(law.draws.linear[:, 0], [0.025, 0.975])
-    return {"value": float(law.linear[0]), "low": float(low), "high": float(high), "status": law.status}
 
 
 # ---------------------------------------------------------------- held-out splits

@@ -9,7 +9,7 @@ than seeds do. The profile over size means allows for it: it is the headline.
 import numpy as np
 from scipy import stats
 
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, alpha_grid, fit_many, power_law, profile, project
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, fit_many, power_law, profile
 from lib.fit.runs import Ladder
 from lib.io import InputError
 
@@ -197,31 +197,3 @@ def band(law: Law | dict, grid: np.ndarray, level: float = 0.95) -> tuple[np.nda
         return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
     region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level)
     return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
-
-
-def profile_curve(data: Ladder, level: float = 0.95, points: int = 121) -> dict[str, np.ndarray | float]:
-    """Residual sum of squares relative to its minimum: over the floor (alpha refitted at each) and over alpha.
-
-    Returns
-    -------
-    dict
-        c, relative_rss and alpha (its best value there), each (points,); alpha_grid and alpha_relative_rss for the
-        other curve; threshold, the height at which the curves cross the ends of the headline interval.
-    """
-    region = region_of(data, level)
-    best = max(region.fits.rss[0], np.finfo(float).tiny)
-    threshold = max(float(region.limit[0] / best), 1.0)
-    low, high = (float(end[0]) for end in region.interval())
-    c, spread = float(region.fits.c[0]), np.ptp(data.means)
-    low, high = low if np.isfinite(low) else c - spread, high if np.isfinite(high) else c + spread
-    floors = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low), points)
-    edges = alpha_grid(data.d)[[0, -1]]
-    alphas = np.sort(np.append(np.geomspace(*edges, 1500), region.fits.alpha[0]))
-    along = project(data.d, data.means[:, None], data.weights[:, None], alphas)
-    value, variance = along.value(0.0)
-    rss = along.rss[:, None] + (floors - value[:, None]) ** 2 / variance[:, None]
-    near = (alphas > alphas[0]) & (along.rss < best * (1 + 2 * (threshold - 1)))
-    return {
-        "c": floors, "relative_rss": rss.min(0) / best, "alpha": alphas[rss.argmin(0)], "threshold": threshold,
-        "alpha_grid": alphas[near], "alpha_relative_rss": along.rss[near] / best,
-    }  # fmt: skip

@@ -13,7 +13,7 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import all_intervals, band, columns_of, profile_curve, restore
+from lib.fit.intervals import all_intervals, band, columns_of, restore
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law, profile
 from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
@@ -58,11 +58,13 @@ def fit_laws(
     laws = {}
     for regime, rows in table.groupby("regime", sort=False):
         fitted = [metric for metric in present if len(usable(rows, metric))] or present[:1]
-        laws[str(regime)] = {metric: _law(rows, metric, resamples, seed, level) for metric in fitted}
+        laws[str(regime)] = {
+            metric: _law(rows, metric, resamples, seed, level, headline=metric == fitted[0]) for metric in fitted
+        }
     return laws
 
 
-def _law(rows, metric, resamples, seed, level):
+def _law(rows, metric, resamples, seed, level, headline):
     usable_rows = usable(rows, metric)
     good = usable_rows[sees_context(usable_rows)]
     counts = {"n_sizes": good["parameters"].nunique(), "n_runs": len(good), "n_left_out": len(rows) - len(good)}
@@ -74,23 +76,19 @@ def _law(rows, metric, resamples, seed, level):
     residual = data.losses - law.predict(data.parameters[data.index])
     spread = ((data.losses - data.losses.mean()) ** 2).sum()
     huber = huber_law(data.parameters[data.index], data.losses)
-    uninformed = (
-        usable_rows.get(UNITS[metric.rsplit("_", 1)[1]]["gene_mean"], pd.Series(dtype=float)).astype(float).mean()
-    )
     content |= {
         "alpha": law.alpha, "a": law.a, "c": law.c, "rss": (residual**2).sum(),
         "r2": 1 - (residual**2).sum() / spread if spread else 0.0, "status": law.status,
         "comparison": compare_forms(data), "scaling_p": scaling_p(data), "lack_of_fit": lack_of_fit(data),
         "rollout": rollout(data, level), "condition_number": condition_number(law), "huber": huber and _abc(huber),
-        "runs_fit": _abc(runs_law(data)), "intervals": {}, "profile": None,
+        "runs_fit": _abc(runs_law(data)), "intervals": {},
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
         "budget": capacity.of_budgets(good, metric, level),
-        "sensitivity": capacity.sensitivity(usable_rows, metric, None if np.isnan(uninformed) else uninformed, level),
+        "sensitivity": capacity.sensitivity(usable_rows, metric, level) if headline else {},
     }  # fmt: skip
     if content["n_sizes"] >= FEWEST_SIZES:
         content["intervals"] = all_intervals(data, resamples, np.random.default_rng(seed), level)
-        content["profile"] = profile_curve(data, level)
     if capacity.budget_limited(good):
         content["status"] = Status.BUDGET
     content = plain(content)
@@ -103,7 +101,7 @@ def _abc(law):
 
 
 def _nothing(metric):
-    empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "condition_number", "huber", "runs_fit", "sizes", "profile")
+    empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "condition_number", "huber", "runs_fit", "sizes")
     return dict.fromkeys((*empty, "scaling_p")) | {
         "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
         "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
@@ -302,10 +300,11 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        regime, metric; alpha and c with the ends of their headline intervals; exact_floor of that loss, and gaussian,
-        the loss of the conditional Gaussian, which needs no training; status. NaN where unknown or without end, and
-        where the runs do not determine alpha or c: its interval has no end at all, alpha is an end of the grid that
-        was searched, or the law is not ok and its value below zero, where neither an exponent nor a loss can be.
+        regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
+        budget with its ends; exact_floor of that loss, and gaussian, the loss of the conditional Gaussian, which needs
+        no training; status. NaN where unknown or without end, and where the runs do not determine alpha or c: its
+        interval has no end at all, alpha is an end of the grid that was searched, the law is not ok and its value below
+        zero, where neither an exponent nor a loss can be, or it is a law of the budget and not of the sizes.
     """
     metrics = {regime: next(iter(by_metric)) for regime, by_metric in laws.items()}
     exact, rows = known_floors(known, metrics), []
@@ -313,17 +312,27 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
         split, unit = metric.rsplit("_", 1)
         law, baselines = laws[regime][metric], known.get(regime, {}).get(split, {})
         rows.append({
-            "regime": regime, "metric": metric, **columns_of(law), "exact_floor": exact[regime],
+            "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact[regime],
             "gaussian": baselines.get(UNITS[unit]["gaussian"]), "status": law["status"],
         })  # fmt: skip
-    numbers = ["alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "exact_floor", "gaussian"]
+    ends = [f"{name}{end}" for name in ("alpha", "c", "limit") for end in ("", "_low", "_high")]
+    numbers = [*ends, "exact_floor", "gaussian"]
     columns = ["regime", "metric", *numbers, "status"]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
     for name in ("alpha", "c"):
-        unbounded = table[[f"{name}_low", f"{name}_high"]].isna().all(axis=1)
+        unbounded = table[[f"{name}_low", f"{name}_high"]].isna().all(axis=1) | (table["status"] == Status.BUDGET)
         table[name] = table[name].mask(unbounded | (table["status"] != Status.OK) & (table[name] < 0))
     table["alpha"] = table["alpha"].mask(table["status"] == Status.ALPHA_AT_EDGE)
     return table
+
+
+def _limit(law):
+    """The floor in the limit of the budget, as columns; nothing where that law is not determined."""
+    limit = law.get("budget", {}).get("limit")
+    if limit is None or limit["status"] != Status.OK:
+        return {}
+    columns = columns_of(limit)
+    return {"limit": columns["c"], "limit_low": columns["c_low"], "limit_high": columns["c_high"]}
 
 
 def kept(root: Path | None = None) -> pd.DataFrame:

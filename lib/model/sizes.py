@@ -1,4 +1,4 @@
-"""Model sizes: the published ladder, exact counts of parameters and floating-point operations, the learning-rate rule.
+"""Model sizes: the published ladder, exact counts of parameters and floating-point operations, the sweep of the recipe.
 
 Standard library only, but for the tables, so that a study file can be checked and a plan costed without torch.
 """
@@ -7,9 +7,6 @@ import os
 from dataclasses import dataclass
 
 from lib import io
-
-REFERENCE = 64
-"""Width at which the rule for the learning rate states its rate."""
 
 
 def cores() -> int:
@@ -116,67 +113,33 @@ def table(study):
     return pd.DataFrame(rows)
 
 
-def read():
-    """The committed sweep of learning rates that `benchmarks/rates.py` made.
+def recipe():
+    """The committed sweep of optimiser, rate, batch, beta2 and initial scale that `benchmarks/recipe.py` made.
 
     Returns
     -------
     DataFrame
-        size, width, layers, held_out (the rule is not fitted to it), cells_seen, learning_rate, and validation_mse,
-        infinite where a run diverged.
+        panel, genes, width, optimiser, batch, factor (of the rule's rate), beta2, embedding_scale, updates, seconds,
+        validation_mse (infinite: diverged), held_out (the rule was not chosen there), rule (what a study gets).
     """
     import pandas as pd
 
-    return pd.read_csv(io.CODE / "data" / "learning_rates.csv")
+    return pd.read_csv(io.CODE / "data" / "recipe.csv")
 
 
-def vertex(runs) -> float:
-    """Best learning rate: the vertex of the parabola in log rate through the best rate and its two neighbours."""
-    import numpy as np
-
-    runs = runs.sort_values("learning_rate")
-    rates, losses = runs["learning_rate"].to_numpy(), runs["validation_mse"].to_numpy()
-    least = int(losses.argmin())
-    near = slice(least - 1, least + 2)
-    if not np.isfinite(losses[near]).all():
-        return float(rates[least])
-    bend, slope, _ = np.polyfit(np.log(rates[near]), losses[near], 2)
-    return float(np.exp(-slope / (2 * bend)))
-
-
-def rule(swept) -> tuple[float, float]:
-    """The power of width through the best rates of the sizes that are not held out, least squares in logarithms.
-
-    Returns
-    -------
-    base, exponent : float
-        rate = base * (REFERENCE / width)**exponent, the rule of `lib.train.loop.learning_rate`
-    """
-    import numpy as np
-
-    fitted = swept[~swept["held_out"]].groupby(["size", "cells_seen"])
-    width, rate = np.array([(runs["width"].iloc[0], vertex(runs)) for _, runs in fitted]).T
-    exponent, base = np.polyfit(np.log(REFERENCE / width), np.log(rate), 1)
-    return float(np.exp(base)), float(exponent)
-
-
-def trial(swept, base: float, exponent: float):
-    """What the rule costs each size and budget.
+def cost_of_rule(swept):
+    """By which share the rule's loss is above the best that was found, for every panel and width of the sweep.
 
     Returns
     -------
     DataFrame
-        size, width, layers, held_out, cells_seen, best_rate, rule_rate, and cost: by which share the loss at the rule's
-        rate, read off between the trained ones, is above the least.
+        panel, width, held_out, rule and best (losses), cost.
     """
-    import numpy as np
     import pandas as pd
 
     rows = []
-    for _, runs in swept.groupby(["size", "cells_seen"], sort=False):
-        runs = runs[np.isfinite(runs["validation_mse"])].sort_values("learning_rate")
-        row = runs.iloc[0][["size", "width", "layers", "held_out", "cells_seen"]].to_dict()
-        row |= {"best_rate": vertex(runs), "rule_rate": base * (REFERENCE / row["width"]) ** exponent}
-        logs, losses = np.log(runs["learning_rate"]), runs["validation_mse"]
-        rows.append(row | {"cost": np.interp(np.log(row["rule_rate"]), logs, losses) / losses.min() - 1})
+    for (panel, width), runs in swept.groupby(["panel", "width"], sort=False):
+        rule, best = runs.loc[runs["rule"], "validation_mse"].iloc[0], runs["validation_mse"].min()
+        row = {"panel": panel, "width": width, "held_out": bool(runs["held_out"].iloc[0]), "rule": rule, "best": best}
+        rows.append(row | {"cost": rule / best - 1})
     return pd.DataFrame(rows)

@@ -238,7 +238,7 @@ def report(study: str) -> None:
 def keep(study: str) -> None:
     """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
 
-    runs.csv, laws.json without its profile curves, the executed notebook of the fit, and origin.json.
+    runs.csv, laws.json, origin.json, and the executed notebook of the fit, whose links lead to notebooks/.
     """
     import pandas as pd
 
@@ -247,19 +247,18 @@ def keep(study: str) -> None:
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
     folder, table = io.ROOT / "data" / "results" / study.name, pd.read_csv(study.data / "runs.csv")
     made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
-    laws = io.read_json(study.data / "laws.json")
-    for law in (law for by_metric in laws.values() for law in by_metric.values()):
-        law["profile"] = None
-    io.write_json(folder / "laws.json", laws)
+    io.write_json(folder / "laws.json", io.read_json(study.data / "laws.json"))
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
     machine["devices"] = sorted(table["device"].dropna().unique()) if "device" in table else []
     hours = round(float(table["seconds"].sum()) / 3600, 3) if "seconds" in table else 0.0
     origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version()}
     io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
-    for name in ("runs.csv", "notebooks/04_fit.ipynb"):
-        if (study.data / name).is_file():
-            with io.atomic(folder / Path(name).name) as partial:
-                shutil.copyfile(study.data / name, partial)
+    with io.atomic(folder / "runs.csv") as partial:
+        shutil.copyfile(study.data / "runs.csv", partial)
+    if (notebook := study.data / "notebooks" / "04_fit.ipynb").is_file():
+        with io.atomic(folder / notebook.name) as partial:
+            text = re.sub(r"\]\((0\d_\w+\.ipynb)\)", r"](../../../notebooks/\1)", notebook.read_text(encoding="utf-8"))
+            partial.write_text(text, encoding="utf-8")
     print(io.shown(folder))
 
 

@@ -1,0 +1,123 @@
+"""Capacity or budget: laws at every budget, their limit, what a law hangs on, and how narrow an interval may be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import io
+from lib.fit import capacity, runs
+from lib.fit.intervals import HEADLINE
+from lib.fit.law import Status
+from lib.fit.summary import fit_laws, laws_table
+from lib.study import load_study
+
+FLOOR = 0.13
+
+
+def trained(fall=2e-2, power=0.5, noise=0.0, sizes=8, seeds=2, convergence="converged"):
+    """Runs of one regime: 0.13 + 0.3 N^-0.3 and what a budget leaves, `fall` at the whole one."""
+    rng, widths = np.random.default_rng(0), 4 * 2 ** np.arange(sizes)
+    rows = []
+    for width in widths:
+        for seed in range(seeds):
+            N = 10.0 * width**2
+            row = {"regime": "r", "size": f"d{width}", "seed": seed, "width": width, "parameters": N, "status": "ok",
+                   "cells_seen": 1000, "parameters_without_embeddings": 9.0 * width**2, "gene_mean_mse": 0.3,
+                   "convergence": convergence, "validation_mse_se": 1e-3}  # fmt: skip
+            for name, share in {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2, "": 1.0}.items():
+                loss = FLOOR + 0.3 * N**-0.3 + fall * share**-power + noise * rng.standard_normal()
+                row[f"validation_mse_{name}".rstrip("_")] = loss
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def law_of(table):
+    return fit_laws(table, 100, 0)["r"]["validation_mse"]
+
+
+def test_every_budget_has_the_floor_of_its_law_and_the_limit_has_that_of_all():
+    law = law_of(trained())
+    found = {name: of["c"] for name, of in law["budget"].items()}
+    for name, share in {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2, "whole": 1.0}.items():
+        assert found[name] == pytest.approx(FLOOR + 2e-2 * share**-0.5, abs=1e-4)
+    assert law["c"] == pytest.approx(FLOOR + 2e-2, abs=1e-4)
+    assert found["limit"] == pytest.approx(FLOOR, abs=2e-3) and found["joint"] == pytest.approx(FLOOR, abs=2e-3)
+
+
+def test_the_interval_of_the_limit_holds_the_floor_and_knows_of_the_extrapolation():
+    law = law_of(trained(noise=3e-4))
+    (low, high), (plain_low, plain_high) = (
+        of["intervals"][HEADLINE]["c"] for of in (law["budget"]["limit"], law["budget"]["whole"])
+    )
+    assert low < FLOOR < high and high - low > plain_high - plain_low
+    assert not plain_low < FLOOR < plain_high
+
+
+def test_runs_that_have_not_learned_give_no_floor_and_no_exponent():
+    table = trained(convergence="not converged")
+    laws = fit_laws(table, 100, 0)
+    assert laws["r"]["validation_mse"]["status"] == Status.BUDGET
+    row = laws_table(laws, {}).iloc[0]
+    assert np.isnan(row["c"]) and np.isnan(row["alpha"]) and row["limit"] == pytest.approx(FLOOR, abs=2e-3)
+    assert law_of(table.assign(convergence="converged"))["status"] == Status.OK
+
+
+def test_sizes_that_see_no_context_are_left_out_of_the_law_and_their_pull_is_shown():
+    table = trained()
+    blind = table.head(1).assign(width=1, size="XXS", parameters=40.0, parameters_without_embeddings=8.0)
+    blind["validation_mse"] = 0.3
+    law = law_of(pd.concat([table, blind]))
+    assert law["c"] == law_of(table)["c"] and law["n_sizes"] == 8
+    pulled = law["sensitivity"]["with sizes that see no context"]
+    assert pulled["c"] != pytest.approx(law["c"], abs=1e-4)
+
+
+def test_the_published_headline_leaves_out_the_size_that_sees_no_context():
+    table = runs.given(load_study("published-runs"))
+    law = fit_laws(table, 100, 0)["data-rich"]["validation_mse"]
+    assert law["n_sizes"] == 5 and law["c"] == pytest.approx(1.465, abs=1e-3)
+    with_all = law["sensitivity"]["with sizes that see no context"]
+    assert (round(with_all["alpha"], 3), round(with_all["c"], 3)) == (0.529, 1.470)
+
+
+def test_a_law_hangs_on_every_choice_as_little_as_it_was_drawn_to():
+    choices = law_of(trained())["sensitivity"]
+    assert set(choices) == {
+        "smallest size left out", "largest size left out", "parameters without embeddings", "bounded by the gene mean",
+    }  # fmt: skip
+    for name, of in choices.items():
+        assert of["c"] == pytest.approx(FLOOR + 2e-2, abs=2e-2 if name.startswith("bounded") else 1e-3), name
+
+
+def test_the_bounded_form_finds_its_own_floor():
+    table = trained(fall=0.0)
+    h = 2.0 * table["parameters"] ** -0.4
+    for column in [name for name in table if name.startswith("validation_mse") and not name.endswith("se_se")]:
+        table[column] = FLOOR + (0.3 - FLOOR) * h / (1 + h)
+    found = law_of(table)["sensitivity"]["bounded by the gene mean"]
+    assert found["c"] == pytest.approx(FLOOR, abs=1e-4) and found["alpha"] == pytest.approx(0.4, abs=1e-2)
+
+
+@pytest.mark.parametrize("error", ["cells", "budget", "seeds"])
+def test_no_interval_is_narrower_than_what_is_known_of_the_losses(error):
+    """Four sizes on a perfect line: with one degree of freedom a residual can be small by luck."""
+    table = trained(sizes=4, fall=0.0)
+    if error == "cells":
+        table = table.assign(validation_mse_se=5e-3)
+    if error == "budget":
+        table["validation_mse_half"] = table["validation_mse"] + 5e-3
+    if error == "seeds":
+        table["validation_mse"] += np.where(table["seed"] == 0, 5e-3, -5e-3)
+    low, high = law_of(table)["intervals"][HEADLINE]["c"]
+    assert (low is None or low < FLOOR - 2e-3) and (high is None or high > FLOOR + 2e-3)
+
+
+def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
+    table = trained()
+    laws = fit_laws(table, 100, 0)
+    view = capacity.budgets(table, laws, {"r": FLOOR})
+    assert list(view.table["name"]) == ["eighth", "quarter", "half", "whole", "limit", "joint"] and view.exact == FLOOR
+    assert list(view.table["cells_seen"]) == [125, 250, 500, 1000, np.inf, np.inf] and len(view.runs) == 4 * len(table)
+    assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
+    rows = capacity.sensitivity_table(laws)
+    assert rows["choice"].iloc[0] == "headline" and len(rows) == 7 and io.FIT_NUMERICS == 2
