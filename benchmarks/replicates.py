@@ -42,11 +42,11 @@ CONTENT = {
     "regimes": {"known": {"genes": 16, "cells": 18_000}},
     "sizes": [{"name": f"d{width}", "d": width, "layers": 1, "heads": heads} for width, heads in WIDTHS.items()],
     "seeds": [7],
-    "train": {"cells_seen": 256_000, "evaluations": 2},
+    "train": {"cells_seen": 512_000, "evaluations": 2},
 }
 """The study file of every replicate, but for its census' seed."""
-FRESH = {"cells": 320_000}, {"split": {"validation": 0.02, "test": 0.02, "cells": 2000},
-                             "regimes": {"known": {"genes": 16, "cells": 256_000}}}  # fmt: skip
+FRESH = {"cells": 600_000}, {"split": {"validation": 0.02, "test": 0.02, "cells": 2000},
+                             "regimes": {"known": {"genes": 16, "cells": 512_000}}}  # fmt: skip
 """What changes of census and study where no cell is seen twice."""
 KINDS = {
     "mse": ("mse", {}, {}),
