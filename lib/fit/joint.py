@@ -344,21 +344,10 @@ def _crossover(law, D, level):
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """The plan from a study's largest run, or in `sentence` why there is none.
-
-    Attributes
-    ----------
-    gains, frontier : DataFrame
-        See `Plan` and `frontier`.
-    grid : DataFrame
-        The means that the joint law was fitted to: parameters, cells_train, cells_seen, loss.
-    """
+    """The plan from a study's largest run, or in `sentence` why there is none."""
 
     sentence: str
     plan: Plan | None = None
-    gains: pd.DataFrame | None = None
-    frontier: pd.DataFrame | None = None
-    grid: pd.DataFrame | None = None
 
 
 def outlook(table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400) -> Outlook:
@@ -388,10 +377,8 @@ def outlook(table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: 
         return Outlook(f"No joint law: {refusal}.")
     largest = law.cells.loc[law.cells["parameters"].mul(law.cells["cells_train"]).idxmax()]
     made = plan(law, float(largest["parameters"]), float(largest["cells_train"]), level)
-    grid = np.geomspace(law.cells["cells_train"].min(), law.cells["cells_train"].max(), 25)
-    across = frontier(law, grid, level)
     sentence = (
         f"The largest run has {made.parameters:,.0f} parameters and {made.cells:,.0f} training cells; in "
         f"{made.capacity_share:.0%} of the draws capacity limits it (status of the joint law: {law.status})."
     )
-    return Outlook(sentence, made, made.gains, across, law.cells)
+    return Outlook(sentence, made)
