@@ -47,9 +47,10 @@ class Cells(Dataset):
         return self.x[cell], hidden
 
 
-def train(model, cells, updates, learning_rate=3.125e-5, weight_decay=0.01, clip=1.0):
+def train(model, cells, updates, learning_rate=3.125e-5, weight_decay=0.01, clip=1.0, optimiser=None):
     """Train for some updates of MICRO_BATCH x ACCUMULATION cells; returns the mean loss of the last one."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    adamw = {"lr": learning_rate, "weight_decay": weight_decay}
+    optimiser = optimiser or torch.optim.AdamW(model.parameters(), **adamw)
     model.train()
     batches = iter(DataLoader(cells, MICRO_BATCH, sampler=_endless(len(cells))))
     for _ in range(updates):
