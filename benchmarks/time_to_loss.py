@@ -117,7 +117,8 @@ def compare(name, data, folder, rates=RATES, **words):
     mean, rows = x[data.train].mean(0), data.held["validation"][:SEEN]
     uninformed = float(((np.take_along_axis(x[rows], masks, 1) - mean[masks]) ** 2).mean())
     own = ours(size, data, folder, **words)
-    lowest = own[:, 1].min()
+    if (lowest := own[:, 1].min()) >= uninformed:
+        raise ValueError(f"{name} has not got below the gene mean; let our longest run be longer (DOUBLINGS)")
     levels = {share: uninformed - share * (uninformed - lowest) for share in SHARES}
     most = PATIENCE * ASKED.get(name, 1.0) * max(seconds_to(level, own) for level in levels.values())
     curves = [plain(size, data, rate, most) for rate in rates]
