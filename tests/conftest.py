@@ -32,9 +32,14 @@ STUDY = yaml.safe_load("""
 census: {simulate: {cells: 900, genes: 150, transcriptome: 150, states: 8, donors: 12, profiles: 2}}
 regimes: {data-rich: {genes: 24, cells: 500}, data-limited: {genes: 24, cells: 60}}
 split: {validation: 0.1, test: 0.1, cells: 40}
-sizes: [XXS, {name: d4, d: 4, layers: 1}, {name: d8, d: 8, layers: 1}, {name: d16, d: 16, layers: 1}]
+sizes:
+  - XXS
+  - {name: d4, d: 4, layers: 1}
+  - {name: d6, d: 6, layers: 1}
+  - {name: d8, d: 8, layers: 1}
+  - {name: d16, d: 16, layers: 1}
 seeds: [7, 8]
-train: {cells_seen: 1600, learning_rate: 0.008, evaluations: 4}
+train: {cells_seen: 1600, batch: 32, evaluations: 4}
 fit: {resamples: 100}
 """)
 """The demo at a size whose whole batch of notebooks takes a minute or two; it has the sizes that a law needs."""

@@ -53,7 +53,7 @@ def by_default(executed, name):
 def test_every_run_is_one_row_of_the_stated_columns(project):
     table = pd.read_csv(project / "data/demo/runs.csv")
     assert list(table.columns) == runs.COLUMNS
-    assert len(table) == 2 * 4 * 2
+    assert len(table) == 2 * 5 * 2
     assert not table.duplicated(["regime", "size", "seed"]).any()
     assert (table["status"] == "ok").all()
     assert set(table["convergence"]) <= {"converged", "not converged"}
@@ -93,7 +93,7 @@ def test_figures_and_tables_come_in_every_format_with_their_caption(project):
 
 def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(project):
     executed = sorted((project / "data/demo/notebooks").rglob("*.ipynb"))
-    assert len(executed) == 2 + 1 + 2 * 4 + 1 + 1
+    assert len(executed) == 2 + 1 + 2 * 5 + 1 + 1
     for notebook in executed:
         found = outputs(notebook)
         assert not [output for output in found if output["output_type"] == "error" or output.get("name") == "stderr"]
@@ -105,7 +105,7 @@ def test_a_second_run_finds_nothing_to_do_and_changes_nothing(project):
         return {path: path.stat().st_mtime_ns for path in (project / "data/demo").glob("*/runs/*/*/result.json")}
 
     before = state()
-    assert len(before) == 16
+    assert len(before) == 20
     done = command(project, sys.executable, "-m", "lib", "run", "demo", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert state() == before
@@ -149,6 +149,7 @@ def test_the_published_runs_are_fitted_audited_and_drawn(tmp_path):
         done = papermill(tmp_path, notebook, tmp_path, "-p", "study", "published-runs")
         assert done.returncode == 0, done.stderr
     law = json.loads((tmp_path / "data/published-runs/laws.json").read_text())["data-rich"]["validation_mse"]
+    law = law["sensitivity"]["with sizes that see no context"]
     assert (round(law["alpha"], 3), round(law["c"], 3)) == (0.529, 1.470)
     interval = law["intervals"]["profile_size_means"]
     assert [round(end, 3) for end in interval["alpha"]] == pytest.approx([0.447, 0.639], abs=0.002)
