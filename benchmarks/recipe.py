@@ -155,20 +155,20 @@ class Soap(Optimiser):
 
 
 def seconds_per_update(trials, data, folder, rounds=8, updates=8):
-    """Seconds of one update, {(width, optimiser, batch): s}: the least of several rounds, which kinds take in turns.
+    """Seconds of one update on one core, {(width, optimiser, batch): s}: the least of rounds that kinds take in turns.
 
-    Whatever else runs on the machine only adds to a time.
+    Of the processor's time, which goes on only while this process runs: the machine may be busy with other things.
     """
     kinds = sorted({(trial.width, trial.optimiser, trial.batch) for trial in trials})
     runs = {kind: started(Trial("", *kind), data, 10**6, folder) for kind in kinds}
     taken = dict.fromkeys(kinds, math.inf)
     for _ in range(rounds):
         for kind, run in runs.items():
-            torch.set_num_threads(run.size.threads(run.genes))
-            since = time.perf_counter()
+            torch.set_num_threads(1)
+            since = time.process_time()
             for _ in range(updates):
                 run.step()
-            taken[kind] = min(taken[kind], (time.perf_counter() - since) / updates)
+            taken[kind] = min(taken[kind], (time.process_time() - since) / updates)
     return taken
 
 

@@ -222,12 +222,11 @@ def test_bits_of_a_floor_and_its_interval_are_converted_end_by_end():
 
 
 def test_replicates_are_counted_whose_intervals_hold_the_floor():
-    table = pd.DataFrame({
-        "replicate": [0, 1, 2, 3], "objective": "mse", "status": ["ok", "ok", "ok", "floor not identified"],
-        "c": [1.0, 1.1, 1.2, 1.3], "low": [0.9, 1.05, 1.1, np.nan], "high": [1.05, 1.2, 1.3, 1.4],
-        "exact": 1.0, "realised": 1.1, "family": 1.0, "half": [1.1, 1.2, 1.3, 1.4], "best": 1.2, "converged": 0.5,
-    })  # fmt: skip
-    row = summary.replicates_table(table).iloc[0]
-    assert row["exact_held"] == 0.5 and row["exact_low"] < 0.5 < row["exact_high"]
-    assert row["bias"] == pytest.approx(0.15)
-    assert summary.replicates_table(summary.read_replicates())["replicates"].tolist() == [50, 50]
+    row = {"objective": "mse", "status": "ok", "c": 1.1, "low": 0.9, "high": 1.2, "exact": 1.0, "realised": 1.3,
+           "limit": 1.0, "limit_status": "ok", "limit_low": None, "limit_high": 1.1}  # fmt: skip
+    missed = row | {"low": 1.05, "limit_status": "floor not identified"}
+    table = pd.DataFrame([row, row, missed, row | {"status": "budget-limited"}])
+    ok, limit = summary.replicates_table(table).to_dict("records")
+    assert (ok["replicates"], ok["laws"], ok["realised"]) == (4, 3, 0.0) and ok["exact"] == pytest.approx(2 / 3)
+    assert ok["bias"] == pytest.approx(0.1) and 0.2 < ok["exact_low"] < 2 / 3 < ok["exact_high"] < 0.95
+    assert (limit["laws"], limit["exact"], limit["bias"]) == (3, 1.0, 0.0)
