@@ -66,6 +66,7 @@ def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     assert summary.comparison_table(laws).empty and summary.curves(laws).empty and summary.rollout_table(laws).empty
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
+    assert set(published.refits(two)["status"].dropna()) == {"too few sizes"}
     assert published.audit(two.assign(status="diverged")).empty
 
 

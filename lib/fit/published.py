@@ -8,10 +8,9 @@ the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 gen
 import numpy as np
 import pandas as pd
 
-from lib.fit.intervals import band, columns_of
-from lib.fit.law import ladder, power_law
+from lib.fit.intervals import band, brief, columns_of
+from lib.fit.law import Status, ladder, power_law
 from lib.fit.runs import usable
-from lib.fit.summary import fit_laws
 
 STUDY = "published-runs"
 PRINTED = {
@@ -65,8 +64,10 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100) -> pd.DataFrame:
+def refits(table: pd.DataFrame, regime: str = "data-rich") -> pd.DataFrame:
     """Least squares on one regime, beside the published method, and what each questionable choice changes.
+
+    All sizes enter, as in the published fit: also those that see no context.
 
     Returns
     -------
@@ -75,25 +76,31 @@ def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100)
         No rows where the published method gives no law; see `criterion`.
     """
     runs = usable(table[table["regime"] == regime], "validation_mse")
+    columns = ["fit", "runs", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "rss", "status"]
     if (theirs := fits(runs)).empty:
-        return pd.DataFrame(columns=["fit", "runs", "alpha", "c", "rss", "status"])
+        return pd.DataFrame(columns=columns)
     published, smallest = theirs.iloc[0], runs["validation_mse"].min()
     bounded = power_law(runs["parameters"], runs["validation_mse"] - smallest, form="power")
     rows = [
         {"fit": "published method", "runs": len(runs), **published[["alpha", "c", "rss"]]},
         {"fit": "c at the smallest loss", "runs": len(runs), "alpha": bounded.alpha, "c": smallest, "rss": bounded.rss},
-        _refit("least squares", runs, regime, resamples),
+        _refit("least squares", runs),
     ]
     if "final_val_mse" in runs:
-        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"]), regime, resamples))
+        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"])))
     for size in runs.sort_values("parameters")["size"].unique():
-        rows.append(_refit(f"without {size}", runs[runs["size"] != size], regime, resamples))
-    return pd.DataFrame(rows)
+        rows.append(_refit(f"without {size}", runs[runs["size"] != size]))
+    return pd.DataFrame(rows, columns=columns).replace([-np.inf, np.inf], np.nan)
 
 
-def _refit(name, runs, regime, resamples):
-    law = fit_laws(runs, resamples, 0, metrics=("validation_mse",))[regime]["validation_mse"]
-    return {"fit": name, "runs": len(runs), "rss": law["rss"], "status": law["status"], **columns_of(law)}
+def _refit(name, runs):
+    row = {"fit": name, "runs": len(runs)}
+    if runs["parameters"].nunique() < 3:
+        return row | {"status": Status.TOO_FEW_SIZES}
+    data = ladder(runs)
+    law = power_law(data.parameters, data.means, data.weights)
+    rss = float(((data.losses - law.predict(data.parameters)[data.index]) ** 2).sum())
+    return row | {"rss": rss, "status": law.status, **columns_of(brief(data))}
 
 
 def both_fits(table: pd.DataFrame, regime: str = "data-rich", points: int = 200) -> pd.DataFrame:
