@@ -58,7 +58,7 @@ def test_genes_add_up_to_the_loss_and_carry_all_of_it(done, examined):
     genes, table = examined.genes, done[1]
     row = table[(table["regime"] == "counts") & (table["size"] == "small")].iloc[0]
     assert examined.run == "small, seed 7, of counts"
-    for column, whole in {"residual": "validation_mse", "nll": "validation_nll", "floor": "bayes_mse"}.items():
+    for column, whole in {"residual": "validation_mse", "floor": "bayes_mse"}.items():
         assert np.average(genes[column], weights=genes["times"]) == pytest.approx(row[whole], rel=1e-4), column
     assert genes["share"].sum() == pytest.approx(1) and genes["floor_share"].sum() == pytest.approx(1)
     assert "genes carry half" in examined.sentence
@@ -76,9 +76,9 @@ def test_rules_that_leave_out_less_cost_less_on_the_exact_posterior(examined):
 
 
 def test_the_exact_posterior_is_calibrated(examined):
-    misfit = examined.calibration.groupby(["predictor", "genes"])[["misfit", "expected"]].first()
-    assert misfit.loc[("exact", "all"), "misfit"] < 2 * misfit.loc[("exact", "all"), "expected"]
-    assert set(misfit.loc["run"].index) == {"all", "low", "middle", "high"}
+    of = examined.calibration.groupby(["predictor", "genes"])
+    inside = of[["density", "low", "high"]].apply(lambda of: of["density"].between(of["low"], of["high"]).mean())
+    assert inside["exact", "all"] >= 0.8 and set(inside["run"].index) == {"all", "low", "middle", "high"}
 
 
 def test_an_examination_is_made_once_and_read_without_torch(done, examined, monkeypatch):

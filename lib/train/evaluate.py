@@ -27,17 +27,17 @@ SUMMED, QUANTILES = 64, 400
 """Up to this mean the moments of a count are summed count by count; above it over quantiles of its distribution."""
 CHUNK = 200_000
 """Positions that are worked on at a time."""
-RULES = {
-    "one Gaussian, differential": "published: depends on the scale of the input, takes counts for a continuum",
-    "the same at 1,000,000 counts a cell": "another scale of the same counts, and other bits",
-    "one Gaussian, of counts": "a code for counts, with one spread for all genes and cells",
-    "a Gaussian for each gene, of counts": "spreads of genes, but none that changes from cell to cell",
-    "a Gaussian for each prediction, of counts": "the right mean and spread of each prediction, the wrong shape",
-    "predicted counts": "nothing but what the model has not learned",
-    "exact mixture, these counts": "nothing: what these very counts cost who knows the truth",
-    "exact entropy": "nothing: what a count costs on average, the floor in bits",
-}
-"""How squared errors, or distributions, become bits per masked gene, and what each rule leaves out."""
+RULES = (
+    "one Gaussian, differential",  # published: depends on the scale of the input, takes counts for a continuum
+    "the same at 1,000,000 counts a cell",  # another scale of the same counts, and other bits
+    "one Gaussian, of counts",  # a code for counts, with one spread for all genes and cells
+    "a Gaussian for each gene, of counts",  # spreads of genes, but none that changes from cell to cell
+    "a Gaussian for each prediction, of counts",  # the right mean and spread of each prediction, the wrong shape
+    "predicted counts",  # nothing is left out but what the model has not learned
+    "exact mixture, these counts",  # what these very counts cost who knows the truth
+    "exact entropy",  # what a count costs on average: the floor in bits
+)
+"""How squared errors, or distributions, become bits per masked gene, leaving out less and less."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,7 @@ class Predictions:
 def examine(study, runs: pd.DataFrame) -> Examination:
     """Examine the largest run of the first regime that predicts counts, or of the first; write it for `read_examined`.
 
-    A run that has been examined is not examined again.
-
-    Parameters
-    ----------
-    study : lib.study.Study
-    runs : DataFrame
-        Of `lib.fit.runs.collect`.
+    `runs` is the table of `lib.fit.runs.collect`. A run that has been examined is not examined again.
     """
     run, known = _to_examine(study, runs), _path(study)
     if isinstance(run, str):
@@ -84,19 +78,14 @@ def examine(study, runs: pd.DataFrame) -> Examination:
         if known.is_file() and io.read_json(known)["key"] == key:
             return read_examined(study)
         examination = _examined(study, *run)
-    content = {name: _plain(value) for name, value in vars(examination).items()}
+    content = {name: value if value is None or isinstance(value, str) else value.astype(object).to_dict("list")
+               for name, value in vars(examination).items()}  # fmt: skip
     io.write_json(known, {"key": key, **content})
     return examination
 
 
 def read_examined(study) -> Examination:
-    """What `examine` has written.
-
-    Raises
-    ------
-    InputError
-        It has not.
-    """
+    """What `examine` has written; an InputError where it has not."""
     if not _path(study).is_file():
         raise InputError(f"{io.shown(_path(study))} is not there; run 04_fit of {study.name} first.")
     content = io.read_json(_path(study))
@@ -105,11 +94,6 @@ def read_examined(study) -> Examination:
     if "bits" in tables:
         tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
     return replace(Examination(content["sentence"], content["run"]), **tables)
-
-
-def _plain(value):
-    """A table as lists, where JSON has no word for what is not a number."""
-    return value.astype(object).where(value.notna(), None).to_dict("list") if hasattr(value, "columns") else value
 
 
 def _path(study):
@@ -173,46 +157,40 @@ class Exact:
         self.seen = data.counts[found.rows], data.library[found.rows], found.masked
         self.posterior = self.at_scale(TARGET)
 
-    def at_scale(self, scale: float):
-        """Exact predictive of counts scaled to so many a cell."""
+    def at_scale(self, scale: float) -> simulate.Predictive:
+        """Of counts scaled to so many a cell."""
         return simulate.predictive(self.truth, self.columns, *self.seen, scale)
 
     def probabilities(self, x, cells: int | None = None) -> np.ndarray:
-        """Probability of counts x at the masked positions of the first cells."""
+        """Of counts x at the masked positions of the first cells."""
         return simulate.probabilities(self.truth, self.columns, *(part[:cells] for part in self.seen), x)
 
 
 def by_gene(adata, data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
-    """What each gene adds to the loss that is left, over the masked positions of a held-out split.
+    """What each gene adds to the loss that is left, over the masked positions of the validation cells.
 
     Returns
     -------
     DataFrame, one row per gene of the panel
-        feature_name; times (it was masked); mean_count and mean (of the log-normalised expression) of training cells;
-        variance, the squared error of the training mean; residual, that of the run; share of all residuals summed; with
-        a truth floor, the exact variance, and floor_share; for predicted counts nll, bits, and with a truth floor_bits.
+        feature_name; times (it was masked); mean (log-normalised expression of training cells); variance, the squared
+        error of that mean; residual, that of the run; share of all residuals summed; with a truth floor, the exact
+        variance, and floor_share.
     """
     mean = np.asarray(data.x[data.train]).mean(axis=0, dtype=np.float64)
-    values = {
+    squares = {
         "variance": (found.expression - mean[found.masked]) ** 2,
         "residual": (found.expression - found.predicted) ** 2,
+        **({} if exact is None else {"floor": exact.posterior.variance}),
     }
-    if found.mean is not None:
-        values["nll"] = bits(found.counts, found.mean, found.dispersion)
-    if exact is not None:
-        values["floor"] = exact.posterior.variance
-        values |= {"floor_bits": exact.posterior.bits} if found.mean is not None else {}
     genes = found.masked.ravel()
     times = np.bincount(genes, minlength=adata.n_vars)
-    summed = {name: np.bincount(genes, value.ravel(), adata.n_vars) for name, value in values.items()}
     table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "times": times})
-    table["mean_count"] = np.asarray(data.counts[data.train]).mean(axis=0, dtype=np.float64)
     table["mean"] = mean
-    for name, value in summed.items():
-        table[name] = value / np.maximum(times, 1)
-    table["share"] = summed["residual"] / summed["residual"].sum()
-    if exact is not None:
-        table["floor_share"] = summed["floor"] / summed["floor"].sum()
+    for name, value in squares.items():
+        summed = np.bincount(genes, value.ravel(), adata.n_vars)
+        table[name] = summed / np.maximum(times, 1)
+        if name != "variance":
+            table["share" if name == "residual" else "floor_share"] = summed / summed.sum()
     return table
 
 
@@ -229,13 +207,7 @@ def concentration(genes: pd.DataFrame) -> str:
 
 
 def conversions(found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
-    """The same predictions turned into bits by rules that leave out less and less.
-
-    Returns
-    -------
-    DataFrame
-        predictor (run, or exact posterior where the truth is known), rule, bits, what the rule leaves out.
-    """
+    """The same predictions turned into bits: predictor (run, or exact posterior with a truth), rule, bits."""
     of = {"run": _gaussian_rules(found, found.predicted, (found.expression - found.predicted) ** 2)}
     if found.mean is not None:
         of["run"]["predicted counts"] = bits(found.counts, found.mean, found.dispersion).mean()
@@ -248,13 +220,8 @@ def conversions(found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
             "exact mixture, these counts": -np.log2(exact.probabilities(found.counts[..., None])).mean(),
             "exact entropy": best.bits.mean(),
         }
-    rows = [
-        {"predictor": predictor, "rule": rule, "bits": float(rules[rule]), "leaves out": words}
-        for predictor, rules in of.items()
-        for rule, words in RULES.items()
-        if rule in rules
-    ]
-    table = pd.DataFrame(rows)
+    rows = [(predictor, rule, float(rules[rule])) for predictor, rules in of.items() for rule in RULES if rule in rules]
+    table = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
     return table.assign(rule=_in_order(table["rule"]))
 
 
@@ -292,7 +259,7 @@ def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.Data
     -------
     DataFrame
         predictor, genes (all, or low / middle / high mean), bin (left end), density (1 where uniform), low and high
-        (where 95 % of uniform samples of as many cells lie), misfit: the mean absolute distance of the density from 1.
+        (where 95 % of uniform samples of as many cells lie).
     """
     rng = np.random.default_rng(0)
     transforms = {}
@@ -330,19 +297,14 @@ def _histogram(u, rng):
     density = np.histogram(u, BINS, (0, 1))[0] * BINS / len(u)
     drawn = rng.multinomial(len(u), np.full(BINS, 1 / BINS), 2000) * BINS / len(u)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    content = {"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high}
-    return pd.DataFrame(content).assign(misfit=np.abs(density - 1).mean(), expected=np.abs(drawn - 1).mean())
+    return pd.DataFrame({"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high})
 
 
 def moments(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of log1p(10,000 x / library) under the predicted distribution of each count x.
 
-    Small means are summed count by count until less than 1e-7 of the probability is left. For large ones
-    the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
-
-    Returns
-    -------
-    mean, variance : arrays of the broadcast shape
+    Everything broadcasts. Small means are summed count by count until less than 1e-7 of the probability is left. For
+    large ones the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
     """
     arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, np.minimum(dispersion, 1e9), library)))
     flat = [np.ravel(array) for array in arrays]
