@@ -78,8 +78,10 @@ def examine(study, runs: pd.DataFrame) -> Examination:
         if known.is_file() and io.read_json(known)["key"] == key:
             return read_examined(study)
         examination = _examined(study, *run)
-    content = {name: value if value is None or isinstance(value, str) else value.astype(object).to_dict("list")
-               for name, value in vars(examination).items()}  # fmt: skip
+    content = dict(vars(examination))
+    for name, table in content.items():
+        if isinstance(table, pd.DataFrame):
+            content[name] = table.astype(object).where(table.notna(), None).to_dict("list")  # NaN is not JSON
     io.write_json(known, {"key": key, **content})
     return examination
 
