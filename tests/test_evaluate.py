@@ -83,27 +83,15 @@ def test_the_exact_posterior_is_calibrated(examined):
 
 def test_an_examination_is_made_once_and_read_without_torch(done, examined, monkeypatch):
     study, table = done
-    again = evaluate.read_examined(study)
+    monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
+    again = evaluate.examine(study, table)
     assert (again.sentence, again.run) == (examined.sentence, examined.run)
     for name in ("genes", "bits", "calibration"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(examined, name))
-    monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
-    assert evaluate.examine(study, table).run == examined.run
+    none = evaluate.examine(study, table.assign(status="diverged"))
+    assert "No run of counts" in none.sentence and none.genes is None
     code = "import sys; from lib.train import evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_study_without_a_finished_run_says_so(done, examined):
-    study, table = done
-    assert "No run of counts" in evaluate.examine(study, table.assign(status="diverged")).sentence
-    empty = evaluate.read_examined(study)
-    assert "No run of counts" in empty.sentence and empty.genes is None
-    evaluate.examine(study, table)
-
-
-def test_what_was_never_examined_is_refused(tiny):
-    with pytest.raises(io.InputError, match="run 04_fit of tiny"):
-        evaluate.read_examined(tiny)
 
 
 @pytest.mark.parametrize("mean", [1e-3, 0.4, 20, 63, 65, 4000])

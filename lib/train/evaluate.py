@@ -1,9 +1,9 @@
 """A finished run looked at closely: read back from its weights, by gene, as a predictor of counts, and in bits.
 
-`examine` runs a model and writes what it finds to data/<study>/examined.json; `read_examined` needs no torch.
+`examine` runs a model once, and keeps what it finds in data/<study>/examined.json.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib import io
 from lib.data import panel, simulate
-from lib.io import TARGET, InputError
+from lib.io import TARGET
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
@@ -66,40 +66,25 @@ class Predictions:
 
 
 def examine(study, runs: pd.DataFrame) -> Examination:
-    """Examine the largest run of the first regime that predicts counts, or of the first; write it for `read_examined`.
+    """Examine the largest run of the first regime that predicts counts, or of the first, if that has not been done.
 
-    `runs` is the table of `lib.fit.runs.collect`. A run that has been examined is not examined again.
+    `runs` is the table of `lib.fit.runs.collect`.
     """
-    run, known = _to_examine(study, runs), _path(study)
+    run, path = _to_examine(study, runs), study.data / "examined.json"
     if isinstance(run, str):
-        examination, key = Examination(run), None
-    else:
-        key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
-        if known.is_file() and io.read_json(known)["key"] == key:
-            return read_examined(study)
-        examination = _examined(study, *run)
+        return Examination(run)
+    key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
+    if path.is_file() and (content := io.read_json(path)).pop("key") == key:
+        content |= {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
+        content["bits"]["rule"] = _in_order(content["bits"]["rule"])
+        return Examination(**content)
+    examination = _examined(study, *run)
     content = dict(vars(examination))
     for name, table in content.items():
         if isinstance(table, pd.DataFrame):
             content[name] = table.astype(object).where(table.notna(), None).to_dict("list")  # NaN is not JSON
-    io.write_json(known, {"key": key, **content})
+    io.write_json(path, {"key": key, **content})
     return examination
-
-
-def read_examined(study) -> Examination:
-    """What `examine` has written; an InputError where it has not."""
-    if not _path(study).is_file():
-        raise InputError(f"{io.shown(_path(study))} is not there; run 04_fit of {study.name} first.")
-    content = io.read_json(_path(study))
-    del content["key"]
-    tables = {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
-    if "bits" in tables:
-        tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
-    return replace(Examination(content["sentence"], content["run"]), **tables)
-
-
-def _path(study):
-    return study.data / "examined.json"
 
 
 def _to_examine(study, runs):
