@@ -88,21 +88,15 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
         smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
         loss.
     """
-    groups = rows.groupby(["cells_train", "parameters"])["loss"]
-    free = len(rows) - groups.ngroups
-    between_seeds = float(((rows["loss"] - groups.transform("mean")) ** 2).sum() / free) if free else 0.0
-    table = []
-    for cells, of in rows.groupby("cells_train"):
-        sizes = of.groupby("parameters").agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size"))
-        parameters = sizes["loss"].idxmin()
-        best, smallest = sizes.loc[parameters], sizes.iloc[0]
-        gain = smallest["loss"] - best["loss"]
-        table.append({
-            "cells_train": cells, "best": best["size"], "parameters": parameters, "gain": gain,
-            "se": np.sqrt(between_seeds * (1 / smallest["n"] + 1 / best["n"])),
-            "relative": gain / smallest["loss"],
-        })  # fmt: skip
-    return pd.DataFrame(table)
+    groups = rows.groupby(["cells_train", "parameters"])
+    means = groups.agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size")).reset_index()
+    free, squares = len(rows) - len(means), ((rows["loss"] - groups["loss"].transform("mean")) ** 2).sum()
+    smallest = means.groupby("cells_train").first()
+    best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
+    gain = smallest["loss"] - best["loss"]
+    se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
+    table = {"best": best["size"], "parameters": best["parameters"], "gain": gain, "se": se}
+    return pd.DataFrame(table | {"relative": gain / smallest["loss"]}).reset_index()
 
 
 def trend(rows: pd.DataFrame) -> dict[str, float]:
@@ -190,21 +184,20 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
         regime, size, seed, parameters, split, cells (whose they are), loss, explained, se (of explained, over cells),
         gaussian (explained by the conditional Gaussian).
     """
-    rows = []
+    parts = [pd.DataFrame()]
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
-        for run in usable(table, metric).to_dict("records") if metric in table else ():
-            baselines = known.get(run["regime"], {}).get(split)
-            if baselines:
+        for regime, runs in (usable(table, metric) if metric in table else table[:0]).groupby("regime", sort=False):
+            if baselines := known.get(regime, {}).get(split):
                 gene_mean = baselines["gene_mean_mse"]
                 reducible = gene_mean - baselines.get("bayes_mse", 0.0)
-                rows.append({
-                    **{key: run[key] for key in ("regime", "size", "seed", "parameters")}, "split": split,
-                    "cells": cells, "loss": run[metric], "explained": (gene_mean - run[metric]) / reducible,
-                    "se": (run.get(f"{metric}_se") or np.nan) / reducible,
-                    "gaussian": (gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+                errors = runs[f"{metric}_se"].astype(float) if f"{metric}_se" in runs else np.nan
+                parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
+                    split=split, cells=cells, loss=runs[metric], explained=(gene_mean - runs[metric]) / reducible,
+                    se=errors / reducible,
+                    gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
+                ))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def laws_by_split(laws: dict) -> pd.DataFrame:
