@@ -3,7 +3,7 @@
 `examine` runs a model once, and keeps what it finds in data/<study>/examined.json.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,8 @@ class Predictions:
     predicted: np.ndarray  # mean of the log-normalised expression
     mean: np.ndarray | None = None  # of the count, and its dispersion; None for a run trained for squared error
     dispersion: np.ndarray | None = None
+    truth: tuple | None = None  # with a known truth the first arguments of `simulate.predictive`, and what it gives
+    exact: simulate.Predictive | None = None
 
 
 def examine(study, runs: pd.DataFrame) -> Examination:
@@ -103,11 +105,13 @@ def _to_examine(study, runs):
 def _examined(study, regime, size, seed):
     adata = panel.read(study.folder(regime) / "panel.h5ad")
     data, source = panel.arrays(adata), study.census.simulate
-    found, exact = predictions(study, regime, size, seed, data), None
+    found = predictions(study, regime, size, seed, data)
     if source and study.training(regime).library_size != "panel":
-        exact = Exact(simulate.truth(source), adata, data, found)
-    genes = by_gene(adata, data, found, exact)
-    tables = {"genes": genes, "bits": conversions(found, exact), "calibration": calibration(data, found, exact)}
+        truth, rows = simulate.truth(source), found.rows
+        seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
+        found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
+    genes = by_gene(adata, data, found)
+    tables = {"genes": genes, "bits": conversions(found), "calibration": calibration(data, found)}
     return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
 
 
@@ -136,24 +140,7 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
     return Predictions(rows, masked, library, *measured, moments(*counts, library)[0], *counts)
 
 
-class Exact:
-    """What is exactly known of the hidden counts of a simulated panel."""
-
-    def __init__(self, truth: simulate.Truth, adata, data, found: Predictions):
-        self.truth, self.columns = truth, baselines.census_columns(adata, truth)
-        self.seen = data.counts[found.rows], data.library[found.rows], found.masked
-        self.posterior = self.at_scale(TARGET)
-
-    def at_scale(self, scale: float) -> simulate.Predictive:
-        """Of counts scaled to so many a cell."""
-        return simulate.predictive(self.truth, self.columns, *self.seen, scale)
-
-    def probabilities(self, x, cells: int | None = None) -> np.ndarray:
-        """Of counts x at the masked positions of the first cells."""
-        return simulate.probabilities(self.truth, self.columns, *(part[:cells] for part in self.seen), x)
-
-
-def by_gene(adata, data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
     """What each gene adds to the loss that is left, over the masked positions of the validation cells.
 
     Returns
@@ -167,7 +154,7 @@ def by_gene(adata, data, found: Predictions, exact: Exact | None = None) -> pd.D
     squares = {
         "variance": (found.expression - mean[found.masked]) ** 2,
         "residual": (found.expression - found.predicted) ** 2,
-        **({} if exact is None else {"floor": exact.posterior.variance}),
+        **({} if found.exact is None else {"floor": found.exact.variance}),
     }
     genes = found.masked.ravel()
     times = np.bincount(genes, minlength=adata.n_vars)
@@ -193,18 +180,20 @@ def concentration(genes: pd.DataFrame) -> str:
     )
 
 
-def conversions(found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+def conversions(found: Predictions) -> pd.DataFrame:
     """The same predictions turned into bits: predictor (run, or exact posterior with a truth), rule, bits."""
     of = {"run": _gaussian_rules(found, found.predicted, (found.expression - found.predicted) ** 2)}
     if found.mean is not None:
         of["run"]["predicted counts"] = bits(found.counts, found.mean, found.dispersion).mean()
-    if exact is not None:
-        best = exact.posterior
+    if (best := found.exact) is not None:
         each = baselines.normal_bits(found.counts, best.mean, np.sqrt(best.variance), found.library)
+        mixture = simulate.probabilities(*found.truth, found.counts[..., None])
         of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
-            "the same at 1,000,000 counts a cell": _differential(exact.at_scale(1e6).variance.mean()),
+            "the same at 1,000,000 counts a cell": _differential(
+                simulate.predictive(*found.truth, 1e6).variance.mean()
+            ),
             "a Gaussian for each prediction, of counts": each.mean(),
-            "exact mixture, these counts": -np.log2(exact.probabilities(found.counts[..., None])).mean(),
+            "exact mixture, these counts": -np.log2(mixture).mean(),
             "exact entropy": best.bits.mean(),
         }
     rows = [(predictor, rule, float(rules[rule])) for predictor, rules in of.items() for rule in RULES if rule in rules]
@@ -236,7 +225,7 @@ def _differential(variance):
     return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
 
 
-def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+def calibration(data, found: Predictions) -> pd.DataFrame:
     """Randomised probability integral transforms of the hidden counts, as histograms by group of genes.
 
     Predictions of counts by the run, overall and by thirds of the genes' mean count; beside them the discretised
@@ -257,9 +246,10 @@ def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.Data
     normal = baselines.predict_gaussian(gaussian, data.x[found.rows], found.masked)
     ends = baselines.normal_ends(found.counts, *normal, found.library)
     transforms["conditional Gaussian"] = between(*ends, rng)
-    if exact is not None:
+    if found.exact is not None:
+        truth = *found.truth[:2], *(part[:EXACT_CELLS] for part in found.truth[2:])
         few = found.counts[:EXACT_CELLS, ..., None].astype(int)
-        summed = np.cumsum(exact.probabilities(np.arange(few.max() + 1), EXACT_CELLS), axis=-1)
+        summed = np.cumsum(simulate.probabilities(*truth, np.arange(few.max() + 1)), axis=-1)
         below, upto = (np.take_along_axis(summed, np.maximum(at, 0), axis=-1)[..., 0] for at in (few - 1, few))
         transforms["exact"] = between(np.where(few[..., 0] > 0, below, 0), upto, rng)
     means = np.asarray(data.counts[data.train]).mean(axis=0)
