@@ -220,18 +220,13 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
         regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of both
         splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
-    of, against = "test_random", "test"
-    wide = shares[shares["split"].isin([of, against])]
-    mean = wide.groupby(["regime", "size", "parameters", "split"], sort=False)[["explained", "se", "gaussian"]].mean()
-    mean = mean.unstack("split").dropna()
-    if mean.empty or of not in mean["explained"]:
-        return pd.DataFrame(columns=["regime", "size", "parameters", "leak", "se", "gaussian"])
-    table = pd.DataFrame({
-        "leak": mean["explained"][of] - mean["explained"][against],
-        "se": np.hypot(mean["se"][of], mean["se"][against]),
-        "gaussian": mean["gaussian"][of] - mean["gaussian"][against],
-    })  # fmt: skip
-    return table.reset_index().sort_values(["regime", "parameters"], ignore_index=True)
+    of_split = shares.groupby(["split", "regime", "size", "parameters"])[["explained", "se", "gaussian"]].mean()
+    random, test = (
+        of_split[of_split.index.get_level_values(0) == name].droplevel(0) for name in ("test_random", "test")
+    )
+    table = (random - test).assign(se=np.hypot(random["se"], test["se"])).dropna()
+    table = table.rename(columns={"explained": "leak"}).reset_index()
+    return table.sort_values(["regime", "parameters"], ignore_index=True)
 
 
 # ---------------------------------------------------------------- protocols
