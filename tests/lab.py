@@ -27,11 +27,6 @@ RUN_ALL, SAVE = ("Run", "runmenu:run-all"), ("File", "docmanager:save")  # menu,
 NEWS = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
 SWITCHES = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-dev-shm-usage", "disable-quic"]
 SWITCHES += ["disable-background-networking", "disable-sync", "disable-component-update", "window-size=1366,900"]
-TOO_WIDE = """
-const boxes = document.querySelectorAll(".jp-Notebook .jp-OutputArea-output, .jp-Notebook .cm-scroller");
-return [...boxes].filter(box => box.scrollWidth > box.clientWidth + 2).map(box => box.innerText.slice(0, 60));
-"""
-"""Beginnings of the outputs and code of the open notebook that have to be scrolled sideways."""
 
 
 @dataclass
@@ -109,7 +104,7 @@ def browser():
 def run_all(page, place, path):
     """Open a notebook of the server's folder, press Run > Run All Cells, wait for the kernel, press File > Save.
 
-    Its kernel is shut down, so that kernels do not add up. Returns what has to be scrolled sideways.
+    Its kernel is shut down, so that kernels do not add up.
     """
     notebook = path.name
     page.get(f"{place.url}lab/tree/{notebook}?reset&token={place.token}")
@@ -128,9 +123,7 @@ def run_all(page, place, path):
     rests(place, notebook)
     press(page, *RUN_ALL)
     wait(ended, f"{notebook} did not come to its end")
-    too_wide = page.execute_script(TOO_WIDE)
     place.get(f"sessions/{place.session(notebook)['id']}", method="delete")
-    return too_wide
 
 
 def rests(place, notebook):

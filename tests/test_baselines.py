@@ -78,14 +78,9 @@ def test_the_floor_is_that_of_the_panel_genes_and_recorded_library_sizes(adata, 
     assert losses["validation"]["bayes_bits"] == pytest.approx(exact.bits.mean())
 
 
-def test_without_a_truth_there_is_no_floor(adata, losses):
-    found = baselines.measure(adata)
-    assert set(found) == {"validation", "test"}
-    for split, values in found.items():
+def test_without_a_truth_or_normalised_within_itself_a_panel_has_no_floor(adata, truth, columns, losses):
+    for split, values in baselines.measure(adata).items():
         assert values == {name: value for name, value in losses[split].items() if not name.startswith("bayes")}
-
-
-def test_a_panel_normalised_within_itself_has_no_floor(truth, columns):
     found = baselines.measure(panel_of(truth, columns, library_size="panel"), truth)["test"]
     assert not [name for name in found if "bayes" in name or "nll" in name]
 
@@ -122,9 +117,8 @@ def test_shrinkage_is_that_of_ledoit_and_wolf_on_standardised_genes(adata):
     x = adata.X[rows].astype(float)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     expected, weight = ledoit_wolf((x - mean) / deviation, assume_centered=True)
-    gaussian = baselines.fit_gaussian(adata.X, rows)
-    assert 0.05 < weight == pytest.approx(gaussian.shrinkage, rel=1e-6)
-    covariance = np.linalg.inv(gaussian.precision)
+    assert weight > 0.05
+    covariance = np.linalg.inv(baselines.fit_gaussian(adata.X, rows).precision)
     np.testing.assert_allclose(covariance, expected * np.outer(deviation, deviation), rtol=1e-5, atol=1e-9)
 
 
@@ -183,9 +177,8 @@ def test_hidden_genes_of_few_factors_are_reconstructed_down_to_the_noise():
     assert noise**2 < reached < 1.05 * ((hidden - gaussian) ** 2).mean() < 0.2 * hidden.var()
 
 
-def test_bits_are_those_of_scipy_and_of_poisson_without_dispersion():
+def test_bits_without_dispersion_are_those_of_poisson():
     counts = np.array([0, 1, 7, 900])
-    assert baselines.bits(counts, 3.0, 2.0) == pytest.approx(-stats.nbinom(2, 2 / 5).logpmf(counts) / np.log(2))
     assert baselines.bits(counts, 3.0, np.inf) == pytest.approx(-stats.poisson(3).logpmf(counts) / np.log(2), rel=1e-5)
 
 

@@ -35,11 +35,6 @@ def commands(text):
     return sorted(set(found) - {"python"})
 
 
-def test_commands_are_found_in_blocks_and_in_the_text():
-    page = "```bash\nmake run   # why\n\nuv sync\n```\nRun `make\nlab`, not `lib`.\n```yaml\nof: `make it`\n```\n"
-    assert commands(page) == ["make lab", "make run", "uv sync"]
-
-
 # ---------------------------------------------------------------- a page of the project on which commands run
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from statsmodels.api import OLS, add_constant
 
 from lib.fit import conditions, fit_laws, runs
 from lib.io import InputError
@@ -47,10 +47,10 @@ def test_size_that_gains_equally_everywhere_shows_no_trend():
 def test_a_gain_that_vanishes_with_few_cells_is_found():
     rows, _ = conditions.data_axis(table(vanishing))
     trend, gains = conditions.trend(rows), conditions.gains(rows)["gain"]
-    assert trend["slope"] == pytest.approx(0.02, rel=0.05) and trend["p"] < 1e-4
+    assert trend["slope"] == pytest.approx(0.02, rel=0.05) and trend["low"] > 0.018
     assert gains.iloc[0] == pytest.approx(0, abs=3e-4) and gains.iloc[-1] == pytest.approx(0.04, rel=0.05)
-    line = stats.linregress(np.log10(CELLS), gains)
-    assert (trend["slope"], trend["p"]) == pytest.approx((line.slope, line.pvalue))
+    line = OLS(gains.to_numpy(), add_constant(np.log10(CELLS))).fit()
+    assert list(trend.values()) == pytest.approx([line.params[1], *line.conf_int()[1]], rel=1e-9)
 
 
 def test_a_size_too_large_for_its_cells_is_seen():
@@ -74,11 +74,6 @@ def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():
     named = unlike.assign(regime=unlike["genes"].map("of {}".format))
     differs = conditions.confounds(named).set_index("setting")["differs"]
     assert differs["genes of the panel"] and differs["passes over the cells"] and not differs["updates"]
-
-
-def test_the_crossover_follows_the_cells():
-    inside = conditions.matched(table(apart)).crossovers.dropna(subset="parameters")
-    assert len(inside) >= 2 and inside["parameters"].is_monotonic_increasing
 
 
 def splits(leak=0.0, se=0.0005):
@@ -123,7 +118,6 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     laws = fit_laws(both, 100, 0)
     steps = conditions.protocols(both, laws, known).table
     assert list(steps["regime"]) == ["published", "updates"]
-    assert steps["largest"].iloc[1] == pytest.approx(apart(54337, 20000) / 0.21, rel=1e-2)
     assert steps["relative_c"].iloc[1] == pytest.approx(laws["updates"]["validation_mse"]["c"] / 0.21)
     assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).table is None
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from lib.fit.joint import best_form, frontier, joint_law, outlook, plan
+from lib.fit.joint import best_form, capacity_share, frontier, gains, joint_law, outlook
 from lib.io import InputError
 
 N, D = np.geomspace(1e4, 1e8, 6), np.geomspace(2e3, 2e5, 5)
@@ -61,41 +61,40 @@ def test_the_true_form_is_preferred():
     assert best_form(grid(0.001, formula=repeated)) == "repeated data"
 
 
-def test_grids_that_determine_no_joint_law_are_refused():
-    with pytest.raises(InputError, match="three model sizes"):
-        joint_law(grid().query("parameters < 1e5"))
-    with pytest.raises(InputError, match="three numbers of training cells"):
-        joint_law(grid().query("cells_train < 1e4"))
-    with pytest.raises(InputError, match="no column 'loss'"):
-        joint_law(grid().drop(columns="loss"))
-    with pytest.raises(InputError, match="no joint law"):
-        joint_law(grid(), "multiplicative")
+@pytest.mark.parametrize(
+    "table, form, said",
+    [
+        (grid().query("parameters < 1e5"), "additive", "three model sizes"),
+        (grid().query("cells_train < 1e4"), "additive", "three numbers of training cells"),
+        (grid().drop(columns="loss"), "additive", "no column 'loss'"),
+        (grid(), "multiplicative", "no joint law"),
+    ],
+    ids=["sizes", "cells", "column", "form"],
+)
+def test_grids_that_determine_no_joint_law_are_refused(table, form, said):
+    with pytest.raises(InputError, match=said):
+        joint_law(table, form)
 
 
-def test_the_plan_finds_the_closed_form_crossover_and_what_more_would_save():
-    made = plan(joint_law(grid(1e-7), resamples=50), 1e6, 2e4)
-    assert made.crossover.value == pytest.approx(1e4 * (a * A / (b * B * (2e4 / 2e3) ** -b)) ** (1 / a), rel=1e-3)
-    gains = made.gains.set_index(["of", "factor"])["gain"]
-    assert gains["parameters", 2] == pytest.approx(loss(1e6, 2e4) - loss(2e6, 2e4), rel=1e-3)
-    assert gains["cells", 10] == pytest.approx(loss(1e6, 2e4) - loss(1e6, 2e5), rel=1e-3)
+def test_the_crossover_and_what_more_would_save_have_closed_forms():
+    law = joint_law(grid(1e-7), resamples=50)
+    crossover = 1e4 * (a * A / (b * B * (2e4 / 2e3) ** -b)) ** (1 / a)
+    assert frontier(law, [2e4])["parameters"].item() == pytest.approx(crossover, rel=1e-3)
+    saved = gains(law, 1e6, 2e4).set_index(["of", "factor"])["gain"]
+    assert saved["parameters", 2] == pytest.approx(loss(1e6, 2e4) - loss(2e6, 2e4), rel=1e-3)
+    assert saved["cells", 10] == pytest.approx(loss(1e6, 2e4) - loss(1e6, 2e5), rel=1e-3)
 
 
-def test_the_plan_tells_capacity_from_data(law):
-    assert plan(law, 1e4, 2e5).limited_by == "capacity"
-    assert plan(law, 1e8, 2e3).limited_by == "data"
-    crossover = plan(law, 1e6, 2e4).crossover
-    assert plan(law, crossover.value, 2e4).limited_by == "not resolved"
-    assert crossover.low < crossover.value < crossover.high
-    assert (frontier(law, D)["parameters"].diff().dropna() > 0).all()
+def test_capacity_is_told_from_data(law):
+    assert capacity_share(law, 1e4, 2e5) == 1 and capacity_share(law, 1e8, 2e3) == 0
+    crossings = frontier(law, D)
+    assert (crossings["parameters"].diff().dropna() > 0).all()
+    assert crossings["parameters"].between(crossings["low"], crossings["high"]).all()
+    assert 0.1 < capacity_share(law, crossings["parameters"][2], D[2]) < 0.9
 
 
 def test_what_lies_beyond_the_reach_has_no_number(law):
-    with pytest.raises(InputError, match="times outside the fitted range"):
-        plan(law, 1e10, 2e4)
-    with pytest.raises(InputError, match="no draws"):
-        plan(joint_law(grid(), resamples=0), 1e6, 2e4)
-    far = plan(law, 5e8, 2e4)
-    assert far.gains["gain"].isna().tolist() == [False, True, False, False]
+    assert gains(law, 5e8, 2e4)["gain"].isna().tolist() == [False, True, False, False]
     assert frontier(law, [2e9])["parameters"].isna().all()
 
 
@@ -114,15 +113,15 @@ def as_runs(table):
     return table.rename(columns={"loss": "validation_mse"}).assign(status="ok", genes=512, size="x")
 
 
-def test_the_outlook_plans_from_the_largest_run():
-    view = outlook(as_runs(grid()), resamples=100)
-    assert (view.plan.parameters, view.plan.cells) == pytest.approx((N[-1], D[-1]))
-    assert view.gains["gain"].notna().all(), "ten times the largest run is within reach"
-
-
-def test_too_few_numbers_of_cells_on_equally_many_genes_give_no_plan():
-    two = as_runs(grid().query(f"cells_train < {D[2]}"))
-    view = outlook(two)
-    assert view.plan is None and "at least three numbers of training cells" in view.sentence
+def test_the_outlook_is_that_of_the_largest_run_on_equally_many_genes():
+    sentence, saved = outlook(as_runs(grid()), resamples=100)
+    assert f"{N[-1]:,.0f} parameters and {D[-1]:,.0f} training cells" in sentence
+    assert saved["gain"].notna().all(), "ten times the largest run is within reach"
     mixed = as_runs(grid()).assign(genes=lambda table: np.where(table["cells_train"] > 1e5, 1024, 512))
-    assert outlook(mixed, resamples=50).plan.cells < 1e5
+    assert f"{D[-2]:,.0f} training cells" in outlook(mixed, resamples=50)[0]
+
+
+@pytest.mark.parametrize("change", [{"cells_train": 2e3}, {"status": "diverged"}, {"donors": 2}])
+def test_too_few_numbers_of_cells_give_no_outlook(change):
+    sentence, saved = outlook(as_runs(grid()).assign(**change))
+    assert saved is None and sentence.startswith("No joint law")

@@ -123,14 +123,9 @@ def conversions(examined: Examination) -> Figure | Note:
 
 
 def criterion_curve(curves: pd.DataFrame, laws: dict) -> Figure | Note:
-    """What the published fitter maximises over the floors that it tries, and the floor by least squares.
+    """What the published fitter maximises over the floors that it tries, of `lib.fit.published.criterion`.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        From lib.fit.published.criterion.
-    laws : dict
-        Content of laws.json, for the floor by least squares and its interval.
+    The floor by least squares and its interval are those of `laws`, the content of laws.json.
     """
     regimes = list(dict.fromkeys(curves["regime"]))
     if not regimes:
@@ -159,14 +154,9 @@ def criterion_curve(curves: pd.DataFrame, laws: dict) -> Figure | Note:
 
 
 def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFrame) -> Figure | Note:
-    """What the published runs show: both fits, best against final loss, and what each choice changes.
+    """What the published runs of one regime show: both fits, best against final loss, and what each choice changes.
 
-    Parameters
-    ----------
-    runs : DataFrame
-        Of one regime. Where validation_mse is the best of many, final_val_mse and evaluations stand beside it.
-    curves, refits : DataFrame
-        From lib.fit.published: both_fits, refits.
+    `curves` and `refits` are of `lib.fit.published`: both_fits, refits.
     """
     if curves.empty:
         return Note("The published method fits losses above zero, of two sizes or more.")
@@ -234,15 +224,7 @@ def _refits(axis, refits):
 
 
 def coverage(table: pd.DataFrame, promised: tuple[float, float] = (0.92, 0.98)) -> Figure:
-    """How often each interval held the truth, in every kind of simulated study.
-
-    Parameters
-    ----------
-    table : DataFrame
-        data/coverage.csv.
-    promised : tuple
-        Least and largest share that the headline interval promises.
-    """
+    """How often each interval of data/coverage.csv held the truth, and the shares that the headline promises."""
     methods = [name for name in METHODS if name in set(table["method"])]
     figure, axes = style.panels(1, 2, height=25 + 10 * len(methods))
     cells = table.assign(design=[f"{row.sizes} × {row.seeds}" for row in table.itertuples()])

@@ -55,19 +55,12 @@ def plain(
     table: pd.DataFrame | None, columns: dict | list | None = None, digits: int = 3, caption: str = "",
     empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
 ) -> Table | Note:  # fmt: skip
-    """Any table of results, readable.
+    """Any table of results, readable, or the note `empty`; `raw` is what is saved as CSV in its place.
 
-    Parameters
-    ----------
-    table : DataFrame, optional
-        Numbers `x` with columns `x_low` and `x_high` beside them are printed with that interval, to the digits that
-        it supports; those with `x_se` with that standard error.
-    columns : dict or list, optional
-        What is shown: {column: heading}, or columns that are their own headings; all when left out.
-    digits, empty, raw : int, str, DataFrame
-        Significant digits of other numbers; what stands in place of a table without rows; what is saved as CSV.
-
-    Columns without any number are left out, and leading columns of text are blank where they repeat the row above.
+    Numbers `x` with columns `x_low` and `x_high` beside them are printed with that interval, to the digits that it
+    supports; those with `x_se` with that standard error; others to so many significant `digits`. `columns` are shown,
+    as {column: heading} or under their own names. Those without any number are left out, and leading columns of text
+    are blank where they repeat the row above.
     """
     if table is None or table.empty:
         return Note(empty)

@@ -1,12 +1,14 @@
 """Conditions compared: training cells, held-out splits, protocols.
 
-Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it.
+Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it. `laws` is
+the content of laws.json, and `known` are the baselines, {regime: {split: {...}}}.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from lib.fit.intervals import columns_of
 from lib.fit.joint import best_form, frontier, joint_law
@@ -24,25 +26,13 @@ class Matched:
 
     An additive joint law says by construction that size gains as much at any number of cells, so the claim is tested
     without it first: the loss that size saves at each number of cells, and its trend.
-
-    Attributes
-    ----------
-    all_donors, few_donors : DataFrame
-        The usable runs with a column `loss`, on cells of all donors and of few.
-    gains : DataFrame
-        See `gains`.
-    metric : str
-        Column of the loss.
-    crossovers : DataFrame
-        Where size and cells limit equally at each number of cells, see `joint.frontier`.
     """
 
     sentence: str
-    all_donors: pd.DataFrame | None = None
+    all_donors: pd.DataFrame | None = None  # usable runs with a column `loss`
     few_donors: pd.DataFrame | None = None
-    gains: pd.DataFrame | None = None
+    gains: pd.DataFrame | None = None  # of `gains`
     metric: str = METRIC
-    crossovers: pd.DataFrame | None = None
 
 
 def matched(table: pd.DataFrame) -> Matched:
@@ -54,10 +44,9 @@ def matched(table: pd.DataFrame) -> Matched:
         best = joint_law(all_donors, best_form(all_donors))
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    crossovers = frontier(best, np.sort(all_donors["cells_train"].unique()))
+    ratios = frontier(best, np.sort(all_donors["cells_train"].unique())).dropna(subset="cells_per_parameter")
     saved, slope = gains(all_donors), trend(all_donors)
     many, few = saved.iloc[-1], saved.iloc[0]
-    ratios = crossovers.dropna(subset="cells_per_parameter")
     ratios = ", ".join(f"{row.cells_per_parameter:.3g} at {row.cells:,.0f} cells" for row in ratios.itertuples())
     sentence = (
         f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
@@ -65,7 +54,7 @@ def matched(table: pd.DataFrame) -> Matched:
         f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
         f"size and cells limit equally: {ratios or 'out of reach'}."
     )
-    return Matched(sentence, all_donors, few_donors, saved, metric, crossovers)
+    return Matched(sentence, all_donors, few_donors, saved, metric)
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,38 +88,23 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
         smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
         loss.
     """
-    groups = rows.groupby(["cells_train", "parameters"])["loss"]
-    free = len(rows) - groups.ngroups
-    between_seeds = float(((rows["loss"] - groups.transform("mean")) ** 2).sum() / free) if free else 0.0
-    table = []
-    for cells, of in rows.groupby("cells_train"):
-        sizes = of.groupby("parameters").agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size"))
-        parameters = sizes["loss"].idxmin()
-        best, smallest = sizes.loc[parameters], sizes.iloc[0]
-        gain = smallest["loss"] - best["loss"]
-        table.append({
-            "cells_train": cells, "best": best["size"], "parameters": parameters, "gain": gain,
-            "se": np.sqrt(between_seeds * (1 / smallest["n"] + 1 / best["n"])),
-            "relative": gain / smallest["loss"],
-        })  # fmt: skip
-    return pd.DataFrame(table)
+    groups = rows.groupby(["cells_train", "parameters"])
+    means = groups.agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size")).reset_index()
+    free, squares = len(rows) - len(means), ((rows["loss"] - groups["loss"].transform("mean")) ** 2).sum()
+    smallest = means.groupby("cells_train").first()
+    best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
+    gain = smallest["loss"] - best["loss"]
+    se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
+    table = {"best": best["size"], "parameters": best["parameters"], "gain": gain, "se": se}
+    return pd.DataFrame(table | {"relative": gain / smallest["loss"]}).reset_index()
 
 
 def trend(rows: pd.DataFrame) -> dict[str, float]:
-    """How the gain from size changes per tenfold cells, by least squares over the numbers of cells.
-
-    Returns
-    -------
-    dict
-        slope (loss per decade), low and high (95 %), p (of no trend, Student's t).
-    """
-    from statsmodels.regression.linear_model import OLS  # costs 0.4 s that other studies need not spend
-
+    """How the gain from size changes per tenfold cells, by least squares: slope, and the ends of its 95 % interval."""
     table = gains(rows)
-    decades = np.log10(table["cells_train"].to_numpy(float))
-    line = OLS(table["gain"].to_numpy(), np.stack([np.ones_like(decades), decades], 1)).fit()
-    low, high = line.conf_int()[1]
-    return {"slope": line.params[1], "low": low, "high": high, "p": line.pvalues[1]}
+    line = stats.linregress(np.log10(table["cells_train"].astype(float)), table["gain"])
+    reach = stats.t.ppf(0.975, len(table) - 2) * line.stderr
+    return {"slope": line.slope, "low": line.slope - reach, "high": line.slope + reach}
 
 
 CONFOUNDS = {
@@ -184,37 +158,21 @@ class HeldOut:
 
     The same models are measured on every held-out split. Splits differ in how hard their cells are, so what is compared
     is the share explained of each split's reducible error: from its gene mean to its exact floor, or to zero.
-
-    Attributes
-    ----------
-    laws, shares, leak : DataFrame
-        See `laws_by_split`, `explained` and `leak`.
-    regime : str
-        The regime that is drawn.
     """
 
     sentence: str
-    laws: pd.DataFrame
-    shares: pd.DataFrame | None = None
-    leak: pd.DataFrame | None = None
-    regime: str = ""
+    laws: pd.DataFrame  # of `laws_by_split`
+    shares: pd.DataFrame | None = None  # of `explained`
+    leak: pd.DataFrame | None = None  # of `leak`
+    regime: str = ""  # that is drawn
 
 
 def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
-    """The held-out splits of a study; `laws` is laws.json, `known` the baselines, {regime: {split: {...}}}."""
-    shares, regime = explained(table, known), table["regime"].iloc[0]
+    """The held-out splits of a study."""
+    shares = explained(table, known)
     if shares.empty or shares["split"].nunique() < 2:
         return HeldOut("These runs were measured on one held-out split alone.", laws_by_split(laws))
-    gaps = leak(shares)
-    of, sentence = gaps[gaps["regime"] == regime], "No cells of training donors were held out (split.random)."
-    if len(of):
-        last, reach = of.iloc[-1], 1.96 * of.iloc[-1]["se"]
-        sentence = (
-            f"Of the reducible error {last['size']} explains {last['leak']:+.1%} ({last['leak'] - reach:+.1%} to "
-            f"{last['leak'] + reach:+.1%}) more on cells of training donors than on the test split, the conditional "
-            f"Gaussian {last['gaussian']:+.1%}."
-        )
-    return HeldOut(sentence, laws_by_split(laws), shares, gaps, regime)
+    return HeldOut("", laws_by_split(laws), shares, leak(shares), table["regime"].iloc[0])
 
 
 def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
@@ -226,21 +184,20 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
         regime, size, seed, parameters, split, cells (whose they are), loss, explained, se (of explained, over cells),
         gaussian (explained by the conditional Gaussian).
     """
-    rows = []
+    parts = [pd.DataFrame()]
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
-        for run in usable(table, metric).to_dict("records") if metric in table else ():
-            baselines = known.get(run["regime"], {}).get(split)
-            if baselines:
+        for regime, runs in (usable(table, metric) if metric in table else table[:0]).groupby("regime", sort=False):
+            if baselines := known.get(regime, {}).get(split):
                 gene_mean = baselines["gene_mean_mse"]
                 reducible = gene_mean - baselines.get("bayes_mse", 0.0)
-                rows.append({
-                    **{key: run[key] for key in ("regime", "size", "seed", "parameters")}, "split": split,
-                    "cells": cells, "loss": run[metric], "explained": (gene_mean - run[metric]) / reducible,
-                    "se": (run.get(f"{metric}_se") or np.nan) / reducible,
-                    "gaussian": (gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+                errors = runs[f"{metric}_se"].astype(float) if f"{metric}_se" in runs else np.nan
+                parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
+                    split=split, cells=cells, loss=runs[metric], explained=(gene_mean - runs[metric]) / reducible,
+                    se=errors / reducible,
+                    gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
+                ))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def laws_by_split(laws: dict) -> pd.DataFrame:
@@ -263,18 +220,13 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
         regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of both
         splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
-    of, against = "test_random", "test"
-    wide = shares[shares["split"].isin([of, against])]
-    mean = wide.groupby(["regime", "size", "parameters", "split"], sort=False)[["explained", "se", "gaussian"]].mean()
-    mean = mean.unstack("split").dropna()
-    if mean.empty or of not in mean["explained"]:
-        return pd.DataFrame(columns=["regime", "size", "parameters", "leak", "se", "gaussian"])
-    table = pd.DataFrame({
-        "leak": mean["explained"][of] - mean["explained"][against],
-        "se": np.hypot(mean["se"][of], mean["se"][against]),
-        "gaussian": mean["gaussian"][of] - mean["gaussian"][against],
-    })  # fmt: skip
-    return table.reset_index().sort_values(["regime", "parameters"], ignore_index=True)
+    of_split = shares.groupby(["split", "regime", "size", "parameters"])[["explained", "se", "gaussian"]].mean()
+    random, test = (
+        of_split[of_split.index.get_level_values(0) == name].droplevel(0) for name in ("test_random", "test")
+    )
+    table = (random - test).assign(se=np.hypot(random["se"], test["se"])).dropna()
+    table = table.rename(columns={"explained": "leak"}).reset_index()
+    return table.sort_values(["regime", "parameters"], ignore_index=True)
 
 
 # ---------------------------------------------------------------- protocols
@@ -284,58 +236,28 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
 class Protocols:
     """From one protocol to another, switch by switch: what does each do to the exponent and the floor?
 
-    Attributes
-    ----------
-    table : DataFrame
-        See `switches`.
-    runs : DataFrame
-        The runs of the study.
+    Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
     """
 
     sentence: str
-    table: pd.DataFrame | None = None
+    table: pd.DataFrame | None = None  # regime; alpha and relative_c, each with _low and _high; status
     runs: pd.DataFrame | None = None
 
 
 def protocols(table: pd.DataFrame, laws: dict, known: dict) -> Protocols:
-    """The switches of a study that begins at the published protocol; for `laws` and `known` see `held_out`."""
+    """The switches of a study that begins at the published protocol, in the order of its regimes."""
     if table["protocol"].iloc[0] != "published" or table["regime"].nunique() < 2:
         return Protocols(
             "This study has one protocol. `make run STUDY=protocol` goes from the published protocol to the tuned one, "
             "switch by switch."
         )
-    steps = switches(table, laws, known)
-    first, last = steps.iloc[0], steps.iloc[-1]
-    sentence = (
-        f"Under the first protocol the largest size removes {1 - first['largest']:.0%} of its gene mean's error, under "
-        f"the last {1 - last['largest']:.0%}."
-    )
-    return Protocols(sentence, steps, table)
-
-
-def switches(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
-    """One row per regime, in the order of the study: its law, its losses relative to its gene mean.
-
-    Losses of regimes that normalise differently have different units; relative to their gene mean they can be compared.
-
-    Returns
-    -------
-    DataFrame
-        regime, alpha, alpha_low, alpha_high, relative_c (with low, high), largest (loss of the largest size
-        relative to the gene mean), status.
-    """
-    rows = []
-    for regime, by_metric in laws.items():
-        of = usable(table[table["regime"] == regime], METRIC)
-        if of.empty:
-            continue
-        law, unit = by_metric[METRIC], known[regime]["validation"]["gene_mean_mse"]
-        losses = of.groupby("parameters")[METRIC].mean() / unit
-        law_columns = columns_of(law)
-        c = {f"relative_{name}": None if law_columns[name] is None else law_columns[name] / unit
-             for name in ("c", "c_low", "c_high")}  # fmt: skip
-        rows.append({
-            "regime": regime, **{name: law_columns[name] for name in ("alpha", "alpha_low", "alpha_high")}, **c,
-            "largest": losses.iloc[-1], "status": law["status"],
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    ran = set(usable(table, METRIC)["regime"])
+    rows = [
+        {"regime": regime, **columns_of(by_metric[METRIC]), "status": by_metric[METRIC]["status"]}
+        for regime, by_metric in laws.items()
+        if regime in ran
+    ]
+    steps = pd.DataFrame(rows).rename(columns=lambda name: f"relative_{name}" if name[:2] in ("c", "c_") else name)
+    unit = steps["regime"].map(lambda regime: known[regime]["validation"]["gene_mean_mse"])
+    ends = [name for name in steps if name.startswith("relative_c")]
+    return Protocols("", steps.assign(**steps[ends].astype(float).div(unit, axis=0)), table)

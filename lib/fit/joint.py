@@ -37,25 +37,13 @@ STEP = 0.01  # half-width, in log N or log D, of the numerical derivatives
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """A fitted joint law, with draws that carry its uncertainty.
-
-    Attributes
-    ----------
-    theta, linear : (nonlinear,), (linear,)
-        (a, b[, R]) and (E, A, B[, G]), N and D in units of the smallest of the table.
-    cells : DataFrame
-        The means it was fitted to: parameters, cells_train, cells_seen, loss.
-    unit : (smallest N, smallest D, median of cells seen)
-    rss : float
-    draws : Joint or None
-        The same law fitted to `resamples` redrawn tables; theta and linear gain a leading axis.
-    """
+    """A fitted joint law; `draws` is the same law fitted to redrawn tables: theta and linear gain a leading axis."""
 
     form: str
-    theta: np.ndarray
-    linear: np.ndarray
-    cells: pd.DataFrame
-    unit: tuple[float, float, float]
+    theta: np.ndarray  # a, b[, R]
+    linear: np.ndarray  # E, A, B[, G]
+    cells: pd.DataFrame  # what it was fitted to, of `grid_means`
+    unit: tuple[float, float, float]  # smallest N, smallest D, median of cells seen
     rss: float
     draws: "Joint | None" = None
     status: Status = Status.OK
@@ -87,7 +75,7 @@ def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400,
         Columns parameters, cells_train, loss and, optionally, cells_seen (else every cell is seen once). Runs of one
         (parameters, cells_train) are averaged: what is drawn and weighed is a cell of the grid, not a seed.
     resamples : int
-        Draws: tables redrawn as fitted values + errors (see `_redraw`), each fitted again.
+        Draws, see `_redraw`.
 
     Raises
     ------
@@ -211,66 +199,35 @@ def best_form(table: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number with its interval; an end is infinite where draws have no answer in reach."""
-
-    value: float
-    low: float
-    high: float
+def _over_draws(law, level, quantity):
+    """A quantity of a law that was fitted with draws, and the ends of its interval over them."""
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(quantity(law.draws), tails, method="closest_observation")
+    return float(quantity(law)), float(low), float(high)
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What limits a run of N parameters and D training cells, what more of either saves, and where the two balance.
-
-    Attributes
-    ----------
-    limited_by, capacity_share : str, float
-        "capacity", "data" or "not resolved", and the share of draws in which capacity limits.
-    gains : DataFrame
-        of (parameters or cells), factor, and the loss saved: gain, low, high; NaN beyond `reach`.
-    crossover : Quantity or None
-        Parameters at which size and cells limit equally at this D; None beyond `reach`.
-    reach : float
-        Furthest extrapolation, as a factor beyond the fitted range of N and of D.
-    """
-
-    parameters: float
-    cells: float
-    limited_by: str
-    capacity_share: float
-    gains: pd.DataFrame
-    crossover: Quantity | None
-    reach: float
-    level: float
+def _elasticity(law, N, D):
+    """Loss saved per unit of log N less loss saved per unit of log D: positive where capacity limits."""
+    up, down = np.exp(STEP), np.exp(-STEP)
+    by_N = law.predict(N * down, D) - law.predict(N * up, D)
+    return (by_N - (law.predict(N, D * down) - law.predict(N, D * up))) / (2 * STEP)
 
 
-def plan(law: Joint, parameters: float, cells: float, level: float = 0.95) -> Plan:
-    """Ask a joint law, fitted with draws, about a run of so many parameters and training cells.
+def capacity_share(law: Joint, parameters: float, cells: float) -> float:
+    """Share of the draws in which more parameters save more than as many times more training cells."""
+    return float((_elasticity(law.draws, parameters, cells) > 0).mean())
 
-    Raises
-    ------
-    InputError
-        When the law has no draws, or N or D is out of reach.
-    """
-    if law.draws is None:
-        raise InputError("this joint law has no draws, so a plan could have no interval: fit it with resamples > 0")
-    for name, value in (("parameters", parameters), ("cells", cells)):
-        low, high = _range(law, name)
-        if not low <= value <= high:
-            fitted = f"{low * REACH:.3g} to {high / REACH:.3g}"
-            raise InputError(f"{name} = {value:.3g} is more than {REACH:g} times outside the fitted range, {fitted}")
-    share = float((_elasticity(law.draws, parameters, cells) > 0).mean())
-    tail = (1 - level) / 2
-    return Plan(
-        parameters, cells,
-        limited_by="capacity" if share > 1 - tail else "data" if share < tail else "not resolved",
-        capacity_share=share,
-        gains=_gains(law, parameters, cells, level),
-        crossover=_crossover(law, cells, level),
-        reach=REACH, level=level,
-    )  # fmt: skip
+
+def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
+    """What more of either saves a run: of (parameters or cells), factor, gain, low, high; NaN beyond `REACH`."""
+    rows = []
+    for of, column, value in (("parameters", "parameters", parameters), ("cells", "cells_train", cells)):
+        for factor in FACTORS:
+            more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
+            saved = _over_draws(law, level, lambda x, more=more: x.predict(parameters, cells) - x.predict(*more))
+            within = factor * value <= REACH * law.cells[column].max()
+            rows.append((of, factor, *(saved if within else [np.nan] * 3)))
+    return pd.DataFrame(rows, columns=["of", "factor", "gain", "low", "high"])
 
 
 def frontier(law: Joint, cells: np.ndarray, level: float = 0.95) -> pd.DataFrame:
@@ -283,102 +240,51 @@ def frontier(law: Joint, cells: np.ndarray, level: float = 0.95) -> pd.DataFrame
     """
     rows = []
     for D in np.ravel(cells):
-        point = _crossover(law, D, level) or Quantity(np.nan, np.nan, np.nan)
-        row = {"cells": D, "parameters": point.value, "low": point.low, "high": point.high}
-        rows.append(row | {"cells_per_parameter": D / point.value})
-    return pd.DataFrame(rows).replace([-np.inf, np.inf], np.nan)
+        point = _over_draws(law, level, lambda x, D=D: _balance(x, D))
+        rows.append((D, *(point if np.isfinite(point[0]) else [np.nan] * 3)))
+    table = pd.DataFrame(rows, columns=["cells", "parameters", "low", "high"]).replace([-np.inf, np.inf], np.nan)
+    return table.assign(cells_per_parameter=table["cells"] / table["parameters"])
 
 
-def _range(law, name):
-    column = law.cells["parameters" if name == "parameters" else "cells_train"]
-    return column.min() / REACH, column.max() * REACH
-
-
-def _over_draws(law, level, quantity):
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(quantity(law.draws), tails, method="closest_observation")
-    return Quantity(float(quantity(law)), float(low), float(high))
-
-
-def _elasticity(law, N, D):
-    """Loss saved per unit of log N less loss saved per unit of log D: positive where capacity limits."""
-    up, down = np.exp(STEP), np.exp(-STEP)
-    by_N = law.predict(N * down, D) - law.predict(N * up, D)
-    return (by_N - (law.predict(N, D * down) - law.predict(N, D * up))) / (2 * STEP)
-
-
-def _gains(law, N, D, level):
-    rows = []
-    for of, value in (("parameters", N), ("cells", D)):
-        for factor in FACTORS:
-            row = {"of": of, "factor": factor, "gain": np.nan, "low": np.nan, "high": np.nan}
-            if factor * value <= _range(law, of)[1]:
-                more = (factor * N, D) if of == "parameters" else (N, factor * D)
-                saved = _over_draws(law, level, lambda x, more=more: x.predict(N, D) - x.predict(*more))
-                row |= {"gain": saved.value, "low": saved.low, "high": saved.high}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _balance(law, D, low, high, rounds=50):
-    """N at which the elasticities balance at D, by bisection in log N: per draw, +-inf out of range.
+def _balance(law, D, rounds=50):
+    """N at which the elasticities balance at D, by bisection in log N: per draw, +-inf out of reach.
 
     Capacity limits small N and data limits large N, so the difference falls through zero once.
     """
+    low, high = law.cells["parameters"].min() / REACH, law.cells["parameters"].max() * REACH
     at_low, at_high = (_elasticity(law, N, D) for N in (low, high))
     bottom, top = np.full_like(at_low, np.log(low)), np.full_like(at_low, np.log(high))
     for _ in range(rounds):
         middle = (bottom + top) / 2
-        N = np.exp(middle)
-        capacity = _elasticity(law, N, D) > 0
+        capacity = _elasticity(law, np.exp(middle), D) > 0
         bottom, top = np.where(capacity, middle, bottom), np.where(capacity, top, middle)
     return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
 
 
-def _crossover(law, D, level):
-    """Parameters at which size and cells limit equally at D cells; None out of reach."""
-    low, high = _range(law, "parameters")
-    point = _over_draws(law, level, lambda x: _balance(x, D, low, high))
-    return point if np.isfinite(point.value) else None
+def outlook(
+    table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400
+) -> tuple[str, pd.DataFrame | None]:
+    """What limits a study's largest run, in a sentence, and the `gains` of more; None, and why, without a joint law.
 
-
-@dataclass(frozen=True, eq=False)
-class Outlook:
-    """The plan from a study's largest run, or in `sentence` why there is none."""
-
-    sentence: str
-    plan: Plan | None = None
-
-
-def outlook(table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400) -> Outlook:
-    """Fit the additive joint law to the runs that share one number of genes, and plan from the largest of them.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns of runs.csv. The joint law needs three sizes and three numbers of training cells on panels of equally
-        many genes, everything else being the same; runs for bits or on cells of few donors are left out.
+    The additive law is fitted to the runs of `table`, columns as runs.csv, that share the number of genes with most
+    numbers of training cells; runs for bits or on cells of few donors are left out.
     """
     rows = usable(table, "validation_mse").rename(columns={"validation_mse": "loss"})
     if "objective" in rows:
         rows = rows[rows["objective"].isna() | (rows["objective"] == "mse")]
     if "donors" in rows:
         rows = rows[rows["donors"].isna()]
-    cells = rows.groupby("genes")["cells_train"].nunique()
-    if cells.empty or cells.max() < 3:
-        return Outlook(
-            "Capacity and data cannot be separated by these runs: that takes at least three numbers of training cells "
-            f"on panels of equally many genes, all else being equal, and they have {0 if cells.empty else cells.max()}."
-        )
-    rows = rows[rows["genes"] == cells.idxmax()]
+    numbers = rows.groupby("genes")["cells_train"].nunique()
     try:
-        law = joint_law(rows, resamples=resamples, seed=seed)
+        if rows.empty:
+            raise InputError("no run of all donors has ended with a squared error")
+        law = joint_law(rows[rows["genes"] == numbers.idxmax()], resamples=resamples, seed=seed)
     except InputError as refusal:
-        return Outlook(f"No joint law: {refusal}.")
-    largest = law.cells.loc[law.cells["parameters"].mul(law.cells["cells_train"]).idxmax()]
-    made = plan(law, float(largest["parameters"]), float(largest["cells_train"]), level)
+        return f"No joint law: {refusal}.", None
+    cells = law.cells
+    N, D = cells.loc[(cells["parameters"] * cells["cells_train"]).idxmax(), ["parameters", "cells_train"]]
     sentence = (
-        f"The largest run has {made.parameters:,.0f} parameters and {made.cells:,.0f} training cells; in "
-        f"{made.capacity_share:.0%} of the draws capacity limits it (status of the joint law: {law.status})."
+        f"The largest run has {N:,.0f} parameters and {D:,.0f} training cells; in {capacity_share(law, N, D):.0%} of "
+        f"the draws capacity limits it (status of the joint law: {law.status})."
     )
-    return Outlook(sentence, made)
+    return sentence, gains(law, N, D, level)

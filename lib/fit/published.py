@@ -8,19 +8,16 @@ the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 gen
 import numpy as np
 import pandas as pd
 
-from lib.fit.intervals import band, columns_of
-from lib.fit.law import ladder, power_law
+from lib.fit.intervals import band, brief, columns_of
+from lib.fit.law import Status, ladder, power_law
 from lib.fit.runs import usable
-from lib.fit.summary import fit_laws
 
 STUDY = "published-runs"
 PRINTED = {
     "data-rich": {"alpha": 0.266, "c": 1.444, "r2": 0.858},
     "data-limited": {"alpha": 0.009, "c": 0.113, "r2": 0.017},
 }
-
-SETTINGS = ("cells_train", "micro_steps", "learning_rate", "micro_batch", "accumulation")
-POINTS = 300
+POINTS = 300  # of the grid of floors
 
 
 def criterion(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,8 +64,10 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100) -> pd.DataFrame:
+def refits(table: pd.DataFrame, regime: str = "data-rich") -> pd.DataFrame:
     """Least squares on one regime, beside the published method, and what each questionable choice changes.
+
+    All sizes enter, as in the published fit: also those that see no context.
 
     Returns
     -------
@@ -77,91 +76,68 @@ def refits(table: pd.DataFrame, regime: str = "data-rich", resamples: int = 100)
         No rows where the published method gives no law; see `criterion`.
     """
     runs = usable(table[table["regime"] == regime], "validation_mse")
+    columns = ["fit", "runs", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "rss", "status"]
     if (theirs := fits(runs)).empty:
-        return pd.DataFrame(columns=["fit", "runs", "alpha", "c", "rss", "status"])
+        return pd.DataFrame(columns=columns)
     published, smallest = theirs.iloc[0], runs["validation_mse"].min()
     bounded = power_law(runs["parameters"], runs["validation_mse"] - smallest, form="power")
     rows = [
         {"fit": "published method", "runs": len(runs), **published[["alpha", "c", "rss"]]},
         {"fit": "c at the smallest loss", "runs": len(runs), "alpha": bounded.alpha, "c": smallest, "rss": bounded.rss},
-        _refit("least squares", runs, regime, resamples),
+        _refit("least squares", runs),
     ]
     if "final_val_mse" in runs:
-        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"]), regime, resamples))
+        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"])))
     for size in runs.sort_values("parameters")["size"].unique():
-        rows.append(_refit(f"without {size}", runs[runs["size"] != size], regime, resamples))
-    return pd.DataFrame(rows)
+        rows.append(_refit(f"without {size}", runs[runs["size"] != size]))
+    return pd.DataFrame(rows, columns=columns).replace([-np.inf, np.inf], np.nan)
 
 
-def _refit(name, runs, regime, resamples):
-    law = fit_laws(runs, resamples, 0, metrics=("validation_mse",))[regime]["validation_mse"]
-    return {"fit": name, "runs": len(runs), "rss": law["rss"], "status": law["status"], **columns_of(law)}
+def _refit(name, runs):
+    row = {"fit": name, "runs": len(runs)}
+    if runs["parameters"].nunique() < 3:
+        return row | {"status": Status.TOO_FEW_SIZES}
+    data = ladder(runs)
+    law = power_law(data.parameters, data.means, data.weights)
+    rss = float(((data.losses - law.predict(data.parameters)[data.index]) ** 2).sum())
+    return row | {"rss": rss, "status": law.status, **columns_of(brief(data))}
 
 
 def both_fits(table: pd.DataFrame, regime: str = "data-rich", points: int = 200) -> pd.DataFrame:
     """Our law with its band and the published one over the sizes of a regime: fit, parameters, loss, lo, hi."""
     runs = usable(table[table["regime"] == regime], "validation_mse")
-    if fits(runs).empty:
+    if (theirs := fits(runs)).empty:
         return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])
-    grid = np.geomspace(runs["parameters"].min(), runs["parameters"].max(), points)
-    theirs, data = fits(runs).iloc[0], ladder(runs)
-    ours = power_law(data.parameters, data.means, data.weights)
-    low, high = band(ours, grid)
+    theirs, data = theirs.iloc[0], ladder(runs)
+    grid = np.geomspace(data.parameters[0], data.parameters[-1], points)
+    law = power_law(data.parameters, data.means, data.weights)
+    low, high = band(law, grid)
+    ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})
     drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]
-    ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": ours.predict(grid), "lo": low, "hi": high})
     return pd.concat([ours, pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})], ignore_index=True)
 
 
 def audit(table: pd.DataFrame) -> pd.DataFrame:
     """What else enters the losses of each regime, as far as the table says: regime, question, found.
 
-    A size no better than the gene mean, the smallest size's pull on the law, best-of-many losses and how unequally
-    many, the count of cells seen, and settings that differ between runs fitted together.
+    Sizes no better than the gene mean, best-of-many losses and how unequally many, and the count of cells seen.
     """
     rows = []
     for regime, runs in table.groupby("regime", sort=False):
-        runs = usable(runs, "validation_mse")
-        if len(runs):
-            answers = _sizes(runs, regime) | _best_of_many(runs) | _pooled(runs)
-            rows += [(regime, question, answer) for question, answer in answers.items()]
+        runs, answers = usable(runs, "validation_mse"), {}
+        if not np.isnan(baseline := runs["gene_mean_mse"].mean()):
+            losses = runs.groupby("size", sort=False)["validation_mse"].mean()
+            worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
+            answers[f"sizes no better than the gene mean ({baseline:.3f})"] = ", ".join(worse) or "none"
+        if len(runs) and {"evaluations", "final_val_mse"} <= set(runs):
+            fewest, most = runs["evaluations"].min(), runs["evaluations"].max()
+            gap = (runs["final_val_mse"] - runs["validation_mse"]).max()
+            answers["evaluations that the best loss is chosen from"] = f"{fewest} to {most}"
+            answers["largest difference between final and best loss"] = f"{gap:.3f}"
+        if len(runs) and {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
+            largest = runs.loc[runs["micro_steps"].idxmax()]
+            seen, times = int(largest["micro_steps"] * largest["micro_batch"]), largest["accumulation"]
+            counted = f"{seen:,}; micro-steps x accumulated batch would count {times:.0f} times as many"
+            answers["most cells seen by a run"] = counted
+        rows += [(regime, question, answer) for question, answer in answers.items()]
     return pd.DataFrame(rows, columns=["regime", "question", "found"])
-
-
-def _sizes(runs, regime):
-    """Sizes that the gene mean beats, and the law without the smallest one."""
-    answers, baseline = {}, runs["gene_mean_mse"].mean()
-    if not np.isnan(baseline):
-        losses = runs.groupby("size", sort=False)["validation_mse"].mean()
-        worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
-        answers[f"sizes no better than the gene mean ({baseline:.3f})"] = ", ".join(worse) or "none"
-    smallest = runs.loc[runs["parameters"].idxmin(), "size"]
-    rest = runs[runs["size"] != smallest]
-    if rest["parameters"].nunique() >= 3:
-        law = _refit("", rest, regime, 100)
-        numbers = f"{law['alpha']:.3f} and {law['c']:.3f} (status: {law['status']})"
-        answers[f"alpha and c without {smallest}"] = numbers
-    return answers
-
-
-def _best_of_many(runs):
-    if not {"evaluations", "final_val_mse"} <= set(runs):
-        return {}
-    gap = (runs["final_val_mse"] - runs["validation_mse"]).max()
-    return {
-        "evaluations that the best loss is chosen from": f"{runs['evaluations'].min()} to {runs['evaluations'].max()}",
-        "largest difference between final and best loss": f"{gap:.3f}",
-    }
-
-
-def _pooled(runs):
-    answers = {}
-    if {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
-        largest = runs.loc[runs["micro_steps"].idxmax()]
-        seen = int(largest["micro_steps"] * largest["micro_batch"])
-        counted = f"{seen:,}; micro-steps x accumulated batch would count {largest['accumulation']:.0f} times as many"
-        answers["most cells seen by a run"] = counted
-    for setting in SETTINGS:
-        if setting in runs and runs[setting].nunique() > 1:
-            values = runs[setting]
-            answers[f"{setting} differs"] = f"{values.nunique()} values, {values.min():,.5g} to {values.max():,.5g}"
-    return answers

@@ -161,10 +161,7 @@ def status(study: str) -> int:
     states = [step.state for step in steps]
     print(f"{study.name}: {states.count('done')} of {len(steps)} notebooks done")
     for step, state in zip(steps, states, strict=True):
-        seen = ""
-        if step.rule == "train":
-            total = study.training(step.regime).cells_seen * len(study.seeds_for(step.size))
-            seen = f"{step.cells_seen:,} of {total:,} cells seen"
+        seen = f"{step.cells_seen:,} of {step.cells:,} cells seen" if step.rule == "train" else ""
         print(f"{workflow.NOTEBOOKS[step.rule]:<11}{step.regime:<20} {step.size:<16} {state:<9} {seen}".rstrip())
     failures = [failure for step in steps if (failure := step.failure())]
     print(*(f"FAILED {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
@@ -219,12 +216,10 @@ def report(study: str) -> None:
     study = load_study(study)
     files = {step.rule: step.file(".ipynb") for step in workflow.steps(study) if step.file(".ipynb").is_file()}
     if not files:
-        raise InputError(
-            f"study {study.name} has no executed notebooks yet; run it first: make run STUDY={study.name}."
-        )
-    notebooks = [nbformat.read(path, as_version=4) for path in files.values()]
-    page = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
-    page.cells = [cell for notebook in notebooks for cell in notebook.cells]
+        raise InputError(f"study {study.name} has no executed notebooks yet; run it: make run STUDY={study.name}.")
+    page = nbformat.v4.new_notebook()
+    for path in files.values():
+        page.cells += nbformat.read(path, as_version=4).cells
     for number, cell in enumerate(page.cells):  # notebooks have the same ids
         cell["id"] = f"cell-{number}"
     hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
@@ -245,20 +240,18 @@ def keep(study: str) -> None:
     study = load_study(study)
     if not (study.data / "laws.json").is_file():
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
-    folder, table = io.ROOT / "data" / "results" / study.name, pd.read_csv(study.data / "runs.csv")
-    made = datetime.datetime.fromtimestamp((study.data / "laws.json").stat().st_mtime, datetime.UTC)
-    io.write_json(folder / "laws.json", io.read_json(study.data / "laws.json"))
+    folder, laws, table = io.ROOT / "data" / "results" / study.name, study.data / "laws.json", study.data / "runs.csv"
+    made, runs = datetime.datetime.fromtimestamp(laws.stat().st_mtime, datetime.UTC), pd.read_csv(table)
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    machine["devices"] = sorted(table["device"].dropna().unique()) if "device" in table else []
-    hours = round(float(table["seconds"].sum()) / 3600, 3) if "seconds" in table else 0.0
+    machine["devices"] = sorted(runs["device"].dropna().unique()) if "device" in runs else []
+    hours = round(float(runs["seconds"].sum()) / 3600, 3) if "seconds" in runs else 0.0
     origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version()}
     io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
-    with io.atomic(folder / "runs.csv") as partial:
-        shutil.copyfile(study.data / "runs.csv", partial)
-    if (notebook := study.data / "notebooks" / "04_fit.ipynb").is_file():
-        with io.atomic(folder / notebook.name) as partial:
-            text = re.sub(r"\]\((0\d_\w+\.ipynb)\)", r"](../../../notebooks/\1)", notebook.read_text(encoding="utf-8"))
-            partial.write_text(text, encoding="utf-8")
+    for path in (laws, table, study.data / "notebooks" / "04_fit.ipynb"):
+        if path.is_file():
+            text = re.sub(r"\]\((0\d_\w+\.ipynb)\)", r"](../../../notebooks/\1)", path.read_text(encoding="utf-8"))
+            with io.atomic(folder / path.name) as partial:
+                partial.write_text(text, encoding="utf-8")
     print(io.shown(folder))
 
 

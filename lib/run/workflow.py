@@ -108,27 +108,30 @@ class Step:
         return float(self.study.size(self.size).training_flops(genes, training) * len(self.study.seeds_for(self.size)))
 
     @property
+    def cells(self) -> int:
+        """Training cells that all seeds of one size are to see."""
+        return self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size)) if self.size else 0
+
+    @property
     def gpus(self) -> int:
         return int(self.flops >= GPU_FLOPS)
 
     @property
     def megabytes(self) -> int:
         """Memory to ask for: 3 GB for any notebook, and twice what the panel and the model take by themselves."""
-        bytes_needed = 0
-        if self.regime:
-            regime = self.study.regimes[self.regime]
-            bytes_needed = 8 * regime.genes * regime.cells  # X and counts, if all of them were read
-            bytes_needed += self.study.size(self.size).memory(regime.genes) if self.size else 0
-        return round(3000 + 2 * bytes_needed / 1e6)
+        if not self.regime:
+            return 3000
+        regime = self.study.regimes[self.regime]
+        model = self.study.size(self.size).memory(regime.genes) if self.size else 0
+        return round(3000 + 2 * (8 * regime.genes * regime.cells + model) / 1e6)  # X and counts, if all were read
 
     @property
     def minutes(self) -> int:
         """Time to ask for: half an hour, and four times what reading the cells (500 a second) or training may take."""
         seconds = self.study.regimes[self.regime].cells / 500 if self.rule == "data" else 0.0
         if self.size:
-            training = self.study.training(self.regime)
             seconds = self.flops / FLOPS_PER_SECOND["gpu" if self.gpus else "cpu"]
-            seconds += 2e-3 * training.cells_seen / training.batch * len(self.study.seeds_for(self.size))
+            seconds += 2e-3 * self.cells / self.study.training(self.regime).batch
         return round(30 + 4 * seconds / 60)
 
     @property

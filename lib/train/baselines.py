@@ -29,7 +29,6 @@ class Gaussian:
 
     mean: np.ndarray  # (genes,)
     precision: np.ndarray  # (genes, genes): inverse of the shrunken covariance
-    shrinkage: float  # weight of uncorrelated genes, from 0 (sample covariance) to 1
 
 
 @dataclass(frozen=True)
@@ -42,35 +41,20 @@ class Pca:
     noise: float  # variance of what the components leave over
 
 
-@dataclass(frozen=True)
-class Models:
-    """The baselines, fitted to training cells."""
-
-    gaussian: Gaussian
-    pca: Pca
-    share: np.ndarray | None  # (genes,): of the library, None where counts are not predicted
-    dispersion: np.ndarray | None  # (genes,)
-
-
 def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """Mean squared errors of the baselines on the fixed masks of a panel's held-out cells.
 
-    Parameters
-    ----------
-    adata : AnnData, a panel of `lib.data.panel`
-    truth : lib.data.simulate.Truth, optional
-        What a simulated panel was drawn from. There is no exact floor, and none is given, for a panel normalised
-        within itself: dividing by the realised sum of the panel ties its genes to each other.
+    Without the `truth` that a simulated panel was drawn from there is no exact floor, nor on a panel normalised within
+    itself: dividing by the realised sum of the panel ties its genes to each other. There counts are not predicted.
 
     Returns
     -------
     dict
-        For every held-out split: gene_mean_mse, pca_mse and gaussian_mse; in bits per masked gene gene_nll, a negative
-        binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts;
-        with a truth also bayes_mse and bayes_bits, what the best predictor can expect, and bayes_realised_mse, its
-        squared error on these very cells, which shares their noise with every model measured on them. `<name>_se` is
-        the standard error over cells, None for one cell. Counts are not predicted on a panel normalised within itself,
-        and pca_components is the number of components.
+        For every held-out split: gene_mean_mse, pca_mse (pca_components is their number) and gaussian_mse; in bits per
+        masked gene gene_nll, a negative binomial of each gene whatever the cell, and gaussian_nll, the conditional
+        Gaussian as a distribution of counts; bayes_mse and bayes_bits, what the best predictor can expect, and
+        bayes_realised_mse, its squared error on these very cells, which shares their noise with every model measured
+        on them. `<name>_se` is the standard error over cells, None for one cell.
 
     Raises
     ------
@@ -79,49 +63,54 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """
     data = panel.arrays(adata)
     counted = adata.uns["provenance"]["library_size"] != "panel"
-    models = _fit(data, counted)
+    gaussian, gene = fit_gaussian(data.x, data.train), None
+    pca = choose_pca(data.x, data.train, data.masks["validation"])
+    if counted:
+        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
+        gene = fit_negative_binomial(data.counts[few], data.library[few])
     columns = census_columns(adata, truth) if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
-        masked = data.masks[split]
-        blocks = [slice(start, start + HELD_OUT) for start in range(0, len(cells), HELD_OUT)]
-        parts = [_errors(data, cells[block], masked[block], models, truth, columns) for block in blocks]
-        losses[split] = {"pca_components": float(models.pca.loadings.shape[1])}
-        for name in parts[0]:  # cells are the independent unit
-            errors = np.concatenate([part[name] for part in parts])
-            spread = float(errors.std(ddof=1) / np.sqrt(len(errors))) if len(errors) > 1 else None
+        parts = []
+        for start in range(0, len(cells), HELD_OUT):
+            some, masked = cells[start : start + HELD_OUT], data.masks[split][start : start + HELD_OUT]
+            errors = _errors(data, some, masked, gaussian, pca, gene)
+            if columns is not None:
+                errors |= _exact_errors(data, some, masked, truth, columns)
+            parts.append(pd.DataFrame({name: error.mean(axis=(1, 2)) for name, error in errors.items()}))
+        losses[split] = {"pca_components": float(pca.loadings.shape[1])}
+        for name, errors in pd.concat(parts).items():  # cells are the independent unit
+            spread = float(errors.std() / np.sqrt(len(errors))) if len(errors) > 1 else None
             losses[split] |= {name: float(errors.mean()), f"{name}_se": spread}
     return losses
 
 
-def _fit(data, counted):
-    """All baselines of a panel's arrays."""
-    gene = (None, None)
-    if counted:
-        few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
-        gene = fit_negative_binomial(data.counts[few], data.library[few])
-    return Models(fit_gaussian(data.x, data.train), choose_pca(data.x, data.train, data.masks["validation"]), *gene)
+def _hidden(values, masked):
+    """Values (cells, genes) of the masked genes, (cells, masks, k)."""
+    return np.take_along_axis(values[:, None, :], masked, axis=2)
 
 
-def _errors(data, cells, masked, models, truth, columns):
-    """Error of each baseline on each of some held-out cells: {name: (cells,)}; `columns` is None without a floor."""
+def _errors(data, cells, masked, gaussian, pca, gene):
+    """Error of each baseline on some held-out cells, {name: (cells, masks, k)}; without `gene` counts are left out."""
     x, library = data.x[cells], data.library[cells][:, None, None]
-    hidden = np.take_along_axis(x[:, None, :], masked, axis=2).astype(np.float64)
-    predicted, deviation = predict_gaussian(models.gaussian, x, masked)
+    hidden = _hidden(x, masked).astype(np.float64)
+    predicted, deviation = predict_gaussian(gaussian, x, masked)
     errors = {
-        "gene_mean_mse": (hidden - models.gaussian.mean[masked]) ** 2,
-        "pca_mse": (hidden - predict_pca(models.pca, x, masked)) ** 2,
+        "gene_mean_mse": (hidden - gaussian.mean[masked]) ** 2,
+        "pca_mse": (hidden - predict_pca(pca, x, masked)) ** 2,
         "gaussian_mse": (hidden - predicted) ** 2,
     }
-    if models.share is not None:
-        counts = np.take_along_axis(data.counts[cells][:, None, :], masked, axis=2)
-        errors["gene_nll"] = bits(counts, library * models.share[masked], models.dispersion[masked])
+    if gene is not None:
+        counts, (share, dispersion) = _hidden(data.counts[cells], masked), gene
+        errors["gene_nll"] = bits(counts, library * share[masked], dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
-    if columns is not None:
-        exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, TARGET)
-        errors["bayes_mse"], errors["bayes_bits"] = exact.variance, exact.bits
-        errors["bayes_realised_mse"] = (hidden - exact.mean) ** 2
-    return {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
+    return errors
+
+
+def _exact_errors(data, cells, masked, truth, columns):
+    exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, TARGET)
+    realised = (_hidden(data.x[cells], masked).astype(np.float64) - exact.mean) ** 2
+    return {"bayes_mse": exact.variance, "bayes_bits": exact.bits, "bayes_realised_mse": realised}
 
 
 def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
@@ -147,7 +136,7 @@ def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
     shrinkage = float(min(1, error / distance)) if distance > 0 else 1.0
     shrunk = (1 - shrinkage) * correlation
     shrunk[np.diag_indices_from(shrunk)] = 1
-    return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation), shrinkage)
+    return Gaussian(mean, np.linalg.inv(shrunk) / np.outer(deviation, deviation))
 
 
 def _moments(x, rows):
@@ -170,13 +159,8 @@ def predict_gaussian(gaussian: Gaussian, x: np.ndarray, masked: np.ndarray) -> n
     With precision Q the mean is mu_m - inv(Q_mm) Q_mv (x_v - mu_v), and the covariance inv(Q_mm): one k x k system for
     each mask. `x` is (cells, genes), and its values at masked genes are not looked at; `masked` is (cells, masks, k).
     """
-    _, masks, k = masked.shape
-    batch = max(1, WORKSPACE // (masks * max(k * k, x.shape[1])))
     parts = []
-    for start in range(0, len(x), batch):
-        chosen = masked[start : start + batch]
-        visible = np.repeat((x[start : start + batch] - gaussian.mean)[:, None, :], masks, axis=1)
-        np.put_along_axis(visible, chosen, 0, axis=2)
+    for chosen, visible in _blocks(x - gaussian.mean, masked, max(masked.shape[-1] ** 2, x.shape[1])):
         pull = np.take_along_axis(visible @ gaussian.precision, chosen, axis=2)
         covariance = np.linalg.inv(gaussian.precision[chosen[..., :, None], chosen[..., None, :]])
         mean = gaussian.mean[chosen] - (covariance @ pull[..., None])[..., 0]
@@ -184,11 +168,18 @@ def predict_gaussian(gaussian: Gaussian, x: np.ndarray, masked: np.ndarray) -> n
     return np.concatenate(parts, axis=1)
 
 
-def normal_bits(counts, mean, deviation, library) -> np.ndarray:
-    """Bits of counts under a normal distribution of y = log1p(10,000 count / library), made one of counts.
+def _blocks(x, masked, size):
+    """Masked genes, and x (cells, masks, genes) with zeros there, of so many cells that `size` numbers a mask fit."""
+    batch = max(1, WORKSPACE // (masked.shape[1] * size))
+    for start in range(0, len(x), batch):
+        chosen = masked[start : start + batch]
+        visible = np.repeat(x[start : start + batch, None, :], chosen.shape[1], axis=1)
+        np.put_along_axis(visible, chosen, 0, axis=2)
+        yield chosen, visible
 
-    A count has the probability between `normal_ends`.
-    """
+
+def normal_bits(counts, mean, deviation, library) -> np.ndarray:
+    """Bits of counts, of which each has the probability between its `normal_ends`."""
     low, high = _midpoints(counts, mean, deviation, library)
     beyond = low > 0  # the difference is taken in the tail where it does not cancel
     low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
@@ -196,12 +187,12 @@ def normal_bits(counts, mean, deviation, library) -> np.ndarray:
 
 
 def normal_ends(counts, mean, deviation, library) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative probabilities below each count and up to it, at the midpoints between its y and its neighbours'."""
+    """Probabilities below each count and up to it, if y = log1p(10,000 count / library) is normal and ends half-way."""
     return tuple(np.exp(log_ndtr(end)) for end in _midpoints(counts, mean, deviation, library))
 
 
 def _midpoints(counts, mean, deviation, library):
-    """Standardised ends of each count's share of the normal distribution; that of zero begins at minus infinity."""
+    """Standardised midpoints between the y of each count and of its neighbours; zero begins at minus infinity."""
     y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
     low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
     return low, ((y[1] + y[2]) / 2 - mean) / deviation
@@ -217,7 +208,7 @@ def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
     aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
     fitted = _correlations(x, np.sort(rows[len(aside) :]))
     masked = masks[: len(aside), :1]
-    hidden = np.take_along_axis(x[aside][:, None, :], masked, axis=2)
+    hidden = _hidden(x[aside], masked)
 
     def error(components):
         return ((hidden - predict_pca(_leading(*fitted, components), x[aside], masked)) ** 2).mean()
@@ -245,13 +236,9 @@ def predict_pca(pca: Pca, x: np.ndarray, masked: np.ndarray) -> np.ndarray:
 
     With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
     """
-    q = pca.loadings.shape[1]
-    z, whole, parts = (x - pca.mean) / pca.deviation, pca.loadings.T @ pca.loadings, []
-    batch = max(1, WORKSPACE // (masked.shape[1] * q * max(q, masked.shape[2])))
-    for start in range(0, len(x), batch):
-        chosen, cells = masked[start : start + batch], z[start : start + batch]
-        visible = np.repeat(cells[:, None, :], chosen.shape[1], axis=1)
-        np.put_along_axis(visible, chosen, 0, axis=2)
+    q, parts = pca.loadings.shape[1], []
+    whole = pca.loadings.T @ pca.loadings
+    for chosen, visible in _blocks((x - pca.mean) / pca.deviation, masked, q * max(q, masked.shape[2])):
         hidden = pca.loadings[chosen]
         inner = whole - hidden.swapaxes(-1, -2) @ hidden + pca.noise * np.eye(q)
         scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])
@@ -271,15 +258,10 @@ def bits(counts, mean, dispersion) -> np.ndarray:
 
 
 def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maximum likelihood of every gene's share of the library and dispersion, from counts (cells, genes).
+    """Every gene's share of the library and dispersion, each (genes,), from counts (cells, genes).
 
-    The share is the method-of-moments one, total counts over total library, which for a Poisson count is the most
-    likely; the dispersion maximises the likelihood at that share.
-
-    Returns
-    -------
-    share, dispersion : (genes,) float64
-        A gene without counts has the share of half a count; dispersion lies between 1e-3 and 1e6.
+    The share is total counts over total library, the most likely one for a Poisson count, of half a count at least; the
+    dispersion, between 1e-3 and 1e6, maximises the likelihood at that share.
     """
     library = np.asarray(library, np.float64)
     share = np.maximum(counts.sum(axis=0, dtype=np.float64), 0.5) / library.sum()
@@ -294,10 +276,7 @@ def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.n
 
 
 def best_dispersion(cost: Callable[[np.ndarray], np.ndarray], number: int) -> np.ndarray:
-    """Dispersions of least cost between 1e-3 and 1e6, (number,), by golden-section search in the logarithm.
-
-    `cost` takes log-dispersions (number,) and gives the cost of each.
-    """
+    """Dispersions between 1e-3 and 1e6, (number,), of least `cost` of their logarithm, by golden-section search."""
     low, high = np.full((2, number), np.log([[1e-3], [1e6]]))
     golden = (np.sqrt(5) - 1) / 2
     while (high - low).max() >= 1e-3:
@@ -317,10 +296,9 @@ NAMES = {
 
 
 def table(measured: Mapping[str, dict]) -> pd.DataFrame:
-    """Result of `measure` as a table, one row per split and predictor.
+    """Result of `measure` as a table, one row per split and predictor: mse, its standard error, explained, bits.
 
-    Columns: mse and its standard error; explained, the share of what lies between the gene mean and the exact floor (or
-    zero, where that is not known); bits per masked gene.
+    Explained is the share of what lies between the gene mean and the exact floor (or zero, where that is not known).
     """
     rows = []
     for split, losses in measured.items():

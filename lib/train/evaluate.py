@@ -1,6 +1,6 @@
 """A finished run looked at closely: read back from its weights, by gene, as a predictor of counts, and in bits.
 
-`examine` runs a model and writes what it finds to data/<study>/examined.json; `read_examined` needs no torch.
+`examine` runs a model once, and keeps what it finds in data/<study>/examined.json.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib import io
 from lib.data import panel, simulate
-from lib.io import TARGET, InputError
+from lib.io import TARGET
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
@@ -27,17 +27,17 @@ SUMMED, QUANTILES = 64, 400
 """Up to this mean the moments of a count are summed count by count; above it over quantiles of its distribution."""
 CHUNK = 200_000
 """Positions that are worked on at a time."""
-RULES = {
-    "one Gaussian, differential": "published: depends on the scale of the input, takes counts for a continuum",
-    "the same at 1,000,000 counts a cell": "another scale of the same counts, and other bits",
-    "one Gaussian, of counts": "a code for counts, with one spread for all genes and cells",
-    "a Gaussian for each gene, of counts": "spreads of genes, but none that changes from cell to cell",
-    "a Gaussian for each prediction, of counts": "the right mean and spread of each prediction, the wrong shape",
-    "predicted counts": "nothing but what the model has not learned",
-    "exact mixture, these counts": "nothing: what these very counts cost who knows the truth",
-    "exact entropy": "nothing: what a count costs on average, the floor in bits",
-}
-"""How squared errors, or distributions, become bits per masked gene, and what each rule leaves out."""
+RULES = (
+    "one Gaussian, differential",  # published: depends on the scale of the input, takes counts for a continuum
+    "the same at 1,000,000 counts a cell",  # another scale of the same counts, and other bits
+    "one Gaussian, of counts",  # a code for counts, with one spread for all genes and cells
+    "a Gaussian for each gene, of counts",  # spreads of genes, but none that changes from cell to cell
+    "a Gaussian for each prediction, of counts",  # the right mean and spread of each prediction, the wrong shape
+    "predicted counts",  # nothing is left out but what the model has not learned
+    "exact mixture, these counts",  # what these very counts cost who knows the truth
+    "exact entropy",  # what a count costs on average: the floor in bits
+)
+"""How squared errors, or distributions, become bits per masked gene, leaving out less and less."""
 
 
 @dataclass(frozen=True)
@@ -63,57 +63,30 @@ class Predictions:
     predicted: np.ndarray  # mean of the log-normalised expression
     mean: np.ndarray | None = None  # of the count, and its dispersion; None for a run trained for squared error
     dispersion: np.ndarray | None = None
+    truth: tuple | None = None  # with a known truth the first arguments of `simulate.predictive`, and what it gives
+    exact: simulate.Predictive | None = None
 
 
 def examine(study, runs: pd.DataFrame) -> Examination:
-    """Examine the largest run of the first regime that predicts counts, or of the first; write it for `read_examined`.
+    """Examine the largest run of the first regime that predicts counts, or of the first, if that has not been done.
 
-    A run that has been examined is not examined again.
-
-    Parameters
-    ----------
-    study : lib.study.Study
-    runs : DataFrame
-        Of `lib.fit.runs.collect`.
+    `runs` is the table of `lib.fit.runs.collect`.
     """
-    run, known = _to_examine(study, runs), _path(study)
+    run, path = _to_examine(study, runs), study.data / "examined.json"
     if isinstance(run, str):
-        examination, key = Examination(run), None
-    else:
-        key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
-        if known.is_file() and io.read_json(known)["key"] == key:
-            return read_examined(study)
-        examination = _examined(study, *run)
-    content = {name: _plain(value) for name, value in vars(examination).items()}
-    io.write_json(known, {"key": key, **content})
+        return Examination(run)
+    key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
+    if path.is_file() and (content := io.read_json(path)).pop("key") == key:
+        content |= {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
+        content["bits"]["rule"] = _in_order(content["bits"]["rule"])
+        return Examination(**content)
+    examination = _examined(study, *run)
+    content = dict(vars(examination))
+    for name, table in content.items():
+        if isinstance(table, pd.DataFrame):
+            content[name] = table.astype(object).where(table.notna(), None).to_dict("list")  # NaN is not JSON
+    io.write_json(path, {"key": key, **content})
     return examination
-
-
-def read_examined(study) -> Examination:
-    """What `examine` has written.
-
-    Raises
-    ------
-    InputError
-        It has not.
-    """
-    if not _path(study).is_file():
-        raise InputError(f"{io.shown(_path(study))} is not there; run 04_fit of {study.name} first.")
-    content = io.read_json(_path(study))
-    del content["key"]
-    tables = {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
-    if "bits" in tables:
-        tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
-    return replace(Examination(content["sentence"], content["run"]), **tables)
-
-
-def _plain(value):
-    """A table as lists, where JSON has no word for what is not a number."""
-    return value.astype(object).where(value.notna(), None).to_dict("list") if hasattr(value, "columns") else value
-
-
-def _path(study):
-    return study.data / "examined.json"
 
 
 def _to_examine(study, runs):
@@ -132,11 +105,13 @@ def _to_examine(study, runs):
 def _examined(study, regime, size, seed):
     adata = panel.read(study.folder(regime) / "panel.h5ad")
     data, source = panel.arrays(adata), study.census.simulate
-    found, exact = predictions(study, regime, size, seed, data), None
+    found = predictions(study, regime, size, seed, data)
     if source and study.training(regime).library_size != "panel":
-        exact = Exact(simulate.truth(source), adata, data, found)
-    genes = by_gene(adata, data, found, exact)
-    tables = {"genes": genes, "bits": conversions(found, exact), "calibration": calibration(data, found, exact)}
+        truth, rows = simulate.truth(source), found.rows
+        seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
+        found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
+    genes = by_gene(adata, data, found)
+    tables = {"genes": genes, "bits": conversions(found), "calibration": calibration(data, found)}
     return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
 
 
@@ -165,54 +140,31 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
     return Predictions(rows, masked, library, *measured, moments(*counts, library)[0], *counts)
 
 
-class Exact:
-    """What is exactly known of the hidden counts of a simulated panel."""
-
-    def __init__(self, truth: simulate.Truth, adata, data, found: Predictions):
-        self.truth, self.columns = truth, baselines.census_columns(adata, truth)
-        self.seen = data.counts[found.rows], data.library[found.rows], found.masked
-        self.posterior = self.at_scale(TARGET)
-
-    def at_scale(self, scale: float):
-        """Exact predictive of counts scaled to so many a cell."""
-        return simulate.predictive(self.truth, self.columns, *self.seen, scale)
-
-    def probabilities(self, x, cells: int | None = None) -> np.ndarray:
-        """Probability of counts x at the masked positions of the first cells."""
-        return simulate.probabilities(self.truth, self.columns, *(part[:cells] for part in self.seen), x)
-
-
-def by_gene(adata, data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
-    """What each gene adds to the loss that is left, over the masked positions of a held-out split.
+def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
+    """What each gene adds to the loss that is left, over the masked positions of the validation cells.
 
     Returns
     -------
     DataFrame, one row per gene of the panel
-        feature_name; times (it was masked); mean_count and mean (of the log-normalised expression) of training cells;
-        variance, the squared error of the training mean; residual, that of the run; share of all residuals summed; with
-        a truth floor, the exact variance, and floor_share; for predicted counts nll, bits, and with a truth floor_bits.
+        feature_name; times (it was masked); mean (log-normalised expression of training cells); variance, the squared
+        error of that mean; residual, that of the run; share of all residuals summed; with a truth floor, the exact
+        variance, and floor_share.
     """
     mean = np.asarray(data.x[data.train]).mean(axis=0, dtype=np.float64)
-    values = {
+    squares = {
         "variance": (found.expression - mean[found.masked]) ** 2,
         "residual": (found.expression - found.predicted) ** 2,
+        **({} if found.exact is None else {"floor": found.exact.variance}),
     }
-    if found.mean is not None:
-        values["nll"] = bits(found.counts, found.mean, found.dispersion)
-    if exact is not None:
-        values["floor"] = exact.posterior.variance
-        values |= {"floor_bits": exact.posterior.bits} if found.mean is not None else {}
     genes = found.masked.ravel()
     times = np.bincount(genes, minlength=adata.n_vars)
-    summed = {name: np.bincount(genes, value.ravel(), adata.n_vars) for name, value in values.items()}
     table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "times": times})
-    table["mean_count"] = np.asarray(data.counts[data.train]).mean(axis=0, dtype=np.float64)
     table["mean"] = mean
-    for name, value in summed.items():
-        table[name] = value / np.maximum(times, 1)
-    table["share"] = summed["residual"] / summed["residual"].sum()
-    if exact is not None:
-        table["floor_share"] = summed["floor"] / summed["floor"].sum()
+    for name, value in squares.items():
+        summed = np.bincount(genes, value.ravel(), adata.n_vars)
+        table[name] = summed / np.maximum(times, 1)
+        if name != "variance":
+            table["share" if name == "residual" else "floor_share"] = summed / summed.sum()
     return table
 
 
@@ -228,33 +180,24 @@ def concentration(genes: pd.DataFrame) -> str:
     )
 
 
-def conversions(found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
-    """The same predictions turned into bits by rules that leave out less and less.
-
-    Returns
-    -------
-    DataFrame
-        predictor (run, or exact posterior where the truth is known), rule, bits, what the rule leaves out.
-    """
+def conversions(found: Predictions) -> pd.DataFrame:
+    """The same predictions turned into bits: predictor (run, or exact posterior with a truth), rule, bits."""
     of = {"run": _gaussian_rules(found, found.predicted, (found.expression - found.predicted) ** 2)}
     if found.mean is not None:
         of["run"]["predicted counts"] = bits(found.counts, found.mean, found.dispersion).mean()
-    if exact is not None:
-        best = exact.posterior
+    if (best := found.exact) is not None:
         each = baselines.normal_bits(found.counts, best.mean, np.sqrt(best.variance), found.library)
+        mixture = simulate.probabilities(*found.truth, found.counts[..., None])
         of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
-            "the same at 1,000,000 counts a cell": _differential(exact.at_scale(1e6).variance.mean()),
+            "the same at 1,000,000 counts a cell": _differential(
+                simulate.predictive(*found.truth, 1e6).variance.mean()
+            ),
             "a Gaussian for each prediction, of counts": each.mean(),
-            "exact mixture, these counts": -np.log2(exact.probabilities(found.counts[..., None])).mean(),
+            "exact mixture, these counts": -np.log2(mixture).mean(),
             "exact entropy": best.bits.mean(),
         }
-    rows = [
-        {"predictor": predictor, "rule": rule, "bits": float(rules[rule]), "leaves out": words}
-        for predictor, rules in of.items()
-        for rule, words in RULES.items()
-        if rule in rules
-    ]
-    table = pd.DataFrame(rows)
+    rows = [(predictor, rule, float(rules[rule])) for predictor, rules in of.items() for rule in RULES if rule in rules]
+    table = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
     return table.assign(rule=_in_order(table["rule"]))
 
 
@@ -282,7 +225,7 @@ def _differential(variance):
     return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
 
 
-def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.DataFrame:
+def calibration(data, found: Predictions) -> pd.DataFrame:
     """Randomised probability integral transforms of the hidden counts, as histograms by group of genes.
 
     Predictions of counts by the run, overall and by thirds of the genes' mean count; beside them the discretised
@@ -292,7 +235,7 @@ def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.Data
     -------
     DataFrame
         predictor, genes (all, or low / middle / high mean), bin (left end), density (1 where uniform), low and high
-        (where 95 % of uniform samples of as many cells lie), misfit: the mean absolute distance of the density from 1.
+        (where 95 % of uniform samples of as many cells lie).
     """
     rng = np.random.default_rng(0)
     transforms = {}
@@ -303,9 +246,10 @@ def calibration(data, found: Predictions, exact: Exact | None = None) -> pd.Data
     normal = baselines.predict_gaussian(gaussian, data.x[found.rows], found.masked)
     ends = baselines.normal_ends(found.counts, *normal, found.library)
     transforms["conditional Gaussian"] = between(*ends, rng)
-    if exact is not None:
+    if found.exact is not None:
+        truth = *found.truth[:2], *(part[:EXACT_CELLS] for part in found.truth[2:])
         few = found.counts[:EXACT_CELLS, ..., None].astype(int)
-        summed = np.cumsum(exact.probabilities(np.arange(few.max() + 1), EXACT_CELLS), axis=-1)
+        summed = np.cumsum(simulate.probabilities(*truth, np.arange(few.max() + 1)), axis=-1)
         below, upto = (np.take_along_axis(summed, np.maximum(at, 0), axis=-1)[..., 0] for at in (few - 1, few))
         transforms["exact"] = between(np.where(few[..., 0] > 0, below, 0), upto, rng)
     means = np.asarray(data.counts[data.train]).mean(axis=0)
@@ -330,19 +274,14 @@ def _histogram(u, rng):
     density = np.histogram(u, BINS, (0, 1))[0] * BINS / len(u)
     drawn = rng.multinomial(len(u), np.full(BINS, 1 / BINS), 2000) * BINS / len(u)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    content = {"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high}
-    return pd.DataFrame(content).assign(misfit=np.abs(density - 1).mean(), expected=np.abs(drawn - 1).mean())
+    return pd.DataFrame({"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high})
 
 
 def moments(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of log1p(10,000 x / library) under the predicted distribution of each count x.
 
-    Small means are summed count by count until less than 1e-7 of the probability is left. For large ones
-    the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
-
-    Returns
-    -------
-    mean, variance : arrays of the broadcast shape
+    Everything broadcasts. Small means are summed count by count until less than 1e-7 of the probability is left. For
+    large ones the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
     """
     arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, np.minimum(dispersion, 1e9), library)))
     flat = [np.ravel(array) for array in arrays]
