@@ -23,11 +23,13 @@ DECAYS = np.geomspace(0.05, 4, 120)
 
 
 def budget_limited(rows: pd.DataFrame) -> bool:
-    """Whether a law of these runs is one of their budget: the runs of some size have not converged on the whole."""
+    """Whether a law of these runs is one of their budget: most of them have not converged.
+
+    What the others still move is part of what is known of their losses, and widens the interval (`lib.fit.law.ladder`).
+    """
     if "convergence" not in rows or rows["convergence"].isna().all():
         return False
-    moving = (rows["convergence"] == "not converged").groupby(rows["parameters"]).mean()
-    return bool((moving > 0.5).any())
+    return bool((rows["convergence"] == "not converged").mean() > 0.5)
 
 
 def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
