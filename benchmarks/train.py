@@ -47,7 +47,14 @@ def seconds(work, updates):
 
 def ours(size, arrays, dropout, folder):
     """A function that makes some updates of our training loop."""
-    run = loop.Run(arrays, size, 7, Train(dropout=dropout, cells_seen=32 * 10**6), Path(folder), "benchmark")
+    run = loop.Run(
+        arrays,
+        size,
+        7,
+        Train(dropout=dropout, batch=32, optimiser="adamw", cells_seen=32 * 10**6),
+        Path(folder),
+        "benchmark",
+    )
 
     def work(updates):
         torch.set_num_threads(size.threads(arrays.x.shape[1]))

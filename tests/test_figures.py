@@ -251,7 +251,7 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
 
 NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None,
                calibration=None)  # fmt: skip
-VIEWS = ["budget", "matched", "held_out", "protocols", "by_gene", "calibration", "conversions"]
+VIEWS = ["matched", "held_out", "protocols", "by_gene", "calibration", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -266,7 +266,7 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     empty, given = pd.DataFrame(), View(sizes=[], regimes={})
     untried = pd.DataFrame({"regime": []})
     notes = [figures.intervals(NO_LAW), figures.learning_curves({}), figures.criterion_curve(untried, {}),
-             figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
+             figures.budget(None), figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
              tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
@@ -382,7 +382,11 @@ def test_points_lines_and_floor_are_those_given(drawn):
 def test_labels_point_at_the_ends_of_their_lines_from_small_to_large(name, drawn):
     axes = drawn[name].axes[0]
     ends = [line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata())]
-    labels = {text.get_text(): text for text in axes.texts if text.get_text() in {*PUBLISHED, "d4", "d8", "d16", "d64"}}
+    labels = {
+        text.get_text(): text
+        for text in axes.texts
+        if text.get_text() in {*PUBLISHED, "d4", "d8", "d16", "d64", "d192"}
+    }
     assert len(labels) >= 5
     for label, text in labels.items():
         _, y = (axes.transScale + axes.transLimits).inverted().transform((1, text.xy[1]))

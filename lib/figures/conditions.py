@@ -112,7 +112,11 @@ def budget(view: Budgets | None) -> Figure | Note:
     names = [NAMES.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()]
     near = [*view.runs["loss"], *[view.exact] * (view.exact is not None)]
     room = 0.1 * np.ptp(near)
-    floors.set(xlim=(min(near) - 3 * room, np.quantile(view.runs["loss"], 0.6)), xlabel="floor c, with its interval")
+    floors.set(
+        xlim=(min(near) - 3 * room, np.quantile(view.runs["loss"], 0.6)),
+        xlabel=f"floor c ({'bits' if view.metric.endswith('nll') else 'MSE'})",
+        ylabel="law (of a budget, or in the limit)",
+    )
     for y, row in enumerate(view.table.itertuples()):
         ends_of = np.array([row.c_low, row.c, row.c_high], float)
         style.interval(

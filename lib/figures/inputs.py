@@ -135,7 +135,7 @@ def recipe(swept: pd.DataFrame) -> Figure:
         style.header(
             axis, name, [f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}; dotted: a quarter, 4 times"]
         )
-        axis.set(xlabel="rate, times the rule's", ylabel="validation MSE", xscale="log")
+        axis.set(xlabel="learning rate (times the rule's)", ylabel=style.loss_label("validation_mse"), xscale="log")
         axis.xaxis.set_ticks([0.5, 1, 2], labels=["0.5", "1", "2"])
         axis.minorticks_off()
     style.legend(figure, keys)

@@ -394,7 +394,8 @@ def replicates_table(replicates: pd.DataFrame) -> pd.DataFrame:
     for objective, of in replicates.groupby("objective", sort=False):
         for claim, (status, prefix) in claims.items():
             named = of[of[status] == Status.OK]
-            ends = named[f"{prefix}low"].fillna(-np.inf), named[f"{prefix}high"].fillna(np.inf)
+            low, high = (named[f"{prefix}{end}"].astype(float) for end in ("low", "high"))
+            ends = low.fillna(-np.inf), high.fillna(np.inf)
             held = named["exact"].between(*ends)
             low, high = proportion_confint(held.sum(), max(1, len(named)), method="wilson")
             c = named[prefix.rstrip("_") or "c"]
