@@ -180,7 +180,11 @@ def test_training_without_notebooks_trains_every_run_that_is_asked_for(tiny, mon
     trained = []
 
     def train(data, size, seed, settings, folder, progress):
-        assert (data, settings, folder) == ("data-rich", tiny.train, tiny.run_folder("data-rich", size.name, seed))
+        assert (data, settings, folder) == (
+            "data-rich",
+            tiny.training("data-rich"),
+            tiny.run_folder("data-rich", size.name, seed),
+        )
         trained.append((size.name, seed))
         return {"status": "ok", "validation_mse": 0.5}
 

@@ -265,8 +265,9 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     failed = make_runs().assign(status="diverged", validation_mse=np.nan)
     empty, given = pd.DataFrame(), View(sizes=[], regimes={})
     untried = pd.DataFrame({"regime": []})
-    notes = [figures.intervals(NO_LAW), figures.learning_curves({}), figures.criterion_curve(untried, {}),
-             figures.budget(None), figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
+    notes = [figures.budget(None), figures.intervals(NO_LAW), figures.learning_curves({}),
+             figures.criterion_curve(untried, {}),
+             figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
              tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)

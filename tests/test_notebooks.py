@@ -81,7 +81,7 @@ def test_laws_carry_intervals_comparison_and_origin(project):
 def test_figures_and_tables_come_in_every_format_with_their_caption(project):
     place = project / "figures/demo"
     drawn, laid = ({path.stem for path in place.glob(f"*.{kind}")} for kind in ("pdf", "csv"))
-    assert {"loss_against_parameters", "learning_curves", "intervals", "published_audit", "genes"} <= drawn
+    assert {"loss_against_parameters", "learning_curves", "budget", "published_audit", "genes"} <= drawn
     assert {"architecture"} <= drawn and "published_criterion" not in drawn
     assert {"table_laws", "table_sizes", "table_forms", "table_runs"} <= laid
     for name in drawn:
@@ -135,9 +135,9 @@ def test_a_notebook_runs_by_itself_again_shows_the_same_and_writes_only_what_is_
 
 
 def test_a_size_that_the_study_lacks_is_refused_in_one_sentence(project, tmp_path):
-    done = papermill(project, "03_train", tmp_path, "-p", "size", "d61")
+    done = papermill(project, "03_train", tmp_path, "-p", "size", "d116")
     assert done.returncode != 0
-    assert "study demo has no size 'd61' (did you mean d16?)" in done.stderr
+    assert "study demo has no size 'd116' (did you mean d16?)" in done.stderr
 
 
 def test_the_published_runs_are_fitted_audited_and_drawn(tmp_path):
