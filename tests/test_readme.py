@@ -9,7 +9,7 @@ import scale
 import yaml
 
 from lib import io
-from lib.fit import fit_laws, published
+from lib.fit import fit_laws, published, summary
 from lib.fit.runs import given
 from lib.model.sizes import Size
 from lib.study import load_study
@@ -65,6 +65,7 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert f"the largest is {1 - means['validation_mse'].iloc[-1] / linear:.0%} better".replace("%", " %") in TEXT
     low, high = law["budget"]["limit"]["intervals"]["profile_size_means"]["c"]
     assert round(100 * (high - low) / 2 / exact) == 4, "README: uncertain by four percent"
+    assert summary.read_replicates()["replicate"].nunique() == 10 and "So far they are ten" in TEXT
 
 
 def test_the_account_of_the_published_runs_has_the_fitted_numbers():
