@@ -20,8 +20,8 @@ import torch
 
 from lib import io
 from lib.data import panel
-from lib.model.sizes import Size
-from lib.study import Masking, Study, Train, batch
+from lib.model.sizes import Size, batch
+from lib.study import Masking, Study, Train
 from lib.train import loop
 from lib.train.optimiser import Optimiser
 

@@ -29,7 +29,8 @@ from lib import io
 from lib.data import panel, simulate
 from lib.fit.intervals import headline_ends
 from lib.fit.summary import fit_laws
-from lib.study import BUDGETS, Study
+from lib.model.sizes import BUDGETS
+from lib.study import Study
 from lib.train import baselines, loop
 
 WIDTHS = {4: 1, 6: 2, 8: 2, 12: 3, 16: 4, 24: 6}

@@ -23,8 +23,8 @@ import reference
 import torch
 
 from lib.data import panel
-from lib.model.sizes import PUBLISHED, cores
-from lib.study import Train, batch
+from lib.model.sizes import PUBLISHED, batch, cores
+from lib.study import Train
 from lib.train import loop
 
 CENSUS = recipe.simulated(cells=24_000, genes=1200)

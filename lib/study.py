@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lib import io
 from lib.io import InputError
-from lib.model.sizes import PUBLISHED, Size
+from lib.model.sizes import BUDGETS, PUBLISHED, Size, batch
 
 RESERVED = ("gallery", "results", "census", "notebooks")
 """Folders beside those of studies, and in a study's beside those of its regimes."""
@@ -23,38 +23,20 @@ PUBLISHED_TISSUES = [
 ]  # fmt: skip
 """Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
 
-BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
-"""Earlier budgets of a run, by the part of its updates."""
-
-TARGETS = 512
-"""Hidden genes of one update, see `batch`."""
-
 PROTOCOLS = {
     "published": {
         "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
-        "optimiser": "adamw", "batch": 32, "beta2": 0.999,
-        "learning_rate": 3.125e-5, "width_exponent": 0.0, "highest_rate": None,
-        "warmup": 0.0, "decay": 0.0, "final_rate": 1.0,
-        "dropout": 0.1, "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
+        "optimiser": "adamw", "batch": 32, "beta2": 0.999, "learning_rate": 3.125e-5, "width_exponent": 0.0,
+        "highest_rate": None, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0, "dropout": 0.1,
+        "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
     },
 }  # fmt: skip
 """What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault;
 `tuned` sets the same keys to their defaults."""
 
 
-def batch(masked: int) -> int:
-    """Cells of one update where the study file does not say: as many as hide about TARGETS genes, `masked` each.
-
-    A power of two from 16 to 256. Below, an update is mostly overhead; above, cells teach less (data/recipe.csv).
-    """
-    return int(min(256, max(16, 2 ** round(math.log2(TARGETS / masked)))))
-
-
 def folder_name(name: str) -> str:
-    """`name`, if a study, regime or size may be called that; ValueError otherwise.
-
-    No slash and no `..`: it stays in its folder. No .csv: it is not a file's. No dash first: it is not an option's.
-    """
+    """`name`, if a study, regime or size may be called that: it stays in its folder, and is no file's or option's."""
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.[0-9]){0,59}", name) or name.lower() in RESERVED:
         allowed = "use at most 60 letters, digits, - and _, a letter or digit first, and a dot only before a digit"
         raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed} (and not {', '.join(RESERVED)})")
@@ -131,10 +113,7 @@ class Simulation(Strict):
 
 
 class Source(Strict):
-    """A file or folder of counts, and labels that hold for all of its cells and go before the file's own.
-
-    A path alone stands for a source without labels.
-    """
+    """A file or folder of counts, and labels that hold for all of its cells and go before the file's own."""
 
     path: Annotated[str, Field(min_length=1)]  # or a glob; a .csv is a sheet with these columns, one file to a row
     donor_id: Label = None  # the person
@@ -257,7 +236,7 @@ class Train(Strict):
     objective: Literal["mse", "poisson", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
     cells_seen: Count = 240_000  # the training budget
     optimiser: Literal["adamw", "muon"] = "muon"  # of the blocks' matrices; all else is adamw's
-    batch: Count | None = None  # cells of one update; by default as many as hide TARGETS genes, see Study.training
+    batch: Count | None = None  # cells of one update; by default what lib.model.sizes.batch says
     learning_rate: Positive = 0.008  # peak rate at the reference width
     reference_width: Count = 64  # width d of that model
     width_exponent: Number = 0.66  # the peak rate is learning_rate (reference_width / d)^width_exponent ...
@@ -487,13 +466,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_study(name: str) -> Study:
-    """Read and check params/<name>.yaml.
-
-    Raises
-    ------
-    InputError
-        Naming the file, the key and what is allowed.
-    """
+    """Read and check params/<name>.yaml; an InputError names the file, the key and what is allowed."""
     path = io.ROOT / "params" / f"{name}.yaml"
     studies = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if str(name) not in studies:

@@ -13,8 +13,8 @@ import train as speed
 
 from lib.data import panel
 from lib.model import sizes, transformer
-from lib.model.sizes import Size
-from lib.study import Masking, Train, batch
+from lib.model.sizes import Size, batch
+from lib.study import Masking, Train
 from lib.train import loop
 
 

@@ -14,7 +14,7 @@ from lib.fit.intervals import HEADLINE, brief, columns_of
 from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
 from lib.fit.runs import UNITS, Ladder, sees_context, usable
-from lib.study import BUDGETS
+from lib.model.sizes import BUDGETS
 
 FLOORS = 80
 """Floors of the bounded form that are tried."""

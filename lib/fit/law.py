@@ -28,11 +28,9 @@ CHUNK_NUMBERS = 2**23
 FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
 
-ENOUGH_SEEDS = 5
-"""Seeds from which a size has a variance of its own, see `size_weights`."""
+ENOUGH_SEEDS = 5  # from which a size has a variance of its own, see `size_weights`
 
-PATH_POINTS = 201
-"""Points at which a profile is walked along alpha."""
+PATH_POINTS = 201  # at which a profile is walked along alpha
 
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
@@ -68,8 +66,7 @@ class Status(StrEnum):
 def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     """Collect the usable runs of one regime.
 
-    The variance that is known of a mean is that of its seeds, and that of a uniform variate between nothing and what
-    the second half of the updates changed, which the next ones may change again.
+    Of a mean is known the variance between seeds, and of a uniform variate up to what the last half of updates changed.
 
     Parameters
     ----------
@@ -330,8 +327,7 @@ def profile(
     within : float or (datasets,)
         Weighted sum of squares inside the sizes (zero over size means).
     known : float or (datasets,)
-        Weighted mean of the variances that are known: the residual variance is never taken for less, as it can be by
-        luck where degrees of freedom are few.
+        Weighted mean of the known variances, which the residual one can be below by luck: it is never taken for less.
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)
@@ -470,8 +466,8 @@ def _status(form, fits, d, means, weights):
 def huber_law(parameters: np.ndarray, losses: np.ndarray, delta: float = 1e-3, rounds: int = 300) -> Law | None:
     """Power + floor under a Huber loss on residuals of log-loss: a sensitivity check against runs that went wrong.
 
-    At the delta of Hoffmann et al. (2022), 1e-3, it is close to least absolute deviations. Iteratively reweighted
-    variable projection: each round linearises log L about the current law and reweights, so each is a global fit.
+    At the delta of Hoffmann et al. (2022) it is close to least absolute deviations. Each round linearises log L about
+    the current law and reweights, so each is a global fit.
 
     Returns
     -------

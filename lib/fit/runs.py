@@ -9,8 +9,8 @@ import pandas as pd
 from lib import io
 from lib.data.split import SPLITS
 from lib.io import InputError
-from lib.model.sizes import PUBLISHED
-from lib.study import BUDGETS, Study
+from lib.model.sizes import BUDGETS, PUBLISHED
+from lib.study import Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""

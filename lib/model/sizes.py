@@ -3,6 +3,7 @@
 Standard library only, but for the tables, so that a study file can be checked and a plan costed without torch.
 """
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -90,8 +91,22 @@ PUBLISHED = {
 """The seven sizes of arXiv 2602.15253."""
 
 
+BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
+"""Earlier budgets of a run, by the part of its updates."""
+
+TARGETS = 512
+"""Hidden genes of one update, see `batch`."""
+
 OUTPUTS = {"mse": 1, "poisson": 1, "negative_binomial": 2}
 """Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""
+
+
+def batch(masked: int) -> int:
+    """Cells of one update where the study file does not say: as many as hide about TARGETS genes, `masked` each.
+
+    A power of two from 16 to 256. Below, an update is mostly overhead; above, cells teach less (data/recipe.csv).
+    """
+    return int(min(256, max(16, 2 ** round(math.log2(TARGETS / masked)))))
 
 
 def table(study):

@@ -21,8 +21,7 @@ from torch import Tensor
 from lib import io
 from lib.io import InputError
 from lib.model import transformer
-from lib.model.sizes import OUTPUTS, Size
-from lib.study import BUDGETS
+from lib.model.sizes import BUDGETS, OUTPUTS, Size
 from lib.train import machine
 from lib.train.optimiser import Optimiser
 
