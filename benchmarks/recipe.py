@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from replicates import Aside
 
 from lib import io
 from lib.data import panel
 from lib.model.sizes import Size, batch
-from lib.study import Masking, Study, Train
+from lib.study import Masking, Train
 from lib.train import loop
 from lib.train.optimiser import Optimiser
 
@@ -189,16 +190,6 @@ def sweep(name, folder, seconds=None):
         row["rule"] = trial == Trial(name, trial.width, RULE, batch(Masking().genes(genes)))
         print(row, flush=True)
         yield row
-
-
-class Aside(Study):
-    """A study whose files lie in a folder of their own."""
-
-    root: Path
-
-    @property
-    def data(self):
-        return self.root
 
 
 def main(names=tuple(PANELS)):

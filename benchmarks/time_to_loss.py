@@ -21,6 +21,7 @@ import numpy as np
 import recipe
 import reference
 import torch
+from replicates import Aside
 
 from lib.data import panel
 from lib.model.sizes import PUBLISHED, batch, cores
@@ -44,7 +45,7 @@ SEEN = 300
 def arrays(folder, census=CENSUS, genes=GENES, cells=CELLS):
     """A simulated panel."""
     content = {"split": recipe.HELD, "regimes": {"panel": {"genes": genes, "cells": cells}}}
-    study = recipe.Aside(name="speed", root=Path(folder), census=census, sizes=["TINY"], seeds=[7], **content)
+    study = Aside(name="speed", root=Path(folder), census=census, sizes=["TINY"], seeds=[7], **content)
     return panel.arrays(panel.read(panel.build(study, "panel")))
 
 

@@ -9,27 +9,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
+from scipy.special import expit, logit
 
-from lib.fit.intervals import HEADLINE, brief, columns_of
+from lib.fit.intervals import HEADLINE, brief, columns_of, with_cells
 from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
 from lib.fit.runs import UNITS, Ladder, sees_context, usable
 from lib.model.sizes import BUDGETS
 
-FLOORS = 80
-"""Floors of the bounded form that are tried."""
+FLOORS = 40
+"""Floors of the bounded form that are tried first."""
 DECAYS = np.geomspace(0.05, 4, 120)
-"""Exponents b of a loss that falls as budget^-b that are tried."""
+"""Exponents b that are tried, of a loss that falls as budget^-b."""
 
 
 def budget_limited(rows: pd.DataFrame) -> bool:
-    """Whether a law of these runs is one of their budget: most of them have not converged.
-
-    What the others still move is part of what is known of their losses, and widens the interval (`lib.fit.law.ladder`).
-    """
+    """Whether a law of these runs is one of their budget: of some size most runs have not converged."""
     if "convergence" not in rows or rows["convergence"].isna().all():
         return False
-    return bool((rows["convergence"] == "not converged").mean() > 0.5)
+    moving = (rows["convergence"] == "not converged").groupby(rows["parameters"]).mean()
+    return bool((moving > 0.5).any())
 
 
 def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
@@ -39,93 +38,68 @@ def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str
     -------
     dict
         `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the
-        law of every size's own limit, see `limits`; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and
-        alpha. Empty without earlier budgets.
+        law of every size's own limit; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and alpha. Empty
+        without earlier budgets.
     """
-    columns = {
-        name: f"{metric}_{name}"
-        for name in BUDGETS
-        if rows.get(f"{metric}_{name}", rows[metric] * np.nan).notna().all()
-    }
-    if not columns:
+    columns = {name: f"{metric}_{name}" for name in BUDGETS if f"{metric}_{name}" in rows}
+    columns = {name: column for name, column in columns.items() if rows[column].notna().all()} | {"whole": metric}
+    if len(columns) == 1:
         return {}
-    laws = {}
-    for name, column in {**columns, "whole": metric}.items():
-        laws[name] = {
-            "share": 1 / BUDGETS.get(name, 1),
-            **brief(ladder(rows.assign(**{metric: rows[column]}), metric), level),
-        }
-    if len(columns) >= 2 and rows["parameters"].nunique() >= FEWEST_SIZES:
-        laws["limit"] = limit(rows, metric, columns, level)
-        laws["joint"] = _joint(rows, metric, columns, level)
+    laws, before = {}, np.nan
+    for name, column in columns.items():  # what is known of a loss is how it moved since the budget before
+        of = rows.assign(**{metric: rows[column], f"{metric}_half": before})
+        laws[name] = {"share": 1 / BUDGETS.get(name, 1), **brief(ladder(of, metric), level)}
+        before = rows[column]
+    if len(columns) >= 3 and rows["parameters"].nunique() >= FEWEST_SIZES:
+        losses = rows.groupby("parameters")[list(columns.values())].mean().to_numpy(float)
+        shares = np.array([law["share"] for law in laws.values()])
+        data = ladder(rows, metric)
+        laws["limit"], laws["joint"] = limit(data, losses, shares, level), joint(data, losses, shares, level)
     return laws
 
 
-def limits(rows: pd.DataFrame, metric: str, columns: dict[str, str], level: float = 0.95):
-    """Every size's loss in the limit of the budget: L(s) = limit + B s^-b with one b for all sizes.
+def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
+    """The law of the limits that each size's losses tend to, L(s) = limit + B s^-b, with one b for all sizes.
 
-    For a given b each size is a straight line in s^-b, s the share of the updates, that passes through the loss of the
-    whole budget; B is not negative.
+    For a given b a size is a straight line in s^-b, through its loss at the whole budget, whose B is not negative. The
+    interval spans the laws at every b that the F test does not reject. Where the best b is an end of those tried, the
+    budgets do not determine a limit.
 
-    Returns
-    -------
-    parameters : (sizes,)
-    at : callable(b) -> (sizes,), the limits for that b
-    region : (n,) the exponents b that the F test does not reject, the best first
-    variance : (sizes,) of the limits at the best b
+    Parameters
+    ----------
+    data : Ladder
+        The sizes at the whole budget.
+    losses : (sizes, budgets)
+    shares : (budgets,)
+        Of the updates, in ascending order; the last is 1.
     """
-    means = rows.groupby("parameters")[[*columns.values(), metric]].mean()
-    shares = np.array([1 / BUDGETS[name] for name in columns])
-    fall = means[list(columns.values())].to_numpy(float) - means[[metric]].to_numpy(float)
-
-    def slopes(b):
-        x = shares**-b - 1
-        return np.maximum(fall @ x / (x @ x), 0), x
-
-    def rss(b):
-        slope, x = slopes(b)
-        return ((fall - slope[:, None] * x) ** 2).sum()
-
-    scores = np.array([rss(b) for b in DECAYS])
-    df = max(1, fall.size - len(fall) - 1)
-    inside = DECAYS[scores <= scores.min() * (1 + stats.f.ppf(level, 1, df) / df)]
-    best = DECAYS[scores.argmin()]
-    _, x = slopes(best)
-    variance = np.full(len(fall), scores.min() / df * (1 / (x @ x)))
-    region = np.concatenate([[best], np.geomspace(inside[0], inside[-1], 7)])
-    whole = means[metric].to_numpy(float)
-    return means.index.to_numpy(float), lambda b: whole - slopes(b)[0], region, variance
-
-
-def limit(rows: pd.DataFrame, metric: str, columns: dict[str, str], level: float = 0.95) -> dict:
-    """The law of the sizes' limits; its intervals span those at every b that is not rejected."""
-    data = ladder(rows, metric)
-    _, at, region, variance = limits(rows, metric, columns, level)
-    laws = [brief(replace(data, means=at(b), known=data.known + variance), level) for b in region]
+    fall = losses[:, :-1] - losses[:, -1:]
+    x = shares[:-1] ** -DECAYS[:, None] - 1  # (decays, earlier budgets)
+    slopes = np.maximum(fall @ x.T / (x**2).sum(1), 0)  # (sizes, decays)
+    scores = ((fall[:, None] - slopes[..., None] * x) ** 2).sum((0, 2))
+    best, df = int(scores.argmin()), fall.size - len(fall) - 1
+    region = np.flatnonzero(scores <= scores[best] * (1 + stats.f.ppf(level, 1, df) / df))
+    some = np.unique([best, *np.linspace(region[0], region[-1], 8).round().astype(int)])
+    variance = scores / df / (x**2).sum(1)
+    laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]), level)
+            for i in some}  # fmt: skip
     ends = {}
     for name in ("alpha", "c"):
-        low, high = zip(*(law["intervals"][HEADLINE][name] for law in laws), strict=True)
+        low, high = zip(*(law["intervals"][HEADLINE][name] for law in laws.values()), strict=True)
         ends[name] = [min(low), max(high)]
-    return {**laws[0], "b": float(region[0]), "losses": at(region[0]), "intervals": {HEADLINE: ends}}
+    law = laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: ends}}
+    return law | ({"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else {})
 
 
-def _joint(rows, metric, columns, level):
-    """E and a of the joint law in parameters and budget, by `lib.fit.joint`."""
-    every = {**{name: 1 / BUDGETS[name] for name in columns}, "whole": 1.0}
-    parts = [
-        pd.DataFrame({"parameters": rows["parameters"], "cells_train": share, "cells_seen": share,
-                      "loss": rows[columns.get(name, metric)].astype(float)})
-        for name, share in every.items()
-    ]  # fmt: skip
-    law = joint_law(pd.concat(parts), resamples=200)
+def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
+    """E and a of the joint law in parameters and budget, as `c` and `alpha`; for the arguments see `limit`."""
+    sizes, budgets = losses.shape
+    grid = {"parameters": np.repeat(data.parameters, budgets), "cells_train": np.tile(shares, sizes)}
+    law = joint_law(pd.DataFrame(grid | {"loss": losses.ravel()}))
     tails = [(1 - level) / 2, (1 + level) / 2]
-    alpha, c = (np.quantile(x, tails).tolist() for x in (law.draws.theta[:, 0], law.draws.linear[:, 0]))
-    return {
-        "alpha": law.theta[0],
-        "c": law.linear[0],
-        "status": law.status,
-        "intervals": {HEADLINE: {"alpha": alpha, "c": c}},
-    }
+    alpha, c = (np.quantile(draws, tails) for draws in (law.draws.theta[:, 0], law.draws.linear[:, 0]))
+    ends = {"alpha": alpha.tolist(), "c": with_cells(law.linear[0], *c, data, level)}
+    return {"alpha": law.theta[0], "c": law.linear[0], "status": law.status, "intervals": {HEADLINE: ends}}
 
 
 # ---------------------------------------------------------------- what a law hangs on
@@ -134,7 +108,8 @@ def _joint(rows, metric, columns, level):
 def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
     """The law under other choices: alpha, c, intervals and status of each.
 
-    `rows` are the usable runs of one regime, those of sizes that see no context among them.
+    `rows` are the usable runs of one regime, those of sizes that see no context among them. Choices do not make a law
+    of a budget one of capacity.
     """
     seeing = rows[sees_context(rows)]
     P, variants = seeing["parameters"], {}
@@ -149,44 +124,40 @@ def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[st
     uninformed = float(rows[column].astype(float).mean()) if column in rows else np.nan
     if len(data.d) >= FEWEST_SIZES and uninformed > data.means.min():
         table["bounded by the gene mean"] = bounded(data, uninformed, level)
+    if budget_limited(seeing):
+        table = {name: {**law, "status": Status.BUDGET} for name, law in table.items()}
     return table
 
 
 def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
     """L = E + (L0 - E) h / (1 + h), h = b P^-a: a law below the uninformed loss L0 at any size (arXiv 2605.09189).
 
-    For a given E it is a line in logarithms, log((L - E) / (L0 - L)) against log P, refined by least squares of the
-    loss itself. The interval of E is where the best such fit is not rejected.
+    For a given E the loss is a logistic function of log P, fitted by least squares; the interval of E is where the best
+    such fit is not rejected. E may lie above the smallest loss, as the floor of any law.
     """
-    d, y, w = data.d, data.means, data.weights
+    d, y, w = data.d, data.means, np.sqrt(data.weights)
 
-    def best(E):
-        inner = np.clip((y - E) / (uninformed - E), 1e-4, 1 - 1e-4)
-        slope, start = np.polyfit(d, np.log(inner / (1 - inner)), 1, w=np.sqrt(w))
-        fit = optimize.least_squares(
-            lambda t: np.sqrt(w) * (y - E - (uninformed - E) / (1 + np.exp(-t[0] - t[1] * d))), [start, slope]
-        )
-        return 2 * fit.cost, fit.x
+    def fit(E):
+        inner = np.clip((y - E) / (uninformed - E), 1e-3, 1 - 1e-3)
+        start = np.polyfit(d, logit(inner), 1, w=w)
+        return optimize.least_squares(lambda line: w * (y - E - (uninformed - E) * expit(np.polyval(line, d))), start)
+
+    def rss(E):
+        return 2 * fit(E).cost
 
     span = uninformed - y.min()
-    floors = np.linspace(y.min() - 3 * span, y.min() - 1e-4 * span, FLOORS)
-    scores = np.array([best(E)[0] for E in floors])
-    least = int(scores.argmin())
-    found = optimize.minimize_scalar(
-        lambda E: best(E)[0], bounds=(floors[max(least - 1, 0)], floors[min(least + 1, FLOORS - 1)]), method="bounded"
-    )
+    floors = np.linspace(y.min() - 3 * span, y.min() + 0.5 * span, FLOORS)
+    scores = np.array([rss(E) for E in floors])
+    least = int(scores[1:-1].argmin()) + 1
+    found = optimize.minimize_scalar(rss, bounds=floors[[least - 1, least + 1]], method="bounded")
     df = len(d) - 3
-    rim = found.fun + stats.f.ppf(level, 1, df) * max(found.fun / df, (w * data.known).mean())
-    inside = floors[scores <= rim]
-    low, high = min(inside.min(initial=found.x), found.x), max(inside.max(initial=found.x), found.x)
-    low = -np.inf if low == floors[0] else low
-    identified = np.isfinite(low) and least < len(floors) - 1
-    return {
-        "alpha": float(-best(found.x)[1][1]),
-        "c": float(found.x),
-        "status": Status.OK if identified else Status.NO_FLOOR,
-        "intervals": {HEADLINE: {"alpha": [-np.inf, np.inf], "c": [float(low), float(high)]}},
-    }
+    rim = found.fun + stats.f.ppf(level, 1, df) * max(found.fun / df, data.known_variance)
+    outside = {"low": floors[:least][scores[:least] > rim], "high": floors[least:][scores[least:] > rim]}
+    low = optimize.brentq(lambda E: rss(E) - rim, outside["low"][-1], found.x) if len(outside["low"]) else -np.inf
+    high = optimize.brentq(lambda E: rss(E) - rim, found.x, outside["high"][0]) if len(outside["high"]) else np.inf
+    ends = {"alpha": [-np.inf, np.inf], "c": with_cells(found.x, low, high, data, level)}
+    status = Status.OK if np.isfinite([low, high]).all() else Status.NO_FLOOR
+    return {"alpha": -fit(found.x).x[0], "c": found.x, "status": status, "intervals": {HEADLINE: ends}}
 
 
 # ---------------------------------------------------------------- tables

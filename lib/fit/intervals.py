@@ -134,20 +134,24 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, leve
 
 def region_of(ladder: Ladder, level: float = 0.95) -> Profile:
     """The profile over size means behind the headline interval; its variance is at least what is known of the means."""
-    known = float((ladder.weights * ladder.known).mean())
-    return profile(ladder.d, ladder.means, ladder.weights, len(ladder.d) - 3, level=level, known=known)
+    df = len(ladder.d) - 3
+    return profile(ladder.d, ladder.means, ladder.weights, df, level=level, known=ladder.known_variance)
 
 
 def headline(ladder: Ladder, level: float = 0.95) -> dict[str, list[float]]:
-    """Headline interval of alpha and c: by the profile, for c with the error over held-out cells added in quadrature.
+    """Headline interval of alpha and c: by the profile, for c with the error over held-out cells."""
+    region = region_of(ladder, level)
+    c = with_cells(region.fits.c[0], *np.ravel(region.interval()), ladder, level)
+    return {"alpha": np.ravel(region.alpha).tolist(), "c": c}
+
+
+def with_cells(point: float, low: float, high: float, ladder: Ladder, level: float = 0.95) -> list[float]:
+    """An interval of a floor with the error over held-out cells added in quadrature.
 
     All sizes are measured on the same cells, so that error moves every loss, and the floor with them.
     """
-    region = region_of(ladder, level)
-    point, (low, high) = region.fits.c[0], np.ravel(region.interval())
     reach = stats.norm.ppf((1 + level) / 2) * ladder.cells_error
-    ends = [point - np.hypot(point - low, reach), point + np.hypot(high - point, reach)]
-    return {"alpha": np.ravel(region.alpha).tolist(), "c": list(map(float, ends))}
+    return [float(point - np.hypot(point - low, reach)), float(point + np.hypot(high - point, reach))]
 
 
 def brief(ladder: Ladder, level: float = 0.95) -> dict:
@@ -191,9 +195,10 @@ def band(law: Law | dict, grid: np.ndarray, level: float = 0.95) -> tuple[np.nda
     law : Law or dict
         A fit to size means, smallest first, or an entry of laws.json.
     """
+    known = 0.0 if isinstance(law, Law) else law.get("known_variance", 0.0)
     law, grid = restore(law), np.asarray(grid, float)
     sizes = law.parameters
     if len(sizes) < FEWEST_SIZES:
         return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
-    region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level)
+    region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
     return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))

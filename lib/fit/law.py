@@ -327,7 +327,7 @@ def profile(
     within : float or (datasets,)
         Weighted sum of squares inside the sizes (zero over size means).
     known : float or (datasets,)
-        Weighted mean of the known variances, which the residual one can be below by luck: it is never taken for less.
+        See `Ladder.known_variance`: by luck the residual variance can be below it.
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)

@@ -273,6 +273,11 @@ class Ladder:
         """Sum of squares of seeds about their size mean (pure error)."""
         return ((self.losses - self.means[self.index]) ** 2).sum()
 
+    @property
+    def known_variance(self) -> float:
+        """Weighted mean of the known variances: the residual variance of a law is never taken for less."""
+        return float((self.weights * self.known).mean())
+
     def by_size(self, values: np.ndarray) -> np.ndarray:
         """Sums over the runs (last axis) of each size: (..., runs) to (..., sizes)."""
         return np.add.reduceat(values, np.cumsum(self.seeds) - self.seeds, axis=-1)

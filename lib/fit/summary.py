@@ -13,8 +13,8 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import all_intervals, band, columns_of, restore
-from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law, profile
+from lib.fit.intervals import all_intervals, band, columns_of, region_of, restore
+from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law
 from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
 
@@ -84,6 +84,7 @@ def _law(rows, metric, resamples, seed, level, headline):
         "runs_fit": _abc(runs_law(data)), "intervals": {},
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
+        "known_variance": data.known_variance,
         "budget": capacity.of_budgets(good, metric, level),
         "sensitivity": capacity.sensitivity(usable_rows, metric, level) if headline else {},
     }  # fmt: skip
@@ -101,8 +102,20 @@ def _abc(law):
 
 
 def _nothing(metric):
-    empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "condition_number", "huber", "runs_fit", "sizes")
-    return dict.fromkeys((*empty, "scaling_p")) | {
+    empty = (
+        "alpha",
+        "a",
+        "c",
+        "rss",
+        "r2",
+        "scaling_p",
+        "lack_of_fit",
+        "condition_number",
+        "huber",
+        "runs_fit",
+        "sizes",
+    )
+    return dict.fromkeys((*empty, "known_variance")) | {
         "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
         "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
     }  # fmt: skip
@@ -213,7 +226,7 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     m, rows = len(data.d), []
     for fewer in range(m - 1, FEWEST_SIZES - 1, -1):
         smaller = data.only(np.arange(m) < fewer)
-        law, region = means_law(smaller), profile(smaller.d, smaller.means, smaller.weights, fewer - 3, level=level)
+        law, region = means_law(smaller), region_of(smaller, level)
         for size in range(fewer, m):
             ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
             predicted, observed = float(law.predict(data.parameters[size])), float(data.means[size])
@@ -320,7 +333,9 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     columns = ["regime", "metric", *numbers, "status"]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
     for name in ("alpha", "c"):
-        unbounded = table[[f"{name}_low", f"{name}_high"]].isna().all(axis=1) | (table["status"] == Status.BUDGET)
+        with_ends = [name, f"{name}_low", f"{name}_high"]
+        table[with_ends] = table[with_ends].mask(table["status"] == Status.BUDGET)
+        unbounded = table[with_ends[1:]].isna().all(axis=1)
         table[name] = table[name].mask(unbounded | (table["status"] != Status.OK) & (table[name] < 0))
     table["alpha"] = table["alpha"].mask(table["status"] == Status.ALPHA_AT_EDGE)
     return table

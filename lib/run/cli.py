@@ -242,10 +242,15 @@ def keep(study: str) -> None:
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
     folder, laws, table = io.ROOT / "data" / "results" / study.name, study.data / "laws.json", study.data / "runs.csv"
     made, runs = datetime.datetime.fromtimestamp(laws.stat().st_mtime, datetime.UTC), pd.read_csv(table)
+    commit, trained = io.code_version(), runs["code_version"].dropna() if "code_version" in runs else ()
+    if modified := [version for version in (commit, *trained) if version.endswith("-modified")]:
+        raise InputError(
+            f"{study.name} was run by code that no commit holds ({modified[0]}); commit it, and run again."
+        )
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
     machine["devices"] = sorted(runs["device"].dropna().unique()) if "device" in runs else []
     hours = round(float(runs["seconds"].sum()) / 3600, 3) if "seconds" in runs else 0.0
-    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": io.code_version()}
+    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": commit}
     io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
     for path in (laws, table, study.data / "notebooks" / "04_fit.ipynb"):
         if path.is_file():

@@ -33,6 +33,12 @@ PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
 """What a checkpoint holds of a run besides its identity and its state."""
 
 
+OPTIMISERS = {
+    "adamw": "AdamW, beta2 {beta2:g}",
+    "muon": "Muon for the matrices of the blocks, AdamW with beta2 {beta2:g} for all else",
+}
+
+
 class Status(StrEnum):
     """How a run ended."""
 
@@ -142,6 +148,7 @@ def protocol(settings, size: Size, cells: int) -> dict[str, str]:
         "protocol": settings.protocol,
         "updates": f"{settings.updates:,} of {settings.batch} cells",
         "passes over the training cells": f"{settings.cells_seen / cells:.2f}",
+        "optimiser": OPTIMISERS[settings.optimiser].format(beta2=settings.beta2),
         "peak learning rate": f"{learning_rate(settings, size.d):.3g}",
         "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}{most}",
         "schedule": f"warm-up over {settings.warmup:.0%}, a plateau, {fall}",
