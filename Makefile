@@ -67,8 +67,7 @@ clean: .venv/installed
 gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
-	cp figures/matched/matched.svg figures/ladder/budget.svg figures/protocol/protocols.svg figures/gallery
-	cp figures/pbmc/held_out.svg figures/gallery/pbmc.svg
+	cp figures/ladder/budget.svg figures/gallery
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'

@@ -104,8 +104,12 @@ def place(project):
         ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
         ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
         ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
+        ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
+        ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
         ("bad.h5", "other", ("is no known kind of file",)),
         ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
+        ("parse", "all_genes.csv cell_metadata.csv DGE.mtx", ("Parse's pipeline", ".h5ad")),
+        ("kb", "cells_x_genes.mtx cells_x_genes.genes.txt", ("kb-python", "--h5ad")),
         ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
     ],
 )
@@ -114,12 +118,14 @@ def test_other_kinds_are_called_by_name_with_the_step_that_makes_them_readable(
 ):
     if isinstance(content, bytes):
         (place / name).write_bytes(content)
-    elif name.endswith((".loom", ".h5")):
+    elif name.endswith((".loom", ".h5", ".h5mu")):
         with h5py.File(place / name, "w") as h5:
-            h5.create_group(content)
+            for group in content.split():
+                h5.create_group(group)
     else:
         (place / name).mkdir()
-        (place / name / content).touch()
+        for file in content.split():
+            (place / name / file).touch()
     assert "damaged" not in refused_files(f"input/{name} ", *parts)
 
 

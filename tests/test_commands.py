@@ -1,4 +1,4 @@
-"""Every command on the README's page, run as it stands there; long ones are planned instead. A new one needs a rule."""
+"""Every command of README and docs/, run as it stands there; long ones are planned instead. A new one needs a rule."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from lib.data import panel
 from lib.run import cli
 from lib.train import loop
 
-README = (io.CODE / "README.md").read_text()
+README = "\n".join(path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))])
 PROGRAMS = ("make", "snakemake", "papermill", "python", "python3.11", ".venv/bin/python", "pip", "uv", "conda")
 LINKED = ("lib", "tests", "notebooks", "benchmarks", "profiles", "Makefile", "Snakefile")
 LINKED += ("pyproject.toml", "constraints.txt")

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import test_compared
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
@@ -135,23 +136,33 @@ def make_held_out():
     return View(regime="rich", shares=shares, leak=pd.DataFrame(leak), sentence="")
 
 
-def kept(study):
-    """The runs of a study in data/results."""
-    return pd.read_csv(DATA / "results" / study / "runs.csv")
+def make_matched():
+    few = test_compared.table(test_compared.apart, (200, 500), donors=2)
+    return conditions.matched(pd.concat([test_compared.table(test_compared.apart), few]))
+
+
+@cache
+def make_switched():
+    """Runs of a study of seven protocols, each a little better than the one before, and their laws."""
+    names = ("published", "split", "library-size", "initialisation", "learning-rate", "optimiser", "updates")
+    parts = [
+        test_compared.table(lambda N, D, fall=0.1 + 0.15 * n: 0.2 - fall * (0.08 - 0.6 * N**-0.5), (20_000,))
+        .assign(regime=name, protocol="published") for n, name in enumerate(names)
+    ]  # fmt: skip
+    rows = pd.concat(parts, ignore_index=True)
+    rows["test_mse"] = rows["validation_mse"] + 0.01
+    return rows, summary.fit_laws(rows, 100, 0)
 
 
 def make_protocols():
-    rows = kept("protocol")
-    known = {regime: {"validation": {"gene_mean_mse": of["gene_mean_mse"].mean()}} for regime, of in
-             rows.groupby("regime")}  # fmt: skip
-    return conditions.protocols(rows, io.read_json(DATA / "results/protocol/laws.json"), known)
+    rows, laws = make_switched()
+    return conditions.protocols(rows, laws, {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws})
 
 
 def make_budgets():
-    rows = kept("ladder")
-    return capacity.budgets(
-        rows, io.read_json(DATA / "results/ladder/laws.json"), {"data-rich": rows["bayes_mse"].mean()}
-    )
+    rows = pd.read_csv(DATA / "results/ladder/runs.csv")
+    laws = io.read_json(DATA / "results/ladder/laws.json")
+    return capacity.budgets(rows, laws, {"data-rich": rows["bayes_mse"].mean()})
 
 
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
@@ -161,7 +172,7 @@ DRAWN = {
     "learning": lambda: figures.learning_curves(make_histories()),
     "intervals": lambda: figures.intervals(LAWS, floors={"data-rich": 0.0705}),
     "budget": lambda: figures.budget(make_budgets()),
-    "matched": lambda: figures.matched(conditions.matched(kept("matched"))),
+    "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(make_held_out()),
     "protocols": lambda: figures.protocols(make_protocols()),
     "genes": lambda: figures.by_gene(make_examined()),
@@ -437,7 +448,7 @@ def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
 
 
 def test_means_gains_and_bands_are_those_given(drawn):
-    view, axes = conditions.matched(kept("matched")), drawn["matched"].axes
+    view, axes = make_matched(), drawn["matched"].axes
     means = view.all_donors.groupby(["size", "cells_train"])["loss"].mean()
     lines = [line.get_ydata() for line in axes[0].lines if len(line.get_ydata()) > 2]
     assert all(any(np.allclose(line, of) for line in lines if len(line) == len(of)) for _, of in means.groupby("size"))
@@ -445,8 +456,8 @@ def test_means_gains_and_bands_are_those_given(drawn):
     curve = make_curves(["data-rich"])
     edges = [band.get_paths()[0].vertices[:, 1] for band in drawn["loss"].axes[0].collections if band.get_paths()]
     assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
-    law = io.read_json(DATA / "results/protocol/laws.json")["updates"][METRIC]
-    ends = whiskers(drawn["protocols"].axes[0])[5]
+    law = make_switched()[1]["updates"][METRIC]
+    ends = whiskers(drawn["protocols"].axes[0])[6]
     assert ends == pytest.approx(law["intervals"]["profile_size_means"]["alpha"])
 
 
@@ -465,12 +476,11 @@ FOUND = pd.DataFrame({
     "c_low": [1.4504, np.nan, np.nan], "c_high": [1.4890, np.nan, np.nan], "exact_floor": np.nan,
     "gaussian": [1.5, np.nan, 1.6], "status": ["ok", "too few sizes", "floor not identified"],
 })  # fmt: skip
-KEPT = io.read_json(DATA / "results/protocol/laws.json")
 TABLES = {
     "laws": lambda: tables.laws(FOUND),
-    "forms": lambda: tables.forms(summary.comparison_table(KEPT)),
-    "rollout": lambda: tables.rollout(summary.rollout_table(KEPT)),
-    "runs": lambda: tables.runs(runs.summary(kept("protocol"))),
+    "forms": lambda: tables.forms(summary.comparison_table(make_switched()[1])),
+    "rollout": lambda: tables.rollout(summary.rollout_table(make_switched()[1])),
+    "runs": lambda: tables.runs(runs.summary(make_switched()[0])),
     "sizes": lambda: tables.sizes(sizes.table(load_study("published"))),
 }
 

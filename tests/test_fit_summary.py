@@ -198,7 +198,7 @@ def test_all_kept_studies_stand_in_one_table(tmp_path):
     assert list(kept.columns[:5]) == ["study", "date", "commit", "regime", "metric"]
     assert set(kept["study"]) == {path.parent.name for path in (io.CODE / "data/results").glob("*/laws.json")}
     ladder_row = kept[kept["study"] == "ladder"].iloc[0]
-    assert ladder_row["c_low"] < ladder_row["exact_floor"] < ladder_row["c_high"] < ladder_row["gaussian"]
+    assert ladder_row["limit_low"] < ladder_row["exact_floor"] < ladder_row["limit_high"] < ladder_row["gaussian"]
     assert summary.kept(tmp_path).empty
 
 

@@ -23,13 +23,16 @@ PLACES = ("X", "raw/X", "layers/counts", "layers/raw_counts", "layers/raw")
 """Where an .h5ad file may have its counts."""
 TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Peaks", "Custom")
 """10x's types of features. They stand in one matrix, and only the first are genes."""
-OTHERS = (
-    (".gz", "is packed", "unpack it first, with gunzip"),
-    ("row_attrs", "is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
-    ((".zgroup", "zarr.json"), "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
-    ("", "is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"),
-)
-"""Kinds that are not read: the end of a name in them, what such a path is, and the step that makes it readable."""
+OTHERS = {
+    "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
+    "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
+    "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
+    ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
+    "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
+    "all_genes.csv": ("is output of Parse's pipeline", "name the .h5ad that it writes beside its matrix"),
+    "cells_x_genes.mtx": ("is output of kb-python", "run kb count with --h5ad, and name the .h5ad"),
+}
+"""Kinds that are not read, by a name in them: what such a path is, and the step that makes it readable."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,15 @@ def opened(path: Path) -> Iterator[Counts]:
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
         inside = _inside(path)
+        for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read
+            if inside & {name, f"/{name}"}:
+                raise InputError(f"{shown(path)} {what}; {step}.")
         read = next((read for recognises, read in READERS if recognises(inside)), None)
+        if read is None and path.suffix == ".gz":
+            raise InputError(f"{shown(path)} is packed; unpack it first, with gunzip.")
         if read is None:
-            what, step = next(rest for end, *rest in OTHERS if any(name.endswith(end) for name in inside))
-            raise InputError(f"{shown(path)} {what}; {step}.")
+            kinds = "an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
+            raise InputError(f"{shown(path)} is no known kind of file; give {kinds}.")
         adata = read(path)
         try:
             yield _counts(adata, shown(path))
