@@ -7,7 +7,7 @@ once; arrays put the sizes on the first axis, because sums over it are then fast
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -57,7 +57,6 @@ class Status(StrEnum):
     # of joint laws in parameters and training cells:
     EXPONENT_AT_EDGE = "exponent at grid edge"
     INCREASING_JOINTLY = "increasing in N or D"
-    REUSE_AT_EDGE = "reuse at grid edge"
 
 
 # ---------------------------------------------------------------- the data of one law
@@ -71,26 +70,20 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     Parameters
     ----------
     runs : DataFrame
-        Columns `parameters` and `metric`; `size` labels sizes and `status` selects runs where they are present.
+        Columns `size`, `parameters` and `metric`; `status` selects runs where it is present. One run is usable.
 
     Raises
     ------
     InputError
-        When a column is missing, a parameter count is not positive, or no run is usable.
+        When a parameter count is not positive.
     """
-    for column in ("parameters", metric):
-        if column not in runs:
-            raise InputError(f"the table of runs has no column {column!r}: give a table like runs.csv")
     rows = usable(runs, metric)
-    if rows.empty:
-        raise InputError(f"no run has a finite {metric!r} and status ok: train some, or choose another metric")
     if not (rows["parameters"] > 0).all():
         raise InputError("column 'parameters' holds a count that is not positive: correct the table of runs")
     rows = rows.sort_values(["parameters", metric], kind="stable")
     parameters, first, index = np.unique(rows["parameters"].to_numpy(float), return_index=True, return_inverse=True)
     losses, seeds = rows[metric].to_numpy(float), np.bincount(index)
     means = np.bincount(index, losses) / seeds
-    labels = rows["size"].iloc[first] if "size" in rows else [f"{p:.3g}" for p in parameters]
     squares = np.bincount(index, (losses - means[index]) ** 2)
     weights = size_weights(np.log(parameters / parameters[0]), means, squares, seeds)[0]
     known = squares.sum() / max(1, len(losses) - len(seeds)) / seeds
@@ -99,7 +92,7 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
         known = known + (np.bincount(index, moved) / seeds) ** 2 / 12
     errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else pd.Series(dtype=float)
     error = float(errors[rows["parameters"] == parameters[-1]].mean()) if errors.notna().any() else 0.0
-    return Ladder(tuple(map(str, labels)), parameters, means, weights, seeds, index, losses, known, error)
+    return Ladder(tuple(rows["size"].iloc[first]), parameters, means, weights, seeds, index, losses, known, error)
 
 
 def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -417,8 +410,6 @@ def power_law(
     InputError
         For values that are not finite, counts or weights that are not positive, or fewer sizes than parameters.
     """
-    if form not in FORMS:
-        raise InputError(f"there is no form {form!r} of the law: choose one of {', '.join(FORMS)}")
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
     good = np.isfinite([P, L, w]).all(0) & (P > 0) & (w > 0)
@@ -436,11 +427,6 @@ def power_law(
         means = np.bincount(index, w * L) / weight
         fits = fit_many(d, means, weight, floor=form == "power + floor")
         alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight)
-    return _at(alpha, P, L, w, form, status)
-
-
-def _at(alpha, P, L, w, form, status):
-    """The law of that form whose exponent is already known."""
     root = np.sqrt(w)
     design = np.stack(FORMS[form](np.log(P / P.min()), alpha), -1)
     # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
@@ -461,34 +447,6 @@ def _status(form, fits, d, means, weights):
         return Status.TOO_FEW_SIZES
     identified = np.isfinite(profile(d, means, weights, len(d) - 3).interval()).all()
     return Status.OK if identified else Status.NO_FLOOR
-
-
-def huber_law(parameters: np.ndarray, losses: np.ndarray, delta: float = 1e-3, rounds: int = 300) -> Law | None:
-    """Power + floor under a Huber loss on residuals of log-loss: a sensitivity check against runs that went wrong.
-
-    At the delta of Hoffmann et al. (2022) it is close to least absolute deviations. Each round linearises log L about
-    the current law and reweights, so each is a global fit.
-
-    Returns
-    -------
-    Law, or None where a loss or a fitted loss is not positive.
-    """
-    law = power_law(parameters, losses)
-    P, L = law.parameters, law.losses
-    sizes, index = np.unique(P, return_inverse=True)
-    for _ in range(rounds):
-        fitted = law.predict(P)
-        if (L <= 0).any() or (fitted <= 0).any():
-            return None
-        residual = np.log(L / fitted)
-        w = np.minimum(1, delta / np.maximum(abs(residual), 1e-12)) / fitted**2
-        weight, target = np.bincount(index, w), fitted * (1 + residual)
-        means = np.bincount(index, w * target) / weight
-        alpha = float(fit_many(np.log(sizes / sizes[0]), means, weight).alpha[0])
-        previous, law = law, _at(alpha, P, target, w, law.form, law.status)
-        if abs(law.alpha - previous.alpha) < 1e-7 * law.alpha:
-            break
-    return replace(law, losses=L)
 
 
 def aicc(rss: float, n: int, parameters: int) -> float:
