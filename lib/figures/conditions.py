@@ -12,6 +12,7 @@ import numpy as np
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
     from lib.fit.capacity import Budgets
@@ -34,10 +35,8 @@ def matched(view: Matched) -> Figure | Note:
     few, runs = view.few_donors, view.all_donors.sort_values("parameters")
     style.size_lines(losses, few.sort_values("parameters"), "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
-    bits = {"bayes": "bayes_bits", "gaussian": "gaussian_nll"}
-    for name in bits:
-        column = bits[name] if view.metric.endswith("nll") else f"{name}_mse"
-        level = runs.groupby("cells_train")[column].mean().dropna()
+    for name in ("floor", "gaussian"):
+        level = runs.groupby("cells_train")[UNITS[view.metric.rsplit("_", 1)[1]][name]].mean().dropna()
         if len(level):
             label, colour, dashes = style.BASELINES[name]
             losses.plot(level.index, level, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)

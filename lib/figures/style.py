@@ -38,7 +38,7 @@ BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
     "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
-    "bayes": ("exact floor", "#000000", "-"),
+    "floor": ("exact floor", "#000000", "-"),
 }
 """Label, colour and dashes of each baseline: different in colour and in dashes."""
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
