@@ -5,7 +5,7 @@ from lib.figures.conditions import budget, held_out, matched, protocols
 from lib.figures.inputs import architecture, realism, recipe, splits
 from lib.figures.method import by_gene, conversions, coverage, published_audit
 from lib.figures.study import intervals, learning_curves, loss_against_parameters
-from lib.figures.style import Figure, save, use
+from lib.figures.style import Figure, save, section, use
 
 __all__ = [
     "Figure",
@@ -24,6 +24,7 @@ __all__ = [
     "realism",
     "recipe",
     "save",
+    "section",
     "splits",
     "tables",
     "use",

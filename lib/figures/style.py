@@ -105,6 +105,14 @@ class Note(Shown):
             (Path(folder) / f"{name}.{kind}").unlink(missing_ok=True)
 
 
+def section(text: str, *parts: Shown) -> None:
+    """Show a section of a notebook, `text` in Markdown and then its parts; nothing where all of them are notes."""
+    from IPython.display import Markdown, display
+
+    if shown := [part for part in parts if not isinstance(part, Note)]:
+        display(Markdown(text), *shown)
+
+
 class Figure(Shown, matplotlib.figure.Figure):
     """A matplotlib figure that shows itself in a notebook as a small PNG with the same bytes on every run.
 

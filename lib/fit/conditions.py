@@ -129,7 +129,7 @@ class HeldOut:
     """
 
     sentence: str
-    laws: pd.DataFrame  # of `laws_by_split`
+    laws: pd.DataFrame | None = None  # of `laws_by_split`
     shares: pd.DataFrame | None = None  # of `explained`
     leak: pd.DataFrame | None = None  # of `leak`
     regime: str = ""  # that is drawn
@@ -139,7 +139,7 @@ def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
     """The held-out splits of a study."""
     shares = explained(table, known)
     if shares.empty or shares["split"].nunique() < 2:
-        return HeldOut("These runs were measured on one held-out split alone.", laws_by_split(laws))
+        return HeldOut("These runs were measured on one held-out split alone.")
     return HeldOut("", laws_by_split(laws), shares, leak(shares), table["regime"].iloc[0])
 
 
