@@ -236,7 +236,7 @@ def test_many_regimes_fit_a_page_too():
             for n, regime in enumerate(regimes)}  # fmt: skip
     figure = figures.loss_against_parameters(rows, curves, {}, laws)
     assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
-    shown = [text for text in texts(figures.intervals(laws)) if text.startswith("regime")]
+    shown = [text for text in texts(figures.intervals(laws, {})) if text.startswith("regime")]
     assert shown == regimes[5:9], "laws that are determined come first"
 
 
@@ -265,7 +265,7 @@ def test_without_runs_to_draw_one_line_says_why_and_an_earlier_figure_goes(name,
 def test_a_study_without_laws_losses_or_sizes_gets_notes():
     failed = make_runs().assign(status="diverged", validation_mse=np.nan)
     empty, given = pd.DataFrame(), View(sizes=[], regimes={})
-    notes = [figures.budget(None), figures.intervals(NO_LAW), figures.learning_curves({}),
+    notes = [figures.budget(None), figures.intervals(NO_LAW, {}), figures.learning_curves({}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
              tables.forms(empty)]  # fmt: skip
@@ -415,7 +415,7 @@ def test_intervals_are_those_of_laws_json_and_what_bounds_nothing_is_left_out():
     assert beyond[0] == floor.get_xlim()[0] and "−2" in texts(figure), "an end beyond the axis is a number"
     assert [line.get_ydata() for line in floor.lines if line.get_marker() == "<"] == [[5]]
     law["intervals"] = {method: {"alpha": [None, None], "c": [None, None]} for method in law["intervals"]}
-    assert isinstance(figures.intervals({"data-rich": {METRIC: law}}), style.Note), "nothing but arrows"
+    assert isinstance(figures.intervals({"data-rich": {METRIC: law}}, {}), style.Note), "nothing but arrows"
 
 
 def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():

@@ -25,12 +25,6 @@ def data(runs):
     return ladder(runs)
 
 
-def test_the_headline_interval_is_the_exact_answer(data):
-    region = profile(data.d, data.means, data.weights, 3)
-    assert np.round(np.ravel(region.alpha), 3).tolist() == [0.447, 0.639]
-    assert np.round(np.ravel(region.interval()), 3).tolist() == [1.450, 1.489]
-
-
 def test_the_closed_form_rim_is_where_a_direct_profile_crosses_the_threshold(data):
     region = profile(data.d, data.means, data.weights, 3)
     best = region.fits.rss[0]

@@ -22,6 +22,11 @@ SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^
 """Marker of every held-out split."""
 OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
+DETERMINED = {
+    "law determined": key(color=style.INK, marker="o", linestyle=""),
+    "not determined": key(color=style.INK, marker="o", linestyle="", **OPEN),
+}
+"""What a legend says of both."""
 NAMES = {"limit": "limit, size by size", "joint": "limit, joint law"}
 """What the rows of the floors of budgets are called that are no budget."""
 
@@ -117,18 +122,15 @@ def budget(view: Budgets | None) -> Figure | Note:
         ylabel="law (of a budget, or in the limit)",
     )
     for y, row in enumerate(view.table.itertuples()):
-        ends_of = np.array([row.c_low, row.c, row.c_high], float)
-        style.interval(
-            floors, y, [None if np.isnan(end) else end for end in ends_of], **{} if row.status == "ok" else OPEN
-        )
+        interval = np.array([row.c_low, row.c, row.c_high], float)
+        style.interval(floors, y, interval, **{} if row.status == "ok" else OPEN)
     style.listed(floors, names)
     keys = {}
     if view.exact is not None:
         keys["exact floor"] = floors.axvline(view.exact, color="black", linewidth=0.9, zorder=1)
         losses.axhline(view.exact, color="black", linewidth=0.9, zorder=1)
     style.end_labels(losses, ends)
-    dot = {"color": style.INK, "marker": "o", "linestyle": ""}
-    style.legend(figure, keys | {"law determined": key(**dot), "not determined": key(**dot | OPEN)})
+    style.legend(figure, keys | DETERMINED)
     return style.settle(
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
@@ -160,8 +162,7 @@ def protocols(view: Protocols) -> Figure | Note:
     losses.set(xlabel=style.PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
     style.log_axis(losses.xaxis)
     style.log_ticks(losses.yaxis)
-    dot = {"color": style.INK, "marker": "o", "linestyle": ""}
-    style.legend(figure, {"law determined": key(**dot), "not determined": key(**dot | OPEN)})
+    style.legend(figure, DETERMINED)
     return style.settle(
         figure,
         f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "

@@ -214,14 +214,14 @@ def _curves(axis, history, metric):
     style.end_labels(axis, labels)
 
 
-def intervals(laws: dict, floors: dict | None = None) -> Figure | Note:
+def intervals(laws: dict, floors: dict) -> Figure | Note:
     """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
 
     Parameters
     ----------
     laws : dict
         Content of laws.json. Methods that bound nothing are not drawn, nor regimes whose headline bounds nothing.
-    floors : dict, optional
+    floors : dict
         {regime: exact floor}, drawn where it is known.
     """
     found = {regime: _bounded(law) for regime, law in _headline(laws).items()}
@@ -233,7 +233,7 @@ def intervals(laws: dict, floors: dict | None = None) -> Figure | Note:
     figure, axes = style.panels(*shape, 25 + 5 * len(methods))
     axes = axes.reshape(2, -1)
     for column, (regime, law) in enumerate(shown.items()):
-        exact, unit = (floors or {}).get(regime), "bits" if next(iter(laws[regime])).endswith("nll") else "MSE"
+        exact, unit = floors.get(regime), "bits" if next(iter(laws[regime])).endswith("nll") else "MSE"
         labels = (("alpha", "exponent α (no unit)", None), ("c", f"floor c ({unit})", exact))
         for axis, (name, label, line) in zip(axes[:, column], labels, strict=True):
             ends = {method: found[regime].get(method, {}).get(name) or OPEN for method in methods}

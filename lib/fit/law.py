@@ -28,10 +28,6 @@ CHUNK_NUMBERS = 2**23
 FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
 
-ENOUGH_SEEDS = 5  # from which a size has a variance of its own, see `size_weights`
-
-PATH_POINTS = 201  # at which a profile is walked along alpha
-
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
     "power": lambda d, alpha: [np.exp(-alpha * d)],
@@ -117,7 +113,7 @@ def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: n
     shrunk = (pooled + squares / np.maximum(seeds - 1, 1)) / 2
     left = fit_many(d, means, np.ones_like(means)).rss[:, None] / (len(seeds) - 3)
     between = np.maximum(left - (pooled / seeds).mean(1, keepdims=True), 0)
-    weights = 1 / (between + np.where(seeds >= ENOUGH_SEEDS, shrunk, pooled) / seeds)
+    weights = 1 / (between + np.where(seeds >= 5, shrunk, pooled) / seeds)
     return weights / weights.mean(1, keepdims=True)
 
 
@@ -335,7 +331,7 @@ def profile(
     high = np.maximum(np.where(inside, grid[:, None], -np.inf).max(0), fits.alpha)
     low = roots(excess, low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
     high = roots(excess, high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
-    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), PATH_POINTS)
+    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), 201)
     along = project(d, y[:, None], w[:, None], path)
     ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
     return Profile(fits, limit, ends, path, along)
@@ -358,8 +354,8 @@ class Law:
         Of the columns of the form, with P measured in units of the smallest P.
     parameters, losses, weights : (n,)
         What was fitted.
-    rss, r2 : float
-        Weighted residual sum of squares, and R2 about the weighted mean, both of the loss itself.
+    rss : float
+        Weighted residual sum of squares of the loss itself.
     """
 
     form: str
@@ -369,7 +365,6 @@ class Law:
     losses: np.ndarray
     weights: np.ndarray
     rss: float
-    r2: float
     status: Status
 
     @property
@@ -432,8 +427,7 @@ def power_law(
     # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
     coefficients = np.linalg.lstsq(design * root[:, None], L * root, rcond=None)[0]
     rss = float((w * (L - design @ coefficients) ** 2).sum())
-    total = float((w * (L - np.average(L, weights=w)) ** 2).sum())
-    return Law(form, alpha, coefficients, P, L, w, rss, 1 - rss / total if total > 0 else 0.0, status)
+    return Law(form, alpha, coefficients, P, L, w, rss, status)
 
 
 def _status(form, fits, d, means, weights):

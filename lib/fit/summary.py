@@ -19,10 +19,8 @@ from lib.io import InputError
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
 
-GAUSSIAN = "Gaussian differential entropy, depends on the scale of the input"
 POINTS = 120
 """Of a curve that is drawn."""
-LIKELIHOOD = "negative log-likelihood: an upper bound on H(count | visible genes)"
 
 
 def fit_laws(
@@ -135,7 +133,9 @@ def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -
         bits = np.nan if x is None else x if "nll" in metric else gaussian_bits(x)
         return float(bits) if np.isfinite(bits) else None
 
-    kind = LIKELIHOOD if "nll" in metric else GAUSSIAN
+    kind = "Gaussian differential entropy, depends on the scale of the input"
+    if "nll" in metric:
+        kind = "negative log-likelihood: an upper bound on H(count | visible genes)"
     return {"value": convert(floor), "interval": [convert(end) for end in interval], "kind": kind}
 
 
