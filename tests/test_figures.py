@@ -8,6 +8,7 @@ from functools import cache
 from io import BytesIO, StringIO
 from types import SimpleNamespace as View
 
+import interval_coverage
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -172,7 +173,7 @@ DRAWN = {
     "genes": lambda: figures.by_gene(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "audit": lambda: figures.published_audit(*make_published()),
-    "coverage": lambda: figures.coverage(pd.read_csv(DATA / "coverage.csv")),
+    "coverage": lambda: interval_coverage.draw(pd.read_csv(DATA / "coverage.csv")),
     "splits": lambda: figures.splits(make_cells()),
     "realism": lambda: figures.realism(REALISM, REALISM.tail(25), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
@@ -345,7 +346,7 @@ def test_colours_of_one_figure_are_told_apart_by_everyone(vision):
     assert nearest([*style.PALETTE[:2], *lines], vision) > 20
     assert nearest(style.PALETTE, vision) > 15
     assert nearest(list(style.SPLITS.values()), vision) > 20
-    assert nearest(list(method.EFFECT.values()), vision) > 20
+    assert nearest(list(interval_coverage.EFFECT.values()), vision) > 20
     assert nearest({*method.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
 
 

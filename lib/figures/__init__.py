@@ -3,7 +3,7 @@
 from lib.figures import tables
 from lib.figures.conditions import budget, held_out, matched, protocols
 from lib.figures.inputs import architecture, realism, recipe, splits
-from lib.figures.method import by_gene, conversions, coverage, published_audit
+from lib.figures.method import by_gene, conversions, published_audit
 from lib.figures.study import intervals, learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, section, use
 
@@ -13,7 +13,6 @@ __all__ = [
     "budget",
     "by_gene",
     "conversions",
-    "coverage",
     "held_out",
     "intervals",
     "learning_curves",

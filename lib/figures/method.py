@@ -1,4 +1,4 @@
-"""Figures of the method: a run looked at closely, the published study audited, what intervals hold.
+"""Figures of the method: a run looked at closely, and the published study audited.
 
 Those of one run draw a `lib.train.evaluate.Examination`, whose class says what it holds, or give its sentence.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import style
-from lib.figures.study import HEADLINE, METHODS, draw_runs
+from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, key
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ RUN, EXACT = "#999933", style.BASELINES["floor"][1]
 COLOURS = {"run": RUN, "exact posterior": EXACT}
 """Of each predictor."""
 OURS, THEIRS = style.PALETTE[0], style.INK
-PROMISED = (92, 98)
-"""Shares of studies, %, whose truth the headline interval promises to hold."""
-EFFECT = {False: style.PALETTE[5], True: "#7A0000"}
-"""Colour of simulated studies without and with an effect that all seeds of a size share."""
 
 
 def by_gene(examined: Examination) -> Figure | Note:
@@ -138,43 +134,3 @@ def _refits(axis, refits):
     style.listed(axis, [name.replace(" at the ", " at\n") for name in refits["fit"]])
     axis.set(xlabel="exponent α (no unit)", ylabel="fit (by choice made)")
     style.header(axis, "What a choice changes", ["arrow: an interval without an end"])
-
-
-def coverage(table: pd.DataFrame) -> Figure:
-    """How often each interval of data/coverage.csv held the truth, and the shares that the headline promises."""
-    methods = [name for name in METHODS if name in set(table["method"])]
-    figure, axes = style.panels(1, 2, height=25 + 10 * len(methods))
-    cells = table.assign(design=[f"{row.sizes} × {row.seeds}" for row in table.itertuples()])
-    cells["cell"] = cells.groupby(["size_effect", "design", "truth"]).ngroup()
-    marker = dict(zip(dict.fromkeys(cells["design"]), style.MARKERS, strict=False))
-    for axis, name, what in zip(axes.flat, ("alpha", "c"), ("exponent", "floor"), strict=True):
-        axis.axvspan(*PROMISED, color=style.GREY, alpha=0.15, linewidth=0)
-        axis.axvline(100 * table["level"].iloc[0], color=style.GREY, linewidth=0.8, linestyle="--")
-        _shares(axis, cells.dropna(subset=[name]), name, methods, marker)
-        style.listed(axis, [METHODS[method] for method in methods], shown=name == "alpha")
-        axis.set(xlim=(min(PROMISED[0] - 4, axis.get_xlim()[0]), 100.5),
-                 xlabel=f"studies whose interval held the {what} (%)")  # fmt: skip
-    axes.flat[0].set_ylabel("interval (by method)")
-    axes.flat[0].get_yticklabels()[0].set_fontweight("bold" if methods[0] == HEADLINE else "normal")
-    grey = {"color": style.GREY, "linestyle": "", "markersize": 4}
-    style.legend(figure, {design: key(marker=shape, **grey) for design, shape in marker.items()} | {
-        "seed noise": key(color=EFFECT[False], linewidth=3), "and size effect": key(color=EFFECT[True], linewidth=3),
-        "floor": key(marker="o", **grey), "no floor": key(marker="o", markerfacecolor="white", **grey),
-    })  # fmt: skip
-    return style.settle(
-        figure,
-        f"How often each interval held the truth in {cells['cell'].nunique()} kinds of simulated study, "
-        f"{cells['studies'].min():,} or more of each. Bars: 95 % binomial; dashed: what is promised; strip: "
-        f"{PROMISED[0]} to {PROMISED[1]} %.",
-    )
-
-
-def _shares(axis, cells, name, methods, marker):
-    """One dot per simulated cell, below each other within their method."""
-    for row in cells.itertuples():
-        y = methods.index(row.method) + 0.8 * ((row.cell + 0.5) / (cells["cell"].max() + 1) - 0.5)
-        share, colour = getattr(row, name), EFFECT[row.size_effect > 0]
-        reach = 1.96 * np.sqrt(share * (1 - share) / row.studies)
-        axis.plot([100 * (share - reach), min(100, 100 * (share + reach))], [y, y], color=colour, linewidth=0.6)
-        axis.plot(100 * share, y, marker[row.design], color=colour, markersize=3.5, markeredgewidth=0.7, zorder=4,
-                  markerfacecolor="white" if row.truth == "no floor" else colour)  # fmt: skip
