@@ -273,6 +273,16 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     assert all(isinstance(note, style.Note) for note in notes)
 
 
+def test_a_section_is_shown_with_what_there_is_and_left_out_without(drawn, monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda *shown: seen.append(shown))
+    nothing = style.Note("no runs")
+    figures.section("## Left out", nothing, nothing)
+    figures.section("## Shown", nothing, drawn["loss"])
+    ((text, figure),) = seen
+    assert text.data == "## Shown" and figure is drawn["loss"]
+
+
 def visible_texts(figure):
     """Every text that is drawn: (text, extent in pixels). Tick labels outside the limits are not drawn."""
     figure.draw_without_rendering()  # extents are those of the last drawing, which may have been a PDF's

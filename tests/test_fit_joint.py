@@ -103,19 +103,7 @@ def test_draws_hold_the_truth_even_when_a_size_shares_an_error(by_size):
     assert np.mean(held) >= 0.87
 
 
-def as_runs(table):
-    return table.rename(columns={"loss": "validation_mse"}).assign(status="ok", genes=512, size="x")
-
-
-def test_the_outlook_is_that_of_the_largest_run_on_equally_many_genes():
-    sentence, saved = outlook(as_runs(grid()), resamples=100)
+def test_the_outlook_is_that_of_the_largest_run(law):
+    sentence, saved = outlook(law)
     assert f"{N[-1]:,.0f} parameters and {D[-1]:,.0f} training cells" in sentence
     assert saved["gain"].notna().all(), "ten times the largest run is within reach"
-    mixed = as_runs(grid()).assign(genes=lambda table: np.where(table["cells_train"] > 1e5, 1024, 512))
-    assert f"{D[-2]:,.0f} training cells" in outlook(mixed, resamples=50)[0]
-
-
-@pytest.mark.parametrize("change", [{"cells_train": 2e3}, {"status": "diverged"}, {"donors": 2}])
-def test_too_few_numbers_of_cells_give_no_outlook(change):
-    sentence, saved = outlook(as_runs(grid()).assign(**change))
-    assert saved is None and sentence.startswith("No joint law")

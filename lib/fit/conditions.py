@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.fit.intervals import columns_of
-from lib.fit.joint import best_joint_law, frontier
+from lib.fit.joint import best_joint_law, frontier, joint_law, outlook
 from lib.fit.runs import headline, usable
 from lib.io import InputError
 
@@ -33,15 +33,17 @@ class Matched:
     few_donors: pd.DataFrame | None = None
     gains: pd.DataFrame | None = None  # of `gains`
     metric: str = METRIC
+    outlook: str = ""  # what limits the largest run
+    more: pd.DataFrame | None = None  # what more parameters or cells save it, of `joint.gains`
 
 
-def matched(table: pd.DataFrame) -> Matched:
+def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     """The matched data axis of a table of runs. Regimes with another objective than the first are left out."""
     objective = table["objective"].fillna("")
     metric = next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
-        best = best_joint_law(all_donors)
+        best, law = best_joint_law(all_donors), joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
     saved = gains(all_donors)
@@ -57,7 +59,7 @@ def matched(table: pd.DataFrame) -> Matched:
         f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
         f"size and cells limit equally: {', '.join(ratios) or 'out of reach'}."
     )
-    return Matched(sentence, all_donors, few_donors, saved, metric)
+    return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:

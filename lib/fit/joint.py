@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from lib.fit.law import Status, aicc
-from lib.fit.runs import usable
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
@@ -229,26 +228,8 @@ def frontier(law: Joint, cells: np.ndarray, rounds: int = 50) -> np.ndarray:
     return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
 
 
-def outlook(
-    table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400
-) -> tuple[str, pd.DataFrame | None]:
-    """What limits a study's largest run, in a sentence, and the `gains` of more; None, and why, without a joint law.
-
-    The additive law is fitted to the runs of `table`, columns as runs.csv, that share the number of genes with most
-    numbers of training cells; runs for bits or on cells of few donors are left out.
-    """
-    rows = usable(table, "validation_mse").rename(columns={"validation_mse": "loss"})
-    if "objective" in rows:
-        rows = rows[rows["objective"].isna() | (rows["objective"] == "mse")]
-    if "donors" in rows:
-        rows = rows[rows["donors"].isna()]
-    numbers = rows.groupby("genes")["cells_train"].nunique()
-    try:
-        if rows.empty:
-            raise InputError("no run of all donors has ended with a squared error")
-        law = joint_law(rows[rows["genes"] == numbers.idxmax()], resamples=resamples, seed=seed)
-    except InputError as refusal:
-        return f"No joint law: {refusal}.", None
+def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame]:
+    """What limits the largest run of a law with draws, in a sentence, and the `gains` of more."""
     cells = law.cells
     N, D = cells.loc[(cells["parameters"] * cells["cells_train"]).idxmax(), ["parameters", "cells_train"]]
     sentence = (
