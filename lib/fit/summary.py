@@ -47,9 +47,6 @@ def fit_laws(
         regime -> metric -> law, for the metrics that its runs have, the headline first. A regime that cannot be fitted
         has status "too few sizes" and nulls.
     """
-    for column in ("regime", "parameters"):
-        if column not in table:
-            raise InputError(f"the table of runs has no column {column!r}: give a table like runs.csv")
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
         raise InputError(f"no run has status ok and a finite loss in any of {', '.join(metrics)}: train some first")
@@ -95,7 +92,7 @@ def _law(rows, metric, resamples, seed, level, headline):
 def _nothing(metric):
     empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "sizes", "known_variance")
     return dict.fromkeys(empty) | {
-        "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
+        "status": Status.TOO_FEW_SIZES, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
         "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
     }  # fmt: skip
 
@@ -106,8 +103,6 @@ def plain(value: object) -> object:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(item) for item in value]
-    if isinstance(value, Status):
-        return value.value
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
