@@ -103,10 +103,7 @@ def test_status_when_loss_rises_or_is_straight_in_log_p():
     assert power_law(P[:3], [3, 2, 1.8]).status == Status.TOO_FEW_SIZES
 
 
-def test_bad_values_are_refused():
-    for P, L, w in (([1, 2, 3, 4], [1, np.nan, 1, 1], None), ([1, -3, 2, 4], [1] * 4, None), ([1, 2], [1, 1], [1, 0])):
-        with pytest.raises(InputError, match="row 1 has"):
-            power_law(P, L, w)
+def test_fewer_sizes_than_parameters_are_refused():
     with pytest.raises(InputError, match="3 parameters and there are only 2"):
         power_law([1e3, 1e6] * 3, np.linspace(2, 1, 6))
 

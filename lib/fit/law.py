@@ -394,7 +394,7 @@ def power_law(
     Parameters
     ----------
     parameters, losses : (n,)
-        Parameter count and loss of each observation: runs, or size means.
+        Parameter count, positive, and loss of each observation: runs, or size means.
     weights : (n,), optional
         Inverse variances (`curve_fit` wants standard deviations instead). Equal by default.
     form : str
@@ -403,15 +403,10 @@ def power_law(
     Raises
     ------
     InputError
-        For values that are not finite, counts or weights that are not positive, or fewer sizes than parameters.
+        For fewer sizes than parameters.
     """
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
-    good = np.isfinite([P, L, w]).all(0) & (P > 0) & (w > 0)
-    if not good.all():
-        row = np.flatnonzero(~good)[0]
-        values = f"{P[row]:g} parameters, loss {L[row]:g} and weight {w[row]:g}"
-        raise InputError(f"row {row} has {values}: all are finite, counts and weights positive; leave the row out")
     sizes, index = np.unique(P, return_inverse=True)
     if len(sizes) < PARAMETERS[form]:
         needed = f"{form!r} has {PARAMETERS[form]} parameters and there are only {len(sizes)} model sizes"
