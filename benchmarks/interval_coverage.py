@@ -13,6 +13,8 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
+from lib.figures import style
+from lib.figures.study import METHODS
 from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, resample
 from lib.fit.law import profile, size_weights
 from lib.fit.runs import Ladder
@@ -26,6 +28,10 @@ TRUTHS = {"floor": (0.53, 0.63, 1.47), "no floor": (0.08, 2.1, 0.0)}
 SIZE_EFFECTS = (0.0, 0.012)
 SEED_NOISE = 0.014
 SMALLEST, LARGEST = 533, 340_770_817
+PROMISED = (92, 98)
+"""Shares of studies, %, whose truth the headline interval promises to hold."""
+EFFECT = {False: style.PALETTE[5], True: "#7A0000"}
+"""Colour of simulated studies without and with an effect that all seeds of a size share."""
 
 
 def simulate(truth, sizes, seeds, size_effect, studies, rng):
@@ -119,13 +125,52 @@ def _score(ends, truth):
     return score
 
 
+def draw(table):
+    """How often each interval of data/coverage.csv held the truth, and the shares that the headline promises."""
+    methods = [name for name in METHODS if name in set(table["method"])]
+    figure, axes = style.panels(1, 2, height=25 + 10 * len(methods))
+    cells = table.assign(design=[f"{row.sizes} × {row.seeds}" for row in table.itertuples()])
+    cells["cell"] = cells.groupby(["size_effect", "design", "truth"]).ngroup()
+    marker = dict(zip(dict.fromkeys(cells["design"]), style.MARKERS, strict=False))
+    for axis, name, what in zip(axes.flat, ("alpha", "c"), ("exponent", "floor"), strict=True):
+        axis.axvspan(*PROMISED, color=style.GREY, alpha=0.15, linewidth=0)
+        axis.axvline(100 * table["level"].iloc[0], color=style.GREY, linewidth=0.8, linestyle="--")
+        _shares(axis, cells.dropna(subset=[name]), name, methods, marker)
+        style.listed(axis, [METHODS[method] for method in methods], shown=name == "alpha")
+        axis.set(xlim=(min(PROMISED[0] - 4, axis.get_xlim()[0]), 100.5),
+                 xlabel=f"studies whose interval held the {what} (%)")  # fmt: skip
+    axes.flat[0].set_ylabel("interval (by method)")
+    axes.flat[0].get_yticklabels()[0].set_fontweight("bold" if methods[0] == HEADLINE else "normal")
+    grey = {"color": style.GREY, "linestyle": "", "markersize": 4}
+    style.legend(figure, {design: style.key(marker=shape, **grey) for design, shape in marker.items()} | {
+        "seed noise": style.key(color=EFFECT[False], linewidth=3),
+        "and size effect": style.key(color=EFFECT[True], linewidth=3),
+        "floor": style.key(marker="o", **grey), "no floor": style.key(marker="o", markerfacecolor="white", **grey),
+    })  # fmt: skip
+    return style.settle(
+        figure,
+        f"How often each interval held the truth in {cells['cell'].nunique()} kinds of simulated study, "
+        f"{cells['studies'].min():,} or more of each. Bars: 95 % binomial; dashed: what is promised; strip: "
+        f"{PROMISED[0]} to {PROMISED[1]} %.",
+    )
+
+
+def _shares(axis, cells, name, methods, marker):
+    """One dot per simulated cell, below each other within their method."""
+    for row in cells.itertuples():
+        y = methods.index(row.method) + 0.8 * ((row.cell + 0.5) / (cells["cell"].max() + 1) - 0.5)
+        share, colour = getattr(row, name), EFFECT[row.size_effect > 0]
+        reach = 1.96 * np.sqrt(share * (1 - share) / row.studies)
+        axis.plot([100 * (share - reach), min(100, 100 * (share + reach))], [y, y], color=colour, linewidth=0.6)
+        axis.plot(100 * share, y, marker[row.design], color=colour, markersize=3.5, markeredgewidth=0.7, zorder=4,
+                  markerfacecolor="white" if row.truth == "no floor" else colour)  # fmt: skip
+
+
 def main():
     """Measure the coverage, write data/coverage.csv and draw it."""
-    from lib import figures
-
     table = coverage()
     io.write_csv(io.ROOT / "data" / "coverage.csv", table.round(4))
-    figures.save(figures.coverage(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    style.save(draw(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
     for method, of in table.groupby("method", sort=False):
         for name in ("alpha", "c"):
             held, studies = round((of[name] * of["studies"]).sum()), of["studies"].sum()

@@ -8,6 +8,7 @@ from functools import cache
 from io import BytesIO, StringIO
 from types import SimpleNamespace as View
 
+import interval_coverage
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -90,13 +91,10 @@ def make_histories(regimes=tuple(TRUTH)):
     return found
 
 
-def make_panel():
+def make_cells():
     rng = np.random.default_rng(0)
-    mean = rng.lognormal(-1, 1.5, 300)
-    genes = pd.DataFrame({"mean": mean, "variance": mean + 0.5 * mean**2, "zeros": np.exp(-0.8 * mean)})
-    cells = pd.DataFrame({"total_counts": rng.lognormal(8, 0.5, 800), "donor_id": rng.integers(0, 12, 800)})
-    split = np.array(["train"] * 8 + ["validation"] * 2 + ["test"] * 2)
-    return cells.assign(split=split[cells["donor_id"]], donor_id=[f"donor {n}" for n in cells["donor_id"]]), genes
+    split, donor = np.array(["train"] * 8 + ["validation"] * 2 + ["test"] * 2), rng.integers(0, 12, 800)
+    return pd.DataFrame({"donor_id": [f"donor {n}" for n in donor], "split": split[donor]})
 
 
 @cache
@@ -112,16 +110,13 @@ def make_examined():
     mean = rng.lognormal(-2, 1, 40)
     genes = pd.DataFrame({"mean": mean, "variance": mean * 0.9, "residual": mean * 0.7, "floor": mean * 0.6})
     genes = genes.assign(share=mean / mean.sum(), floor_share=mean / mean.sum())
-    bins = {"bin": np.arange(20) / 20, "density": 1 + 0.1 * np.cos(np.arange(20)), "low": 0.95, "high": 1.05}
-    shown = [("run", genes) for genes in ("all", "low", "middle", "high")] + [("exact", "all")]
-    calibration = pd.concat([pd.DataFrame(bins).assign(predictor=name, genes=genes) for name, genes in shown])
     rules = ["one Gaussian, differential", "the same at 1,000,000 counts a cell", "one Gaussian, of counts",
              "a Gaussian for each prediction, of counts", "predicted counts", "exact entropy"]  # fmt: skip
     rows = [("run", rule, 0.7 + 0.02 * n) for n, rule in enumerate(rules[:5])]
     rows += [("exact posterior", rule, 0.6 + 0.02 * n if n != 1 else 2.6) for n, rule in enumerate(rules)]
     bits = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
     bits["rule"] = pd.Categorical(bits["rule"], rules)
-    return View(run="d64, seed 7, of counts", genes=genes, calibration=calibration, bits=bits, sentence="")
+    return View(run="d64, seed 7, of counts", genes=genes, bits=bits, sentence="")
 
 
 def make_held_out():
@@ -176,13 +171,10 @@ DRAWN = {
     "held_out": lambda: figures.held_out(make_held_out()),
     "protocols": lambda: figures.protocols(make_protocols()),
     "genes": lambda: figures.by_gene(make_examined()),
-    "calibration": lambda: figures.calibration(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
-    "criterion": lambda: figures.criterion_curve(published.criterion(make_published()[0]), LAWS),
     "audit": lambda: figures.published_audit(*make_published()),
-    "coverage": lambda: figures.coverage(pd.read_csv(DATA / "coverage.csv")),
-    "panel": lambda: figures.panel_statistics(*make_panel(), "data-limited"),
-    "splits": lambda: figures.splits(make_panel()[0]),
+    "coverage": lambda: interval_coverage.draw(pd.read_csv(DATA / "coverage.csv")),
+    "splits": lambda: figures.splits(make_cells()),
     "realism": lambda: figures.realism(REALISM, REALISM.tail(25), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
     "recipe": lambda: figures.recipe(sizes.recipe()),
@@ -245,7 +237,7 @@ def test_many_regimes_fit_a_page_too():
             for n, regime in enumerate(regimes)}  # fmt: skip
     figure = figures.loss_against_parameters(rows, curves, {}, laws)
     assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
-    shown = [text for text in texts(figures.intervals(laws)) if text.startswith("regime")]
+    shown = [text for text in texts(figures.intervals(laws, {})) if text.startswith("regime")]
     assert shown == regimes[5:9], "laws that are determined come first"
 
 
@@ -260,9 +252,8 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None,
-               calibration=None)  # fmt: skip
-VIEWS = ["matched", "held_out", "protocols", "by_gene", "calibration", "conversions"]
+NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None)
+VIEWS = ["matched", "held_out", "protocols", "by_gene", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -275,13 +266,21 @@ def test_without_runs_to_draw_one_line_says_why_and_an_earlier_figure_goes(name,
 def test_a_study_without_laws_losses_or_sizes_gets_notes():
     failed = make_runs().assign(status="diverged", validation_mse=np.nan)
     empty, given = pd.DataFrame(), View(sizes=[], regimes={})
-    untried = pd.DataFrame({"regime": []})
-    notes = [figures.budget(None), figures.intervals(NO_LAW), figures.learning_curves({}),
-             figures.criterion_curve(untried, {}),
+    notes = [figures.budget(None), figures.intervals(NO_LAW, {}), figures.learning_curves({}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
              tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
+
+
+def test_a_section_is_shown_with_what_there_is_and_left_out_without(drawn, monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda *shown: seen.append(shown))
+    nothing = style.Note("no runs")
+    figures.section("## Left out", nothing, nothing)
+    figures.section("## Shown", nothing, drawn["loss"])
+    ((text, figure),) = seen
+    assert text.data == "## Shown" and figure is drawn["loss"]
 
 
 def visible_texts(figure):
@@ -357,7 +356,7 @@ def test_colours_of_one_figure_are_told_apart_by_everyone(vision):
     assert nearest([*style.PALETTE[:2], *lines], vision) > 20
     assert nearest(style.PALETTE, vision) > 15
     assert nearest(list(style.SPLITS.values()), vision) > 20
-    assert nearest(list(method.EFFECT.values()), vision) > 20
+    assert nearest(list(interval_coverage.EFFECT.values()), vision) > 20
     assert nearest({*method.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
 
 
@@ -409,15 +408,6 @@ def test_labels_point_at_the_ends_of_their_lines_from_small_to_large(name, drawn
     assert np.all(np.diff([sum(shades[i]) for i in order]) < 0), "the larger a size, the darker"
 
 
-def test_the_criterion_is_marked_where_it_is_highest():
-    curve = published.criterion(make_published()[0])
-    curve["r2"] = -((curve["c"] - curve["c"][47]) ** 2)
-    figure = figures.criterion_curve(curve, LAWS)
-    assert any("number 48 has the largest" in text for text in texts(figure))
-    (chosen,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert chosen.get_xdata() == [curve["c"][47]]
-
-
 def whiskers(axes):
     """{row: (low, high)} of the intervals in a panel."""
     lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1]
@@ -436,7 +426,7 @@ def test_intervals_are_those_of_laws_json_and_what_bounds_nothing_is_left_out():
     assert beyond[0] == floor.get_xlim()[0] and "−2" in texts(figure), "an end beyond the axis is a number"
     assert [line.get_ydata() for line in floor.lines if line.get_marker() == "<"] == [[5]]
     law["intervals"] = {method: {"alpha": [None, None], "c": [None, None]} for method in law["intervals"]}
-    assert isinstance(figures.intervals({"data-rich": {METRIC: law}}), style.Note), "nothing but arrows"
+    assert isinstance(figures.intervals({"data-rich": {METRIC: law}}, {}), style.Note), "nothing but arrows"
 
 
 def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
@@ -473,7 +463,7 @@ def test_spread_labels_neither_overlap_nor_leave_the_axes(labels):
 FOUND = pd.DataFrame({
     "regime": ["rich", "rich", "limited"], "metric": [METRIC, "test_nll", METRIC], "alpha": [0.5292, np.nan, -15.3],
     "alpha_low": [0.4467, np.nan, np.nan], "alpha_high": [0.6389, np.nan, -12.0], "c": [1.4702, np.nan, 0.5],
-    "c_low": [1.4504, np.nan, np.nan], "c_high": [1.4890, np.nan, np.nan], "exact_floor": np.nan,
+    "c_low": [1.4504, np.nan, np.nan], "c_high": [1.4890, np.nan, np.nan], "limit": np.nan, "exact_floor": np.nan,
     "gaussian": [1.5, np.nan, 1.6], "status": ["ok", "too few sizes", "floor not identified"],
 })  # fmt: skip
 TABLES = {

@@ -14,6 +14,11 @@ def table():
     return given(load_study("published-runs"))
 
 
+@pytest.fixture(scope="module")
+def rich(table):
+    return table[table["regime"] == "data-rich"]
+
+
 def test_the_published_fit_is_reproduced(table):
     rich, limited = (row for _, row in published.fits(table).iterrows())
     assert rich["alpha"] == pytest.approx(0.26643, abs=1e-5) and rich["a"] == pytest.approx(2.15276, abs=1e-5)
@@ -23,14 +28,14 @@ def test_the_published_fit_is_reproduced(table):
     assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
 
 
-def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares(table):
-    curve = published.criterion(table).query("regime == 'data-rich'")
+def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares(rich):
+    curve = published.criterion(rich)
     assert len(curve) == 300 and curve["r2"].is_monotonic_increasing
-    assert curve["rss"].min() > 50 * published.refits(table).set_index("fit").loc["least squares", "rss"]
+    assert curve["rss"].min() > 50 * published.refits(rich).set_index("fit").loc["least squares", "rss"]
 
 
-def test_choices_change_the_law_as_stated(table):
-    refits = published.refits(table).set_index("fit")
+def test_choices_change_the_law_as_stated(rich):
+    refits = published.refits(rich).set_index("fit")
     assert round(refits.loc["without XXS", "alpha"], 2) == 0.42 and round(refits.loc["without XXS", "c"], 3) == 1.465
     assert round(refits.loc["c at the smallest loss", "alpha"], 3) == 0.493
     left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
@@ -46,8 +51,8 @@ def test_the_audit_finds_the_stated_faults(table):
     assert "8 times" in rich["most cells seen by a run"]
 
 
-def test_both_fits_are_drawn_over_the_sizes(table):
-    drawn = published.both_fits(table)
+def test_both_fits_are_drawn_over_the_sizes(rich):
+    drawn = published.both_fits(rich)
     at_smallest = drawn.groupby("fit").first()
     assert at_smallest.loc["ours", "loss"] == pytest.approx(2.10, abs=0.005)
     assert at_smallest.loc["published", "loss"] < 1.9, "the published law misses its smallest size by 0.25"
@@ -66,13 +71,14 @@ def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
     assert summary.comparison_table(laws).empty and summary.curves(laws).empty and summary.rollout_table(laws).empty
     assert published.fits(table[table["size"] == "M"]).empty
     assert len(published.fits(two)) == 2 and not published.audit(two).empty
-    assert set(published.refits(two)["status"].dropna()) == {"too few sizes"}
+    two = two[two["regime"] == "data-rich"]
+    assert set(published.refits(two)["status"].dropna()) == {"too few sizes"} and published.both_fits(two).empty
     assert published.audit(two.assign(status="diverged")).empty
 
 
 @pytest.mark.parametrize(
     "change", [lambda runs: runs.assign(validation_mse=-1.0), lambda runs: runs[runs["size"] == "M"]]
 )
-def test_where_the_published_method_gives_no_law_there_is_none(table, change):
-    runs = change(table[table["regime"] == "data-rich"])
+def test_where_the_published_method_gives_no_law_there_is_none(rich, change):
+    runs = change(rich)
     assert published.fits(runs).empty and published.refits(runs).empty and published.both_fits(runs).empty

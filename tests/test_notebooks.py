@@ -81,8 +81,8 @@ def test_laws_carry_intervals_comparison_and_origin(project):
 def test_figures_and_tables_come_in_every_format_with_their_caption(project):
     place = project / "figures/demo"
     drawn, laid = ({path.stem for path in place.glob(f"*.{kind}")} for kind in ("pdf", "csv"))
-    assert {"loss_against_parameters", "learning_curves", "budget", "published_audit", "genes"} <= drawn
-    assert {"architecture"} <= drawn and "published_criterion" not in drawn
+    assert {"loss_against_parameters", "learning_curves", "budget", "architecture", "genes", "bits"} <= drawn
+    assert not {"published_audit", "matched", "protocols"} & drawn, "what a study has no data for is left out"
     assert {"table_laws", "table_sizes", "table_forms", "table_runs"} <= laid
     for name in drawn:
         assert all((place / f"{name}.{kind}").stat().st_size > 1000 for kind in ("pdf", "svg", "png")), name
@@ -167,7 +167,7 @@ def test_committed_notebooks_were_executed_and_can_be_read(name):
     links = set(re.findall(r"\]\((\w+)\.ipynb\)", "".join(text[0]["source"])))
     assert links == set(NOTEBOOKS) - {name}, "every notebook links to every other"
     headings = [line for cell in text for line in cell["source"] if line.startswith("## ")]
-    assert headings[0].strip() == "## In short"
+    assert headings[0].strip() == "## In short" and headings[-1].strip() == "## Takeaways"
 
 
 def test_kept_notebooks_show_neither_errors_nor_warnings():

@@ -9,8 +9,9 @@ import scale
 import yaml
 
 from lib import io
-from lib.fit import fit_laws, published, summary
+from lib.fit import published, summary
 from lib.fit.runs import given
+from lib.fit.summary import fit_laws
 from lib.model.sizes import Size
 from lib.study import load_study
 

@@ -2,31 +2,28 @@
 
 from lib.figures import tables
 from lib.figures.conditions import budget, held_out, matched, protocols
-from lib.figures.inputs import architecture, panel_statistics, realism, recipe, splits
-from lib.figures.method import by_gene, calibration, conversions, coverage, criterion_curve, published_audit
+from lib.figures.inputs import architecture, realism, recipe, splits
+from lib.figures.method import by_gene, conversions, published_audit
 from lib.figures.study import intervals, learning_curves, loss_against_parameters
-from lib.figures.style import Figure, save, use
+from lib.figures.style import Figure, save, section, use
 
 __all__ = [
     "Figure",
     "architecture",
     "budget",
     "by_gene",
-    "calibration",
     "conversions",
-    "coverage",
-    "criterion_curve",
     "held_out",
     "intervals",
     "learning_curves",
     "loss_against_parameters",
     "matched",
-    "panel_statistics",
     "protocols",
     "published_audit",
     "realism",
     "recipe",
     "save",
+    "section",
     "splits",
     "tables",
     "use",

@@ -12,6 +12,7 @@ import numpy as np
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
     from lib.fit.capacity import Budgets
@@ -21,6 +22,11 @@ SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^
 """Marker of every held-out split."""
 OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
+DETERMINED = {
+    "law determined": key(color=style.INK, marker="o", linestyle=""),
+    "not determined": key(color=style.INK, marker="o", linestyle="", **OPEN),
+}
+"""What a legend says of both."""
 NAMES = {"limit": "limit, size by size", "joint": "limit, joint law"}
 """What the rows of the floors of budgets are called that are no budget."""
 
@@ -34,10 +40,8 @@ def matched(view: Matched) -> Figure | Note:
     few, runs = view.few_donors, view.all_donors.sort_values("parameters")
     style.size_lines(losses, few.sort_values("parameters"), "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
-    bits = {"bayes": "bayes_bits", "gaussian": "gaussian_nll"}
-    for name in bits:
-        column = bits[name] if view.metric.endswith("nll") else f"{name}_mse"
-        level = runs.groupby("cells_train")[column].mean().dropna()
+    for name in ("floor", "gaussian"):
+        level = runs.groupby("cells_train")[UNITS[view.metric.rsplit("_", 1)[1]][name]].mean().dropna()
         if len(level):
             label, colour, dashes = style.BASELINES[name]
             losses.plot(level.index, level, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
@@ -118,18 +122,15 @@ def budget(view: Budgets | None) -> Figure | Note:
         ylabel="law (of a budget, or in the limit)",
     )
     for y, row in enumerate(view.table.itertuples()):
-        ends_of = np.array([row.c_low, row.c, row.c_high], float)
-        style.interval(
-            floors, y, [None if np.isnan(end) else end for end in ends_of], **{} if row.status == "ok" else OPEN
-        )
+        interval = np.array([row.c_low, row.c, row.c_high], float)
+        style.interval(floors, y, interval, **{} if row.status == "ok" else OPEN)
     style.listed(floors, names)
     keys = {}
     if view.exact is not None:
         keys["exact floor"] = floors.axvline(view.exact, color="black", linewidth=0.9, zorder=1)
         losses.axhline(view.exact, color="black", linewidth=0.9, zorder=1)
     style.end_labels(losses, ends)
-    dot = {"color": style.INK, "marker": "o", "linestyle": ""}
-    style.legend(figure, keys | {"law determined": key(**dot), "not determined": key(**dot | OPEN)})
+    style.legend(figure, keys | DETERMINED)
     return style.settle(
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
@@ -161,8 +162,7 @@ def protocols(view: Protocols) -> Figure | Note:
     losses.set(xlabel=style.PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
     style.log_axis(losses.xaxis)
     style.log_ticks(losses.yaxis)
-    dot = {"color": style.INK, "marker": "o", "linestyle": ""}
-    style.legend(figure, {"law determined": key(**dot), "not determined": key(**dot | OPEN)})
+    style.legend(figure, DETERMINED)
     return style.settle(
         figure,
         f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "

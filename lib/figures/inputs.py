@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
@@ -11,43 +10,6 @@ from lib.figures.style import Figure, Note, key
 from lib.study import Study
 
 MOST_DONORS = 100
-
-
-def panel_statistics(cells: pd.DataFrame, genes: pd.DataFrame, regime: str) -> Figure:
-    """What the counts of a panel look like: library sizes, zeros against the mean, variance against the mean.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        total_counts, one row per cell.
-    genes : DataFrame
-        mean, variance (of the raw counts) and zeros (share of cells without a count), one row per gene.
-    """
-    figure, axes = style.panels(1, 3, height=58)
-    depth, zeros, spread = axes.flat
-    colour, expressed = style.colours([regime])[regime], genes[genes["mean"] > 0]
-    library = cells["total_counts"].to_numpy(float)
-    seaborn.histplot(x=library, log_scale=True, bins=40, element="step", color=colour, alpha=0.3, ax=depth)
-    depth.set(xlabel="library size (counts per cell)", ylabel="cells (number)")
-    dots = {"marker": ".", "linestyle": "", "markersize": 3, "alpha": 0.5, "markeredgewidth": 0, "color": colour}
-    poisson = {"color": style.INK, "linestyle": "--", "linewidth": 0.8}
-    mean = np.geomspace(expressed["mean"].min(), expressed["mean"].max(), 200)
-    for axis, found, expected in ((zeros, 100 * expressed["zeros"], 100 * np.exp(-mean)),
-                                  (spread, expressed["variance"], mean)):  # fmt: skip
-        axis.plot(expressed["mean"], found, **dots)
-        axis.plot(mean, expected, **poisson)
-        axis.set_xlabel("mean count of a gene (counts per cell)")
-    zeros.set(ylabel="cells without a count (%)", ylim=(-3, 103))
-    spread.set_ylabel("variance (counts²)")
-    style.log_axis(depth.xaxis, zeros.xaxis, spread.xaxis, spread.yaxis)
-    style.header(depth, regime, [f"{len(cells):,} cells, {len(genes):,} genes"])
-    one = key(marker=".", linestyle="", color=colour)
-    style.legend(figure, {"one gene": one, "Poisson counts, equal library sizes": key(**poisson)})
-    return style.settle(
-        figure,
-        f"The counts of {len(cells):,} cells and {len(genes):,} genes ({regime}): library sizes; zeros and variance of "
-        "each gene against its mean. Dashed: Poisson counts of equal library sizes.",
-    )
 
 
 DISTRIBUTIONS = {

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
-from lib.fit.runs import sees_context
+from lib.fit.runs import UNITS, sees_context
 
 METHODS = {
     "profile_size_means": "profile, size means",
@@ -91,8 +91,7 @@ def _levels(baselines, regime, metric):
     """{baseline: its loss} on the split and in the unit of a regime's metric, as far as they are measured."""
     split, kind = metric.rsplit("_", 1)
     measured = baselines.get(regime, {}).get(split, {})
-    names = {"gene_mean": "gene_nll", "bayes": "bayes_bits"} if kind == "nll" else {}
-    levels = {name: measured.get(names.get(name, f"{name}_{kind}")) for name in style.BASELINES}
+    levels = {name: measured.get(UNITS[kind].get(name)) for name in style.BASELINES}
     return {name: value for name, value in levels.items() if value is not None and np.isfinite(value)}
 
 
@@ -215,14 +214,14 @@ def _curves(axis, history, metric):
     style.end_labels(axis, labels)
 
 
-def intervals(laws: dict, floors: dict | None = None) -> Figure | Note:
+def intervals(laws: dict, floors: dict) -> Figure | Note:
     """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
 
     Parameters
     ----------
     laws : dict
         Content of laws.json. Methods that bound nothing are not drawn, nor regimes whose headline bounds nothing.
-    floors : dict, optional
+    floors : dict
         {regime: exact floor}, drawn where it is known.
     """
     found = {regime: _bounded(law) for regime, law in _headline(laws).items()}
@@ -234,7 +233,7 @@ def intervals(laws: dict, floors: dict | None = None) -> Figure | Note:
     figure, axes = style.panels(*shape, 25 + 5 * len(methods))
     axes = axes.reshape(2, -1)
     for column, (regime, law) in enumerate(shown.items()):
-        exact, unit = (floors or {}).get(regime), "bits" if next(iter(laws[regime])).endswith("nll") else "MSE"
+        exact, unit = floors.get(regime), "bits" if next(iter(laws[regime])).endswith("nll") else "MSE"
         labels = (("alpha", "exponent α (no unit)", None), ("c", f"floor c ({unit})", exact))
         for axis, (name, label, line) in zip(axes[:, column], labels, strict=True):
             ends = {method: found[regime].get(method, {}).get(name) or OPEN for method in methods}
@@ -284,7 +283,7 @@ def _whiskers(axis, estimate, intervals, colour, exact):
                               ha=side, va="bottom", fontsize=style.SMALL, color=style.GREY)  # fmt: skip
     axis.axvline(estimate, color=colour, linewidth=0.5, zorder=0)
     if exact is not None:
-        axis.axvline(exact, color=style.BASELINES["bayes"][1], linewidth=0.9, zorder=1)
+        axis.axvline(exact, color=style.BASELINES["floor"][1], linewidth=0.9, zorder=1)
     axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.spines["left"].set_visible(False)
 

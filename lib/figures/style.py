@@ -38,7 +38,7 @@ BASELINES = {
     "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
     "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
     "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
-    "bayes": ("exact floor", "#000000", "-"),
+    "floor": ("exact floor", "#000000", "-"),
 }
 """Label, colour and dashes of each baseline: different in colour and in dashes."""
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
@@ -103,6 +103,14 @@ class Note(Shown):
     def write(self, folder, name):
         for kind in KINDS:  # of an earlier run that had it
             (Path(folder) / f"{name}.{kind}").unlink(missing_ok=True)
+
+
+def section(text: str, *parts: Shown) -> None:
+    """Show a section of a notebook, `text` in Markdown and then its parts; nothing where all of them are notes."""
+    from IPython.display import Markdown, display
+
+    if shown := [part for part in parts if not isinstance(part, Note)]:
+        display(Markdown(text), *shown)
 
 
 class Figure(Shown, matplotlib.figure.Figure):

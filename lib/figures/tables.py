@@ -122,14 +122,13 @@ def losses(names: Iterable[str]) -> dict[str, str]:
 def laws(table: pd.DataFrame) -> Table:
     """The law of every regime with its headline intervals, beside what needs no training.
 
-    `table` is what `lib.fit.summary.laws_table` gives of a study, or `lib.fit.summary.kept` of those in data/results.
+    `table` is what `lib.fit.summary.laws_table` gives.
     """
     columns = {
-        "study": "study", "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
+        "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
         "limit": "floor at any budget", "exact_floor": "exact floor", "gaussian": "conditional Gaussian",
         "status": "status",
     }  # fmt: skip
-    columns = {name: heading for name, heading in columns.items() if name in table}
     caption = (
         "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
         "in brackets; the floor in the limit of the training budget, the exact one, and the loss of the conditional "

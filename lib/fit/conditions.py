@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.fit.intervals import columns_of
-from lib.fit.joint import best_form, frontier, joint_law
+from lib.fit.joint import best_joint_law, frontier, joint_law, outlook
 from lib.fit.runs import headline, usable
 from lib.io import InputError
 
@@ -33,28 +33,33 @@ class Matched:
     few_donors: pd.DataFrame | None = None
     gains: pd.DataFrame | None = None  # of `gains`
     metric: str = METRIC
+    outlook: str = ""  # what limits the largest run
+    more: pd.DataFrame | None = None  # what more parameters or cells save it, of `joint.gains`
 
 
-def matched(table: pd.DataFrame) -> Matched:
+def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     """The matched data axis of a table of runs. Regimes with another objective than the first are left out."""
     objective = table["objective"].fillna("")
     metric = next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
-        best = joint_law(all_donors, best_form(all_donors))
+        best, law = best_joint_law(all_donors), joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    ratios = frontier(best, np.sort(all_donors["cells_train"].unique())).dropna(subset="cells_per_parameter")
-    saved, slope = gains(all_donors), trend(all_donors)
+    saved = gains(all_donors)
+    slope = trend(saved)
     many, few = saved.iloc[-1], saved.iloc[0]
-    ratios = ", ".join(f"{row.cells_per_parameter:.3g} at {row.cells:,.0f} cells" for row in ratios.itertuples())
+    cells = saved["cells_train"]
+    ratios = [
+        f"{D / N:.3g} at {D:,.0f} cells" for D, N in zip(cells, frontier(best, cells), strict=True) if 0 < N < np.inf
+    ]
     sentence = (
         f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
         f"loss, with {few['cells_train']:,.0f} {few['gain']:.4f} ({few['relative']:.0%}); per tenfold cells the gain "
         f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
-        f"size and cells limit equally: {ratios or 'out of reach'}."
+        f"size and cells limit equally: {', '.join(ratios) or 'out of reach'}."
     )
-    return Matched(sentence, all_donors, few_donors, saved, metric)
+    return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,46 +104,11 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table | {"relative": gain / smallest["loss"]}).reset_index()
 
 
-def trend(rows: pd.DataFrame) -> dict[str, float]:
-    """How the gain from size changes per tenfold cells, by least squares: slope, and the ends of its 95 % interval."""
-    table = gains(rows)
+def trend(table: pd.DataFrame) -> dict[str, float]:
+    """How the gain from size, of `gains`, changes per tenfold cells: least-squares slope with its 95 % interval."""
     line = stats.linregress(np.log10(table["cells_train"].astype(float)), table["gain"])
     reach = stats.t.ppf(0.975, len(table) - 2) * line.stderr
     return {"slope": line.slope, "low": line.slope - reach, "high": line.slope + reach}
-
-
-CONFOUNDS = {
-    "genes": "genes of the panel", "cells_train": "training cells", "micro_steps": "micro-steps", "updates": "updates",
-    "cells_seen": "cells seen", "passes": "passes over the cells", "learning_rate": "learning rate",
-    "evaluations": "evaluations to choose from", "donors": "donors asked for", "objective": "objective",
-    "protocol": "protocol",
-}  # fmt: skip
-
-
-def confounds(table: pd.DataFrame) -> pd.DataFrame:
-    """What differs between the regimes of a table besides training cells, one row per setting and a column per regime.
-
-    A comparison of regimes is matched where the column `differs` is true for training cells alone.
-    """
-    if {"cells_seen", "cells_train"} <= set(table):
-        table = table.assign(passes=(table["cells_seen"] / table["cells_train"]).round(2))
-    rows = []
-    for column, name in CONFOUNDS.items():
-        if column in table and table[column].notna().any():
-            ranges = {regime: _range(of[column]) for regime, of in table.groupby("regime", sort=False)}
-            rows.append({"setting": name, **ranges, "differs": len(set(ranges.values())) > 1})
-    return pd.DataFrame(rows)
-
-
-def _range(values):
-    """Values of a column in words: one, or their range."""
-    values = values.dropna().unique()
-    if not len(values):
-        return "-"
-    if values.dtype == object:
-        return ", ".join(sorted(map(str, values)))
-    low, high = (f"{end:,.6g}" if end >= 1000 else f"{end:.3g}" for end in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"
 
 
 # ---------------------------------------------------------------- held-out splits
@@ -161,7 +131,7 @@ class HeldOut:
     """
 
     sentence: str
-    laws: pd.DataFrame  # of `laws_by_split`
+    laws: pd.DataFrame | None = None  # of `laws_by_split`
     shares: pd.DataFrame | None = None  # of `explained`
     leak: pd.DataFrame | None = None  # of `leak`
     regime: str = ""  # that is drawn
@@ -171,7 +141,7 @@ def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
     """The held-out splits of a study."""
     shares = explained(table, known)
     if shares.empty or shares["split"].nunique() < 2:
-        return HeldOut("These runs were measured on one held-out split alone.", laws_by_split(laws))
+        return HeldOut("These runs were measured on one held-out split alone.")
     return HeldOut("", laws_by_split(laws), shares, leak(shares), table["regime"].iloc[0])
 
 

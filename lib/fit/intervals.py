@@ -11,7 +11,6 @@ from scipy import stats
 
 from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, fit_many, power_law, profile
 from lib.fit.runs import Ladder
-from lib.io import InputError
 
 BOOTSTRAPS = {
     "bootstrap_runs": "runs",
@@ -176,28 +175,19 @@ def columns_of(law: dict) -> dict:
     return columns
 
 
-def restore(law: Law | dict) -> Law:
-    """The `Law` behind an entry of laws.json, fitted again to the size means in it (or the Law itself)."""
-    if isinstance(law, Law):
-        return law
-    if not law["sizes"]:
-        raise InputError(f"this law was not fitted (status: {law['status']}): there is nothing to draw")
-    return power_law(law["sizes"]["parameters"], law["sizes"]["mean"], law["sizes"]["weight"])
-
-
-def band(law: Law | dict, grid: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise band of the law at parameter counts `grid`: (low, high), NaN below four sizes.
+def band(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise band of a law at parameter counts `grid`: (low, high), NaN below four sizes.
 
     It is the range of the expected loss over all laws in the profile-likelihood region behind the headline interval.
 
     Parameters
     ----------
-    law : Law or dict
-        A fit to size means, smallest first, or an entry of laws.json.
+    law : Law
+        A fit to size means, smallest first.
+    known : float
+        See `Ladder.known_variance`.
     """
-    known = 0.0 if isinstance(law, Law) else law.get("known_variance", 0.0)
-    law, grid = restore(law), np.asarray(grid, float)
-    sizes = law.parameters
+    sizes, grid = law.parameters, np.asarray(grid, float)
     if len(sizes) < FEWEST_SIZES:
         return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
     region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)

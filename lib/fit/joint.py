@@ -3,11 +3,9 @@
 With N and D in units of their smallest values:
 
 - additive: E + A N^-a + B D^-b (Hoffmann et al. 2022);
-- repeated data: the same with D replaced by D (1 + R (1 - exp(-r / R))), r = passes over the data - 1, so that a
-  repeated cell is worth less at each pass (the data half of Muennighoff et al. 2023);
 - interaction: additive plus G N^-a D^-b.
 
-For fixed exponents each is linear, so the fit is again variable projection: a grid over the exponents, then
+For fixed exponents both are linear, so the fit is again variable projection: a grid over the exponents, then
 Levenberg-Marquardt on the projected residual, batched over bootstrap draws.
 
 At the crossover a little more N and a little more D save the same: below it (in N) capacity limits, above it data. For
@@ -21,13 +19,10 @@ import numpy as np
 import pandas as pd
 
 from lib.fit.law import Status, aicc
-from lib.fit.runs import usable
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
-REUSE = np.geomspace(0.3, 300, 10)  # R: passes after which a repeated cell is worth 1 / e of a new one
-FORMS = {"additive": 2, "repeated data": 3, "interaction": 2}
-"""form -> number of parameters it is not linear in."""
+FORMS = ("additive", "interaction")
 FACTORS = (2, 10)
 """Times the parameters or the cells of a run for which a plan says what they save."""
 REACH = 10.0
@@ -40,27 +35,23 @@ class Joint:
     """A fitted joint law; `draws` is the same law fitted to redrawn tables: theta and linear gain a leading axis."""
 
     form: str
-    theta: np.ndarray  # a, b[, R]
+    theta: np.ndarray  # a, b
     linear: np.ndarray  # E, A, B[, G]
     cells: pd.DataFrame  # what it was fitted to, of `grid_means`
-    unit: tuple[float, float, float]  # smallest N, smallest D, median of cells seen
+    unit: tuple[float, float]  # smallest N, smallest D
     rss: float
     draws: "Joint | None" = None
     status: Status = Status.OK
 
-    def predict(self, parameters: np.ndarray, cells: np.ndarray, cells_seen: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, parameters: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Expected loss; arguments broadcast with each other (and with the draws, if these are draws)."""
-        seen = self.unit[2] if cells_seen is None else cells_seen
-        N, D, seen = np.broadcast_arrays(*(np.asarray(x, float) for x in (parameters, cells, seen)))
-        return (_columns(self.form, self.theta, N, D, seen, *self.unit[:2]) * self.linear).sum(-1)
+        N, D = np.broadcast_arrays(*(np.asarray(x, float) for x in (parameters, cells)))
+        return (_columns(self.form, self.theta, N, D, *self.unit) * self.linear).sum(-1)
 
 
-def _columns(form, theta, N, D, seen, N0, D0):
+def _columns(form, theta, N, D, N0, D0):
     """Linear columns of a form, (..., k); theta (..., t) broadcasts against N."""
     a, b = theta[..., 0], theta[..., 1]
-    if form == "repeated data":
-        R, used = theta[..., 2], np.minimum(D, seen)
-        D = used * (1 + R * -np.expm1(-(seen / used - 1) / R))
     f, g = np.exp(-a * np.log(N / N0)), np.exp(-b * np.log(D / D0))
     columns = [np.ones_like(f * g), f + 0 * g, g + 0 * f] + ([f * g] if form == "interaction" else [])
     return np.stack(columns, -1)
@@ -72,19 +63,20 @@ def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400,
     Parameters
     ----------
     table : DataFrame
-        Columns parameters, cells_train, loss and, optionally, cells_seen (else every cell is seen once). Runs of one
-        (parameters, cells_train) are averaged: what is drawn and weighed is a cell of the grid, not a seed.
+        Columns parameters, cells_train, loss. Runs of one (parameters, cells_train) are averaged: what is drawn and
+        weighed is a cell of the grid, not a seed.
+    form : {"additive", "interaction"}
     resamples : int
         Draws, see `_redraw`.
 
     Raises
     ------
     InputError
-        For missing columns, an unknown form, fewer than three distinct N or D, or no degree of freedom left.
+        For fewer than three distinct N or D, or no degree of freedom left.
     """
     cells = grid_means(table, form)
     theta, linear, rss = _fit(form, cells, cells["loss"].to_numpy()[None])
-    unit = cells["parameters"].min(), cells["cells_train"].min(), cells["cells_seen"].median()
+    unit = cells["parameters"].min(), cells["cells_train"].min()
     law = Joint(form, theta[0], linear[0], cells, unit, float(rss[0]))
     law = replace(law, status=_status(law))
     if not resamples:
@@ -102,7 +94,7 @@ def _redraw(law, resamples, rng):
     give wide intervals. Three levels leave nothing to see a shared error with: then none is assumed.
     """
     cells, n = law.cells, len(law.cells)
-    fitted = law.predict(cells["parameters"], cells["cells_train"], cells["cells_seen"])
+    fitted = law.predict(cells["parameters"], cells["cells_train"])
     residual = cells["loss"].to_numpy() - fitted
     shared = []
     for column in ("parameters", "cells_train"):
@@ -118,20 +110,13 @@ def _redraw(law, resamples, rng):
     return drawn
 
 
-def grid_means(table: pd.DataFrame, form: str = "additive") -> pd.DataFrame:
+def grid_means(table: pd.DataFrame, form: str) -> pd.DataFrame:
     """Mean loss of each (parameters, cells_train), checked: the cells of the grid."""
-    if form not in FORMS:
-        raise InputError(f"there is no joint law {form!r}: choose one of {', '.join(FORMS)}")
-    for column in ("parameters", "cells_train", "loss"):
-        if column not in table:
-            raise InputError(f"the table for a joint law has no column {column!r}: rename what plays that part")
-    table = table if "cells_seen" in table else table.assign(cells_seen=table["cells_train"])
-    table = table[np.isfinite(table["loss"])]
-    cells = table.groupby(["parameters", "cells_train"], as_index=False)[["cells_seen", "loss"]].mean().astype(float)
+    cells = table.groupby(["parameters", "cells_train"], as_index=False)[["loss"]].mean().astype(float)
     for column, what in (("parameters", "model sizes"), ("cells_train", "numbers of training cells")):
         if cells[column].nunique() < 3:
             raise InputError(f"a joint law needs three {what} at least, and the table has {cells[column].nunique()}")
-    needed = FORMS[form] + 3 + (form == "interaction") + 1
+    needed = 6 + (form == "interaction")
     if len(cells) < needed:
         raise InputError(f"{form!r} needs {needed} cells of the grid, and the table has {len(cells)}: train more")
     return cells
@@ -144,27 +129,25 @@ def _status(law):
         return Status.EXPONENT_AT_EDGE
     if (law.linear[1:3] <= 0).any():
         return Status.INCREASING_JOINTLY
-    if law.form == "repeated data" and not REUSE[0] * 1.001 < law.theta[2] < REUSE[-1] * 0.999:
-        return Status.REUSE_AT_EDGE
     return Status.OK
 
 
 def _fit(form, cells, losses):
-    """Least squares of `losses` (draws, n): theta (draws, t), linear (draws, k), rss (draws,)."""
-    N, D, seen = (cells[c].to_numpy(float) for c in ("parameters", "cells_train", "cells_seen"))
-    axes = [EXPONENTS / np.log(N.max() / N.min()), EXPONENTS / np.log(D.max() / D.min()), REUSE][: FORMS[form]]
-    starts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    """Least squares of `losses` (draws, n): theta (draws, 2), linear (draws, k), rss (draws,)."""
+    N, D = (cells[c].to_numpy(float) for c in ("parameters", "cells_train"))
+    axes = [EXPONENTS / np.log(N.max() / N.min()), EXPONENTS / np.log(D.max() / D.min())]
+    starts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
     def residual(log_theta, y):
-        X = _columns(form, np.exp(log_theta)[:, None], N, D, seen, N.min(), D.min())
+        X = _columns(form, np.exp(log_theta)[:, None], N, D, N.min(), D.min())
         Q, _ = np.linalg.qr(X)
         return y - (Q @ (np.swapaxes(Q, -1, -2) @ y[..., None]))[..., 0]
 
-    Q, _ = np.linalg.qr(_columns(form, starts[:, None], N, D, seen, N.min(), D.min()))
+    Q, _ = np.linalg.qr(_columns(form, starts[:, None], N, D, N.min(), D.min()))
     explained = sum((losses @ Q[:, :, k].T) ** 2 for k in range(Q.shape[-1]))
     bounds = np.log([[axis[0], axis[-1]] for axis in axes])
     theta = np.exp(_descend(residual, np.log(starts[explained.argmax(1)]), losses, bounds))
-    X = _columns(form, theta[:, None], N, D, seen, N.min(), D.min())
+    X = _columns(form, theta[:, None], N, D, N.min(), D.min())
     linear = (np.linalg.pinv(X) @ losses[..., None])[..., 0]
     return theta, linear, ((losses - (X @ linear[..., None])[..., 0]) ** 2).sum(-1)
 
@@ -189,11 +172,10 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
     return x
 
 
-def best_form(table: pd.DataFrame) -> str:
-    """The form of least AICc over the cells of the grid; for `table` and errors see `joint_law`."""
-    laws = [joint_law(table, form, resamples=0) for form in FORMS]
-    scores = [aicc(law.rss, len(law.cells), len(law.theta) + len(law.linear)) for law in laws]
-    return pd.Series(scores, list(FORMS)).idxmin()
+def best_joint_law(table: pd.DataFrame) -> Joint:
+    """The law of least AICc over the cells of the grid, without draws; for `table` and errors see `joint_law`."""
+    laws = [joint_law(table, form, resamples=0) for form in FORMS]  # without AICc (NaN) the first, additive one
+    return min(laws, key=lambda law: aicc(law.rss, len(law.cells), len(law.theta) + len(law.linear)))
 
 
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
@@ -230,30 +212,15 @@ def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> p
     return pd.DataFrame(rows, columns=["of", "factor", "gain", "low", "high"])
 
 
-def frontier(law: Joint, cells: np.ndarray, level: float = 0.95) -> pd.DataFrame:
-    """The crossover at each number of training cells.
+def frontier(law: Joint, cells: np.ndarray, rounds: int = 50) -> np.ndarray:
+    """Parameters at which capacity and data limit equally, at each number of training cells; +-inf out of reach.
 
-    Returns
-    -------
-    DataFrame
-        cells, parameters, low, high, cells_per_parameter; NaN where out of reach.
+    By bisection in log N: capacity limits small N and data limits large N, so their difference falls through zero once.
     """
-    rows = []
-    for D in np.ravel(cells):
-        point = _over_draws(law, level, lambda x, D=D: _balance(x, D))
-        rows.append((D, *(point if np.isfinite(point[0]) else [np.nan] * 3)))
-    table = pd.DataFrame(rows, columns=["cells", "parameters", "low", "high"]).replace([-np.inf, np.inf], np.nan)
-    return table.assign(cells_per_parameter=table["cells"] / table["parameters"])
-
-
-def _balance(law, D, rounds=50):
-    """N at which the elasticities balance at D, by bisection in log N: per draw, +-inf out of reach.
-
-    Capacity limits small N and data limits large N, so the difference falls through zero once.
-    """
-    low, high = law.cells["parameters"].min() / REACH, law.cells["parameters"].max() * REACH
+    D, (least, most) = np.asarray(cells, float), law.cells["parameters"].agg(["min", "max"])
+    low, high = np.full_like(D, least / REACH), np.full_like(D, most * REACH)
     at_low, at_high = (_elasticity(law, N, D) for N in (low, high))
-    bottom, top = np.full_like(at_low, np.log(low)), np.full_like(at_low, np.log(high))
+    bottom, top = np.log(low), np.log(high)
     for _ in range(rounds):
         middle = (bottom + top) / 2
         capacity = _elasticity(law, np.exp(middle), D) > 0
@@ -261,26 +228,8 @@ def _balance(law, D, rounds=50):
     return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
 
 
-def outlook(
-    table: pd.DataFrame, seed: int = 0, level: float = 0.95, resamples: int = 400
-) -> tuple[str, pd.DataFrame | None]:
-    """What limits a study's largest run, in a sentence, and the `gains` of more; None, and why, without a joint law.
-
-    The additive law is fitted to the runs of `table`, columns as runs.csv, that share the number of genes with most
-    numbers of training cells; runs for bits or on cells of few donors are left out.
-    """
-    rows = usable(table, "validation_mse").rename(columns={"validation_mse": "loss"})
-    if "objective" in rows:
-        rows = rows[rows["objective"].isna() | (rows["objective"] == "mse")]
-    if "donors" in rows:
-        rows = rows[rows["donors"].isna()]
-    numbers = rows.groupby("genes")["cells_train"].nunique()
-    try:
-        if rows.empty:
-            raise InputError("no run of all donors has ended with a squared error")
-        law = joint_law(rows[rows["genes"] == numbers.idxmax()], resamples=resamples, seed=seed)
-    except InputError as refusal:
-        return f"No joint law: {refusal}.", None
+def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame]:
+    """What limits the largest run of a law with draws, in a sentence, and the `gains` of more."""
     cells = law.cells
     N, D = cells.loc[(cells["parameters"] * cells["cells_train"]).idxmax(), ["parameters", "cells_train"]]
     sentence = (

@@ -7,7 +7,7 @@ once; arrays put the sizes on the first axis, because sums over it are then fast
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,10 +27,6 @@ CHUNK_NUMBERS = 2**23
 
 FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
-
-ENOUGH_SEEDS = 5  # from which a size has a variance of its own, see `size_weights`
-
-PATH_POINTS = 201  # at which a profile is walked along alpha
 
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
@@ -57,7 +53,6 @@ class Status(StrEnum):
     # of joint laws in parameters and training cells:
     EXPONENT_AT_EDGE = "exponent at grid edge"
     INCREASING_JOINTLY = "increasing in N or D"
-    REUSE_AT_EDGE = "reuse at grid edge"
 
 
 # ---------------------------------------------------------------- the data of one law
@@ -71,26 +66,20 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     Parameters
     ----------
     runs : DataFrame
-        Columns `parameters` and `metric`; `size` labels sizes and `status` selects runs where they are present.
+        Columns `size`, `parameters` and `metric`; `status` selects runs where it is present. One run is usable.
 
     Raises
     ------
     InputError
-        When a column is missing, a parameter count is not positive, or no run is usable.
+        When a parameter count is not positive.
     """
-    for column in ("parameters", metric):
-        if column not in runs:
-            raise InputError(f"the table of runs has no column {column!r}: give a table like runs.csv")
     rows = usable(runs, metric)
-    if rows.empty:
-        raise InputError(f"no run has a finite {metric!r} and status ok: train some, or choose another metric")
     if not (rows["parameters"] > 0).all():
         raise InputError("column 'parameters' holds a count that is not positive: correct the table of runs")
     rows = rows.sort_values(["parameters", metric], kind="stable")
     parameters, first, index = np.unique(rows["parameters"].to_numpy(float), return_index=True, return_inverse=True)
     losses, seeds = rows[metric].to_numpy(float), np.bincount(index)
     means = np.bincount(index, losses) / seeds
-    labels = rows["size"].iloc[first] if "size" in rows else [f"{p:.3g}" for p in parameters]
     squares = np.bincount(index, (losses - means[index]) ** 2)
     weights = size_weights(np.log(parameters / parameters[0]), means, squares, seeds)[0]
     known = squares.sum() / max(1, len(losses) - len(seeds)) / seeds
@@ -99,7 +88,7 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
         known = known + (np.bincount(index, moved) / seeds) ** 2 / 12
     errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else pd.Series(dtype=float)
     error = float(errors[rows["parameters"] == parameters[-1]].mean()) if errors.notna().any() else 0.0
-    return Ladder(tuple(map(str, labels)), parameters, means, weights, seeds, index, losses, known, error)
+    return Ladder(tuple(rows["size"].iloc[first]), parameters, means, weights, seeds, index, losses, known, error)
 
 
 def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -124,7 +113,7 @@ def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: n
     shrunk = (pooled + squares / np.maximum(seeds - 1, 1)) / 2
     left = fit_many(d, means, np.ones_like(means)).rss[:, None] / (len(seeds) - 3)
     between = np.maximum(left - (pooled / seeds).mean(1, keepdims=True), 0)
-    weights = 1 / (between + np.where(seeds >= ENOUGH_SEEDS, shrunk, pooled) / seeds)
+    weights = 1 / (between + np.where(seeds >= 5, shrunk, pooled) / seeds)
     return weights / weights.mean(1, keepdims=True)
 
 
@@ -342,7 +331,7 @@ def profile(
     high = np.maximum(np.where(inside, grid[:, None], -np.inf).max(0), fits.alpha)
     low = roots(excess, low, grid[np.maximum(np.searchsorted(grid, low) - 1, 0)])
     high = roots(excess, high, grid[np.minimum(np.searchsorted(grid, high, "right"), len(grid) - 1)])
-    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), PATH_POINTS)
+    path = np.geomspace(np.nan_to_num(low, nan=grid[0]), np.nan_to_num(high, nan=grid[-1]), 201)
     along = project(d, y[:, None], w[:, None], path)
     ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
     return Profile(fits, limit, ends, path, along)
@@ -365,8 +354,8 @@ class Law:
         Of the columns of the form, with P measured in units of the smallest P.
     parameters, losses, weights : (n,)
         What was fitted.
-    rss, r2 : float
-        Weighted residual sum of squares, and R2 about the weighted mean, both of the loss itself.
+    rss : float
+        Weighted residual sum of squares of the loss itself.
     """
 
     form: str
@@ -376,7 +365,6 @@ class Law:
     losses: np.ndarray
     weights: np.ndarray
     rss: float
-    r2: float
     status: Status
 
     @property
@@ -406,7 +394,7 @@ def power_law(
     Parameters
     ----------
     parameters, losses : (n,)
-        Parameter count and loss of each observation: runs, or size means.
+        Parameter count, positive, and loss of each observation: runs, or size means.
     weights : (n,), optional
         Inverse variances (`curve_fit` wants standard deviations instead). Equal by default.
     form : str
@@ -415,17 +403,10 @@ def power_law(
     Raises
     ------
     InputError
-        For values that are not finite, counts or weights that are not positive, or fewer sizes than parameters.
+        For fewer sizes than parameters.
     """
-    if form not in FORMS:
-        raise InputError(f"there is no form {form!r} of the law: choose one of {', '.join(FORMS)}")
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
-    good = np.isfinite([P, L, w]).all(0) & (P > 0) & (w > 0)
-    if not good.all():
-        row = np.flatnonzero(~good)[0]
-        values = f"{P[row]:g} parameters, loss {L[row]:g} and weight {w[row]:g}"
-        raise InputError(f"row {row} has {values}: all are finite, counts and weights positive; leave the row out")
     sizes, index = np.unique(P, return_inverse=True)
     if len(sizes) < PARAMETERS[form]:
         needed = f"{form!r} has {PARAMETERS[form]} parameters and there are only {len(sizes)} model sizes"
@@ -436,18 +417,12 @@ def power_law(
         means = np.bincount(index, w * L) / weight
         fits = fit_many(d, means, weight, floor=form == "power + floor")
         alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight)
-    return _at(alpha, P, L, w, form, status)
-
-
-def _at(alpha, P, L, w, form, status):
-    """The law of that form whose exponent is already known."""
     root = np.sqrt(w)
     design = np.stack(FORMS[form](np.log(P / P.min()), alpha), -1)
     # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
     coefficients = np.linalg.lstsq(design * root[:, None], L * root, rcond=None)[0]
     rss = float((w * (L - design @ coefficients) ** 2).sum())
-    total = float((w * (L - np.average(L, weights=w)) ** 2).sum())
-    return Law(form, alpha, coefficients, P, L, w, rss, 1 - rss / total if total > 0 else 0.0, status)
+    return Law(form, alpha, coefficients, P, L, w, rss, status)
 
 
 def _status(form, fits, d, means, weights):
@@ -461,34 +436,6 @@ def _status(form, fits, d, means, weights):
         return Status.TOO_FEW_SIZES
     identified = np.isfinite(profile(d, means, weights, len(d) - 3).interval()).all()
     return Status.OK if identified else Status.NO_FLOOR
-
-
-def huber_law(parameters: np.ndarray, losses: np.ndarray, delta: float = 1e-3, rounds: int = 300) -> Law | None:
-    """Power + floor under a Huber loss on residuals of log-loss: a sensitivity check against runs that went wrong.
-
-    At the delta of Hoffmann et al. (2022) it is close to least absolute deviations. Each round linearises log L about
-    the current law and reweights, so each is a global fit.
-
-    Returns
-    -------
-    Law, or None where a loss or a fitted loss is not positive.
-    """
-    law = power_law(parameters, losses)
-    P, L = law.parameters, law.losses
-    sizes, index = np.unique(P, return_inverse=True)
-    for _ in range(rounds):
-        fitted = law.predict(P)
-        if (L <= 0).any() or (fitted <= 0).any():
-            return None
-        residual = np.log(L / fitted)
-        w = np.minimum(1, delta / np.maximum(abs(residual), 1e-12)) / fitted**2
-        weight, target = np.bincount(index, w), fitted * (1 + residual)
-        means = np.bincount(index, w * target) / weight
-        alpha = float(fit_many(np.log(sizes / sizes[0]), means, weight).alpha[0])
-        previous, law = law, _at(alpha, P, target, w, law.form, law.status)
-        if abs(law.alpha - previous.alpha) < 1e-7 * law.alpha:
-            break
-    return replace(law, losses=L)
 
 
 def aicc(rss: float, n: int, parameters: int) -> float:

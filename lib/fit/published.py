@@ -64,8 +64,8 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def refits(table: pd.DataFrame, regime: str = "data-rich") -> pd.DataFrame:
-    """Least squares on one regime, beside the published method, and what each questionable choice changes.
+def refits(runs: pd.DataFrame) -> pd.DataFrame:
+    """Least squares on the runs of one regime, beside the published method, and what each questionable choice changes.
 
     All sizes enter, as in the published fit: also those that see no context.
 
@@ -75,7 +75,7 @@ def refits(table: pd.DataFrame, regime: str = "data-rich") -> pd.DataFrame:
         fit, runs, alpha, alpha_low, alpha_high, c, c_low, c_high, rss, status. Intervals are the headline's, at 95 %.
         No rows where the published method gives no law; see `criterion`.
     """
-    runs = usable(table[table["regime"] == regime], "validation_mse")
+    runs = usable(runs, "validation_mse")
     columns = ["fit", "runs", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "rss", "status"]
     if (theirs := fits(runs)).empty:
         return pd.DataFrame(columns=columns)
@@ -103,13 +103,16 @@ def _refit(name, runs):
     return row | {"rss": rss, "status": law.status, **columns_of(brief(data))}
 
 
-def both_fits(table: pd.DataFrame, regime: str = "data-rich", points: int = 200) -> pd.DataFrame:
-    """Our law with its band and the published one over the sizes of a regime: fit, parameters, loss, lo, hi."""
-    runs = usable(table[table["regime"] == regime], "validation_mse")
-    if (theirs := fits(runs)).empty:
+def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
+    """Our law with its band and the published one over the sizes of one regime: fit, parameters, loss, lo, hi.
+
+    No rows with two sizes or where the published method gives no law; see `criterion`.
+    """
+    runs = usable(runs, "validation_mse")
+    if runs["parameters"].nunique() < 3 or (theirs := fits(runs)).empty:
         return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])
     theirs, data = theirs.iloc[0], ladder(runs)
-    grid = np.geomspace(data.parameters[0], data.parameters[-1], points)
+    grid = np.geomspace(data.parameters[0], data.parameters[-1], 200)
     law = power_law(data.parameters, data.means, data.weights)
     low, high = band(law, grid)
     ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})

@@ -1,10 +1,8 @@
 """The laws of a study as one JSON-ready dictionary, and the tables that are read from it.
 
-Besides the law itself: is there scaling and a floor (forms compared, F tests), does the law miss its sizes (lack of
-fit), do small sizes predict large ones (roll-out), what is the floor in bits, and what do all studies say together.
+Besides the law itself: is there scaling and a floor (forms compared), does the law miss its sizes (lack of fit), do
+small sizes predict large ones (roll-out), and what is the floor in bits.
 """
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,16 +11,16 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import all_intervals, band, columns_of, region_of, restore
-from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, huber_law, ladder, power_law
-from lib.fit.runs import BASELINES, UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
+from lib.fit.intervals import all_intervals, band, columns_of, region_of
+from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, power_law
+from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
 
-GAUSSIAN = "Gaussian differential entropy, depends on the scale of the input"
-LIKELIHOOD = "negative log-likelihood: an upper bound on H(count | visible genes)"
+POINTS = 120
+"""Of a curve that is drawn."""
 
 
 def fit_laws(
@@ -49,9 +47,6 @@ def fit_laws(
         regime -> metric -> law, for the metrics that its runs have, the headline first. A regime that cannot be fitted
         has status "too few sizes" and nulls.
     """
-    for column in ("regime", "parameters"):
-        if column not in table:
-            raise InputError(f"the table of runs has no column {column!r}: give a table like runs.csv")
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
         raise InputError(f"no run has status ok and a finite loss in any of {', '.join(metrics)}: train some first")
@@ -73,15 +68,12 @@ def _law(rows, metric, resamples, seed, level, headline):
         return {**content, **_nothing(metric)}
     data = ladder(good, metric)
     law = means_law(data)
-    residual = data.losses - law.predict(data.parameters[data.index])
+    rss = ((data.losses - law.predict(data.parameters[data.index])) ** 2).sum()
     spread = ((data.losses - data.losses.mean()) ** 2).sum()
-    huber = huber_law(data.parameters[data.index], data.losses)
     content |= {
-        "alpha": law.alpha, "a": law.a, "c": law.c, "rss": (residual**2).sum(),
-        "r2": 1 - (residual**2).sum() / spread if spread else 0.0, "status": law.status,
-        "comparison": compare_forms(data), "scaling_p": scaling_p(data), "lack_of_fit": lack_of_fit(data),
-        "rollout": rollout(data, level), "condition_number": condition_number(law), "huber": huber and _abc(huber),
-        "runs_fit": _abc(runs_law(data)), "intervals": {},
+        "alpha": law.alpha, "a": law.a, "c": law.c, "rss": rss, "r2": 1 - rss / spread if spread else 0.0,
+        "status": law.status, "comparison": compare_forms(data), "lack_of_fit": lack_of_fit(data),
+        "rollout": rollout(data, level), "intervals": {},
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
         "known_variance": data.known_variance,
@@ -97,26 +89,10 @@ def _law(rows, metric, resamples, seed, level, headline):
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
 
 
-def _abc(law):
-    return {"alpha": law.alpha, "a": law.a, "c": law.c}
-
-
 def _nothing(metric):
-    empty = (
-        "alpha",
-        "a",
-        "c",
-        "rss",
-        "r2",
-        "scaling_p",
-        "lack_of_fit",
-        "condition_number",
-        "huber",
-        "runs_fit",
-        "sizes",
-    )
-    return dict.fromkeys((*empty, "known_variance")) | {
-        "status": Status.TOO_FEW_SIZES.value, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
+    empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "sizes", "known_variance")
+    return dict.fromkeys(empty) | {
+        "status": Status.TOO_FEW_SIZES, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
         "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
     }  # fmt: skip
 
@@ -127,8 +103,6 @@ def plain(value: object) -> object:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(item) for item in value]
-    if isinstance(value, Status):
-        return value.value
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
@@ -154,7 +128,9 @@ def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -
         bits = np.nan if x is None else x if "nll" in metric else gaussian_bits(x)
         return float(bits) if np.isfinite(bits) else None
 
-    kind = LIKELIHOOD if "nll" in metric else GAUSSIAN
+    kind = "Gaussian differential entropy, depends on the scale of the input"
+    if "nll" in metric:
+        kind = "negative log-likelihood: an upper bound on H(count | visible genes)"
     return {"value": convert(floor), "interval": [convert(end) for end in interval], "kind": kind}
 
 
@@ -238,23 +214,6 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     return rows
 
 
-def condition_number(law: Law) -> float:
-    """Of the Jacobian in (alpha, amplitude, c) with unit columns: free of the units of P and of the loss."""
-    d = np.log(law.parameters / law.parameters.min())
-    e = np.exp(-law.alpha * d)
-    jacobian = np.stack([d * e, e, np.ones_like(d)], -1) * np.sqrt(law.weights)[:, None]
-    return float(np.linalg.cond(jacobian / np.linalg.norm(jacobian, axis=0)))
-
-
-def scaling_p(data: Ladder) -> float | None:
-    """p of the F test of power + floor against a constant over size means, F(2, sizes - 3); None below four sizes."""
-    m = len(data.d)
-    if m < FEWEST_SIZES:
-        return None
-    rss, constant = means_law(data).rss, means_law(data, "constant").rss
-    return float(stats.f.sf((constant - rss) / 2 / (rss / (m - 3)), 2, m - 3)) if rss > 0 else 0.0
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -264,7 +223,7 @@ def of_metric(laws: dict, metric: str | None = None) -> dict[str, dict]:
     return {regime: laws[regime][name] for regime, name in chosen.items() if name in laws[regime]}
 
 
-def curves(laws: dict, metric: str | None = None, points: int = 120) -> pd.DataFrame:
+def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
     """Every fitted law with its pointwise band, ready to draw: regime, parameters, loss, lo, hi.
 
     Of one metric, or of each regime's headline one. Each law is drawn over the sizes that it was fitted to, and a
@@ -272,13 +231,12 @@ def curves(laws: dict, metric: str | None = None, points: int = 120) -> pd.DataF
     """
     parts = []
     for regime, law in of_metric(laws, metric).items():
-        if law["sizes"]:
-            seen = law["sizes"]["parameters"]
-            grid = np.geomspace(min(seen) / 2, max(seen) * 2, points)
-            low, high = band(law, grid, law["level"])
-            parts.append(pd.DataFrame({
-                "regime": regime, "parameters": grid, "loss": restore(law).predict(grid), "lo": low, "hi": high,
-            }))  # fmt: skip
+        if sizes := law["sizes"]:
+            fitted = power_law(sizes["parameters"], sizes["mean"], sizes["weight"])
+            grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, POINTS)
+            low, high = band(fitted, grid, law["level"], law["known_variance"])
+            drawn = {"parameters": grid, "loss": fitted.predict(grid), "lo": low, "hi": high}
+            parts.append(pd.DataFrame({"regime": regime} | drawn))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
 
@@ -348,20 +306,6 @@ def _limit(law):
         return {}
     columns = columns_of(limit)
     return {"limit": columns["c"], "limit_low": columns["c_low"], "limit_high": columns["c_high"]}
-
-
-def kept(root: Path | None = None) -> pd.DataFrame:
-    """The laws of all studies below data/results, as `laws_table` has them, with study, date and commit in front."""
-    tables = []
-    for path in sorted((root or io.ROOT).glob("data/results/*/laws.json")):
-        runs, origin = pd.read_csv(path.with_name("runs.csv")), io.read_json(path.with_name("origin.json"))
-        means = runs.groupby("regime")[[name for name in BASELINES if name in runs]].mean()
-        known = {regime: {"validation": row.dropna().to_dict()} for regime, row in means.iterrows()}
-        table = laws_table(io.read_json(path), known)
-        for position, column in enumerate(("study", "date", "commit")):
-            table.insert(position, column, origin[column])
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def bits_table(laws: dict, known: dict) -> pd.DataFrame:

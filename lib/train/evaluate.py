@@ -1,4 +1,4 @@
-"""A finished run looked at closely: read back from its weights, by gene, as a predictor of counts, and in bits.
+"""A finished run looked at closely: read back from its weights, by gene and in bits.
 
 `examine` runs a model once, and keeps what it finds in data/<study>/examined.json.
 """
@@ -15,14 +15,8 @@ from lib.io import TARGET
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
-BINS = 20
-"""Of a histogram of probability integral transforms."""
 STEP = 64
 """Cells that a model predicts at a time."""
-GROUPS = ("low", "middle", "high")
-"""Thirds of the genes, by mean count."""
-EXACT_CELLS = 200
-"""Cells for which the exact mixture is summed over all counts."""
 SUMMED, QUANTILES = 64, 400
 """Up to this mean the moments of a count are summed count by count; above it over quantiles of its distribution."""
 CHUNK = 200_000
@@ -48,7 +42,6 @@ class Examination:
     run: str | None = None  # its name
     genes: pd.DataFrame | None = None  # `by_gene`
     bits: pd.DataFrame | None = None  # `conversions`
-    calibration: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +70,9 @@ def examine(study, runs: pd.DataFrame) -> Examination:
         return Examination(run)
     key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
     if path.is_file() and (content := io.read_json(path)).pop("key") == key:
-        content |= {name: pd.DataFrame(value) for name, value in content.items() if isinstance(value, dict)}
-        content["bits"]["rule"] = _in_order(content["bits"]["rule"])
-        return Examination(**content)
+        tables = {name: pd.DataFrame(content[name]) for name in ("genes", "bits")}
+        tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
+        return Examination(content["sentence"], content["run"], **tables)
     examination = _examined(study, *run)
     content = dict(vars(examination))
     for name, table in content.items():
@@ -111,7 +104,7 @@ def _examined(study, regime, size, seed):
         seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
         found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
     genes = by_gene(adata, data, found)
-    tables = {"genes": genes, "bits": conversions(found), "calibration": calibration(data, found)}
+    tables = {"genes": genes, "bits": conversions(found)}
     return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
 
 
@@ -223,58 +216,6 @@ def _gaussian_rules(found, mean, squares):
 def _differential(variance):
     """Differential entropy of a Gaussian, in bits."""
     return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
-
-
-def calibration(data, found: Predictions) -> pd.DataFrame:
-    """Randomised probability integral transforms of the hidden counts, as histograms by group of genes.
-
-    Predictions of counts by the run, overall and by thirds of the genes' mean count; beside them the discretised
-    conditional Gaussian and, where the truth is known, the exact mixture, which must be uniform.
-
-    Returns
-    -------
-    DataFrame
-        predictor, genes (all, or low / middle / high mean), bin (left end), density (1 where uniform), low and high
-        (where 95 % of uniform samples of as many cells lie).
-    """
-    rng = np.random.default_rng(0)
-    transforms = {}
-    if found.mean is not None:
-        predicted = distribution(found.mean, found.dispersion)
-        transforms["run"] = between(predicted.cdf(found.counts - 1), predicted.cdf(found.counts), rng)
-    gaussian = baselines.fit_gaussian(data.x, data.train)
-    normal = baselines.predict_gaussian(gaussian, data.x[found.rows], found.masked)
-    ends = baselines.normal_ends(found.counts, *normal, found.library)
-    transforms["conditional Gaussian"] = between(*ends, rng)
-    if found.exact is not None:
-        truth = *found.truth[:2], *(part[:EXACT_CELLS] for part in found.truth[2:])
-        few = found.counts[:EXACT_CELLS, ..., None].astype(int)
-        summed = np.cumsum(simulate.probabilities(*truth, np.arange(few.max() + 1)), axis=-1)
-        below, upto = (np.take_along_axis(summed, np.maximum(at, 0), axis=-1)[..., 0] for at in (few - 1, few))
-        transforms["exact"] = between(np.where(few[..., 0] > 0, below, 0), upto, rng)
-    means = np.asarray(data.counts[data.train]).mean(axis=0)
-    third = np.array(GROUPS)[np.searchsorted(np.quantile(means, [1 / 3, 2 / 3]), means)][found.masked]
-    parts = []
-    for name, u in transforms.items():
-        groups = {"all": slice(None)} | ({g: third[: len(u)] == g for g in GROUPS} if name == "run" else {})
-        parts += [_histogram(u[where].ravel(), rng).assign(predictor=name, genes=g) for g, where in groups.items()]
-    return pd.concat(parts, ignore_index=True)
-
-
-def between(below: np.ndarray, upto: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Randomised probability integral transform from the cumulative probabilities below each count and up to it.
-
-    Uniform on 0 to 1 where the distribution is the true one (Czado, Gneiting & Held 2009, Biometrics 65:1254).
-    """
-    return below + rng.random(np.shape(below)) * (upto - below)
-
-
-def _histogram(u, rng):
-    """Density of transforms in BINS bins, and the band that uniform ones keep to."""
-    density = np.histogram(u, BINS, (0, 1))[0] * BINS / len(u)
-    drawn = rng.multinomial(len(u), np.full(BINS, 1 / BINS), 2000) * BINS / len(u)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return pd.DataFrame({"bin": np.arange(BINS) / BINS, "density": density, "low": low, "high": high})
 
 
 def moments(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
