@@ -8,7 +8,7 @@ from scipy import stats
 
 from lib.io import TARGET
 from lib.model import transformer
-from lib.model.sizes import OUTPUTS, PUBLISHED, Size
+from lib.model.sizes import OUTPUTS, PUBLISHED, Size, cores
 from lib.model.transformer import Transformer
 
 SIZE = Size("test", 12, 3, 3, 2)
@@ -151,3 +151,16 @@ def test_flops_are_those_that_torch_counts_for_a_full_forward_pass_of_the_plain_
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, genes), torch.zeros(1, genes, dtype=torch.bool))
     assert size.forward_flops(genes) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("files, expected", [
+    ({"cpu.max": "150000 100000"}, 1), ({"cpu.max": "50000 100000"}, 1), ({"cpu.max": "max 100000"}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+])  # fmt: skip
+def test_cores_are_no_more_than_the_quota_of_a_container(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cores(tmp_path) == (expected or 8)
