@@ -119,7 +119,7 @@ def answer(study: Study) -> str:
     return "\n".join([
         *text,
         f"In brackets {study.fit.level:.0%} intervals, - where the runs determine none; "
-        "the floor of a budget-limited law is where its budgets tend.",
+        "the floor of a budget-limited law is the one its budgets tend to.",
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
         f"All of it on one page: make report STUDY={study.name}",
     ])  # fmt: skip
