@@ -93,11 +93,8 @@ def test_a_study_on_slurm_survives_a_stop_and_a_lost_node_and_writes_nothing_twi
     node.wait(lambda: len(working(project)) == 2)  # SLURM starts the jobs of a failed node again, and the run goes on
     node("scancel", node.jobs()[0])
     (project / "hold").unlink()
-    said, _ = run.communicate(timeout=600)
-    assert run.returncode == 1 and said.count("FAILED") == 1, said
-
-    again = call(project, "lib", "run", "tiny", "--profile", "slurm", environment=node.environment)
-    assert again.returncode == 0 and "Figures: figures/tiny/" in again.stdout, again.stdout
+    said, _ = run.communicate(timeout=600)  # the profile has a failed job tried again
+    assert run.returncode == 0 and said.count("FAILED") == 1 and "Figures: figures/tiny/" in said, said
     written = (project / "written").read_text().split()
     assert sorted(name for name in written if name.endswith("result.json")) == [
         f"rich/runs/{size}/seed-{seed}/result.json" for size in ("TINY", "XXS") for seed in (7, 8)

@@ -9,15 +9,17 @@ import sys
 import tomllib
 from importlib.metadata import version
 
+import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lib import io
-from lib.data import panel
-from lib.run import cli
-from lib.train import loop
+from lib.io import InputError
+from lib.run import cli, workflow
 
 README = "\n".join(path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))])
 PROGRAMS = ("make", "snakemake", "papermill", "python", "python3.11", ".venv/bin/python", "pip", "uv", "conda")
@@ -94,6 +96,17 @@ def planned(page, command):
         assert "03_train" in shell(page, f"snakemake -n --config study={study[1]}")
 
 
+def nothing_to_do(page, command):
+    """A rule for a study that is finished: nothing is run or written again, and the answer is on ten lines."""
+
+    def results():
+        return {path: path.stat().st_mtime_ns for path in (page / "data/demo").rglob("result.json")}
+
+    before, lines = results(), shell(page, command).splitlines()
+    assert results() == before and len(before) == 20
+    assert len(lines) <= 10 and lines[0].startswith("regime ") and "Figures: figures/demo/" in lines[-2]
+
+
 def elsewhere(page, command):
     """A rule for what another test runs to its end: the file that is named is there."""
     assert (io.CODE / command.split()[1]).is_file()
@@ -154,7 +167,7 @@ def other_tool(page, command):
 SHORT = "ARGS='-q -n 0 -p no:cacheprovider tests/test_rooms.py'"
 RULES = {
     r"make": runs("make run [STUDY=demo]"),
-    r"make run": runs("Figures: figures/demo/"),
+    r"make run": nothing_to_do,
     r"make run STUDY=mine JOBS=2": planned,
     r"make run STUDY=\w+( JOBS=\d+| PROFILE=\w+)?": planned,
     r"make test": runs("passed", {"make test": f"make test {SHORT}"}),
@@ -172,7 +185,7 @@ RULES = {
     r"snakemake -n --config study=demo": runs(),
     r"python -m lib (train|pack) STUDY": runs("", {"STUDY": "demo"}),
     r"python benchmarks/\w+.py": elsewhere,  # each benchmark has a test that runs it in small
-    r"\.venv/bin/python -m lib run demo": runs("Figures: figures/demo/"),
+    r"\.venv/bin/python -m lib run demo": nothing_to_do,
     r"python3\.11 -m venv \.venv && \.venv/bin/pip install .*": installed,
     r"(uv|conda) .*": other_tool,
 }
@@ -185,22 +198,26 @@ def test_a_command_of_the_readme_does_what_it_says(page, command):
     rules[0](page, command)
 
 
-def test_training_without_notebooks_trains_every_run_that_is_asked_for(tiny, monkeypatch, capsys):
-    trained = []
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
-    def train(data, size, seed, settings, folder, progress):
-        assert (data, settings, folder) == (
-            "data-rich",
-            tiny.training("data-rich"),
-            tiny.run_folder("data-rich", size.name, seed),
+
+@pytest.mark.filterwarnings("error::nbformat.warnings.DuplicateCellId")
+def test_a_page_holds_every_step_its_figures_and_failures_without_code(tiny, capsys):
+    with pytest.raises(InputError, match="make run STUDY=tiny"):
+        cli.report("tiny")
+    picture = new_output("display_data", data={"image/png": PIXEL})
+    error = new_output("error", ename="ValueError", evalue="no law", traceback=["ValueError: no law"])
+    for step in workflow.steps(tiny):
+        output = {"data": picture, "fit": error}.get(step.rule)
+        code = new_code_cell("secret = 1", outputs=[output] if output else [], id="1")
+        step.file(".ipynb").parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(
+            new_notebook(cells=[new_markdown_cell(f"# Of {step.rule} {step.size}", id="0"), code]), step.file(".ipynb")
         )
-        trained.append((size.name, seed))
-        return {"status": "ok", "validation_mse": 0.5}
-
-    monkeypatch.setattr(panel, "load", lambda folder: folder.name)
-    monkeypatch.setattr(io, "Progress", lambda label, cells: label, raising=False)
-    monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(loop, "finished", lambda records: records)
-    assert cli.main(["train", "tiny", "--regime", "data-rich"]) == 0
-    assert trained == [(size, seed) for size in ("XXS", "small") for seed in (7, 8)]
-    assert "data-rich small, seed 8: ok, validation MSE 0.5" in capsys.readouterr().out
+    cli.report("tiny")
+    assert capsys.readouterr().out == "figures/tiny/report.html\n"
+    page = BeautifulSoup((tiny.figures / "report.html").read_text(), "html.parser")
+    titles = [heading.get_text().strip("¶ ") for heading in page.find_all("h1")]
+    assert titles == ["Of data", "Of model", "Of train small", "Of fit", "Of figures"]
+    assert [image["src"] for image in page.find_all("img")] == [f"data:image/png;base64,{PIXEL}"]
+    assert "secret" not in page.get_text() and "no law" in page.get_text()

@@ -8,7 +8,7 @@ from scipy import stats
 
 from lib.io import TARGET
 from lib.model import transformer
-from lib.model.sizes import OUTPUTS, PUBLISHED, Size
+from lib.model.sizes import OUTPUTS, PUBLISHED, Size, cores
 from lib.model.transformer import Transformer
 
 SIZE = Size("test", 12, 3, 3, 2)
@@ -104,15 +104,6 @@ def test_bits_are_those_of_scipy_at_the_library_size_given(mean, theta):
     assert means == pytest.approx(mean, rel=1e-4) and dispersions == pytest.approx(theta, rel=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["poisson", "negative_binomial"])
-def test_gradients_are_those_of_finite_differences(objective):
-    torch.manual_seed(0)
-    shape = (3, 4, 2) if objective == "negative_binomial" else (3, 4)
-    raw = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    counts, library = torch.randint(0, 9, (3, 4)).double(), torch.tensor([900.0, 5e3, 4e4]).double()
-    assert torch.autograd.gradcheck(lambda raw: transformer.LOSSES[objective](raw, counts, library), raw)
-
-
 def test_nothing_overflows_whatever_the_outputs():
     raw = torch.tensor([[[-1e4, -1e4], [1e4, 1e4], [1e4, -1e4]]], requires_grad=True)
     cost = transformer.negative_binomial(raw, torch.tensor([[0.0, 3e4, 7.0]]), torch.tensor([1e5]))
@@ -151,3 +142,16 @@ def test_flops_are_those_that_torch_counts_for_a_full_forward_pass_of_the_plain_
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, genes), torch.zeros(1, genes, dtype=torch.bool))
     assert size.forward_flops(genes) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("files, expected", [
+    ({"cpu.max": "150000 100000"}, 1), ({"cpu.max": "50000 100000"}, 1), ({"cpu.max": "max 100000"}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+])  # fmt: skip
+def test_cores_are_no_more_than_the_quota_of_a_container(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cores(tmp_path) == (expected or 8)

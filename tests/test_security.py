@@ -98,12 +98,6 @@ def test_the_code_neither_loads_pickle_nor_runs_what_it_reads():
     assert [(path.name, risk) for path in paths for risk in risks(path.read_text())] == []
 
 
-def test_a_study_file_is_data(project):
-    (project / "params" / "mine.yaml").write_text("seeds: !!python/object/apply:os.getpid []")
-    with pytest.raises(InputError, match=r"^params/mine.yaml is not valid YAML: [^\n]*\.$"):
-        load_study("mine")
-
-
 # ---------------------------------------------------------------- names stay in their folders
 
 

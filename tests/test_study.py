@@ -24,9 +24,7 @@ def study_with(text):
 
 
 REFUSED = [
-    ("trian: {}", "trian is not a known key (did you mean train?)"),
     ("train: {learning_rte: 1.0}", "train: learning_rte is not a known key (did you mean learning_rate?)"),
-    ("regimes: {rich: {gense: 20, cells: 500}}", "regimes.rich: gense is not a known key (did you mean genes?)"),
     ("census: {files: [{path: a, doner_id: b}]}", "census.files.0: doner_id is not a known key (did you mean donor"),
     ("census: {files: [{donor_id: b}]}", "census.files.0.path: Field required"),
     ("census: {files: a.h5}", "census.files: Input should be a valid list, not 'a.h5'"),
@@ -34,15 +32,11 @@ REFUSED = [
     ("census: {}", "has none of them"),
     ("census: {version: latest}", "not a dated release"),
     ("sizes: [XXL]", "'XXL' is not a size (did you mean XL?)"),
-    ("sizes: [{d: 8, layer: 1, layers: 1}]", "sizes.0: layer is not a known key (did you mean layers?)"),
     ("sizes: [{d: 10, layers: 1, heads: 3}]", "not a multiple of heads = 3"),
     ("sizes: [XS, XS]", "sizes lists xs more than once"),
-    ("sizes: []", "sizes is missing or empty"),
-    ("seeds: [7, 7]", "seeds lists 7 more than once"),
     ("seeds: [-1]", "seeds.0: Input should be greater than or equal to 0, not -1"),
     ("seeds: [true]", "valid integer, not True"),
     ("seeds_of: {XSX: [7]}", "seeds_of names 'XSX', which is no size (did you mean XXS?)"),
-    ("seeds_of: {XXS: []}", "seeds_of.XXS"),
     ("seeds_of: {XXS: [7, 7]}", "seeds_of.XXS lists 7 more than once"),
     ("regimes: {}", "regimes is missing or empty"),
     ("regimes: {rich: {genes: many, cells: 500}}", "regimes.rich.genes: Input should be a valid integer, not 'many'"),
@@ -138,6 +132,7 @@ def test_a_missing_study_names_the_nearest_and_a_name_of_digits_only_is_one(proj
 NOT_A_STUDY = {
     "not YAML": ("seeds: [", "is not valid YAML"),
     "a key given twice": ("regimes:\n  a: {genes: 2}\n  a: {genes: 3}", "a is given twice in .*line 3"),
+    "a program": ("seeds: !!python/object/apply:os.getpid []", "is not valid YAML"),
     "no date": ("version: 2025-13-08", "is not valid YAML"),
     "another encoding": ("filter: \udce9", "is not valid YAML"),
     "a list": ("- XS", "should hold keys such as census and sizes"),

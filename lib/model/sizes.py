@@ -5,14 +5,26 @@ Standard library only, but for the tables, so that a study file can be checked a
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib import io
 
 
-def cores() -> int:
-    """Cores that this process may use: those of its job, where a cluster gives it a part of a machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of its job on a cluster, and no more than its container's quota of time.
+
+    The quota is read below `groups`: cpu.max of control groups v2, cpu/cpu.cfs_quota_us of v1.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with suppress(OSError, ValueError):  # none, or "max"
+        two = groups / "cpu.max"
+        files = [two] if two.is_file() else [groups / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+        quota, period = map(int, " ".join(file.read_text() for file in files).split())
+        if quota > 0:
+            allowed = min(allowed, max(1, quota // period))
+    return allowed
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,6 @@ def parser() -> argparse.ArgumentParser:
     added[run].add_argument("--jobs", type=int, help=jobs)
     added[run].add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
     added[check].add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
-    added[train].add_argument("--regime", help="this one alone")
-    added[train].add_argument("--size", help="this one alone")
     return parser
 
 
@@ -76,7 +74,7 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         if not (folder / "config.yaml").is_file():
             raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
         program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
-        program += ["--profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
+        program += ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
     if study.runs:
         from lib.fit import runs
@@ -94,13 +92,37 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         elif not any(step.failure() for step in workflow.steps(study)):
             print(*said[-20:], "Snakemake failed. The same command goes on from here.", sep="\n", file=sys.stderr)
         return 1
+    print(answer(study))
+    return 0
+
+
+def answer(study: Study) -> str:
+    """What a finished study found, on ten lines at most: its laws, how to read them, and where the rest is."""
     from lib.fit import runs, summary
 
-    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
-    print(laws.round(4).to_string(index=False))
-    print(f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/")
-    print(f"All of it on one page: make report STUDY={study.name}")
-    return 0
+    table = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+
+    def shown(row, name):
+        value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+        ends = f" ({'...' if low != low else f'{low:.3f}'} to {'...' if high != high else f'{high:.3f}'})"
+        return "-" if value != value else f"{value:.3f}{'' if low != low and high != high else ends}"
+
+    lines = [("regime", "exponent", "floor", "exact floor", "linear model", "status")]
+    for row in table.to_dict("records"):
+        floor = "limit" if row["c"] != row["c"] else "c"
+        known = ("-" if row[name] != row[name] else f"{row[name]:.3f}" for name in ("exact_floor", "gaussian"))
+        lines.append((row["regime"], shown(row, "alpha"), shown(row, floor), *known, row["status"]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    if len(text) > 7:
+        text[6:] = [f"and {len(text) - 6} regimes more: {io.shown(study.data / 'laws.json')}"]
+    return "\n".join([
+        *text,
+        f"In brackets {study.fit.level:.0%} intervals, - where the runs determine none; "
+        "the floor of a budget-limited law is the one its budgets tend to.",
+        f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
+        f"All of it on one page: make report STUDY={study.name}",
+    ])  # fmt: skip
 
 
 @contextmanager
@@ -122,8 +144,10 @@ def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subproces
     """Snakemake in a session of its own. When the block ends, nothing of it is left running.
 
     A profile that the user's shell names for other projects plays no part, nor do Jupyter kernels of other Pythons.
+    Paths are relative: Snakemake takes brackets in that of a profile, which it seeks beside its file, for a pattern.
     """
-    words = [*program, "--nolock", "--snakefile", str(io.CODE / "Snakefile"), "--config", f"study={study.name}"]
+    snakefile = workflow.relative(study, io.CODE / "Snakefile")
+    words = [*program, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
     own = {name: value for name, value in os.environ.items() if name not in ("SNAKEMAKE_PROFILE", "JUPYTER_PATH")}
     environment = own | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
     child = subprocess.Popen(
@@ -182,19 +206,19 @@ def check(what: list[str]) -> None:
     print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
 
 
-def train(study: str, regime: str | None = None, size: str | None = None) -> None:
+def train(study: str) -> None:
     """Train what a study lacks from the panels in its folders, one run after another; `run` finds the results."""
     from lib.data import panel
     from lib.train import loop
 
     study = load_study(study)
-    for name in [regime] if regime else study.regimes:
-        data = panel.load(study.folder(name))
-        for shape in [study.size(size)] if size else study.sizes:
-            for seed in study.seeds_for(shape.name):
-                label, folder = f"{name} {shape.name}, seed {seed}", study.run_folder(name, shape.name, seed)
-                progress = io.Progress(label, cells=study.training(name).batch)
-                record = loop.train(data, shape, seed, study.training(name), folder, progress)
+    for regime in study.regimes:
+        data, settings = panel.load(study.folder(regime)), study.training(regime)
+        for size in study.sizes:
+            for seed in study.seeds_for(size.name):
+                label, folder = f"{regime} {size.name}, seed {seed}", study.run_folder(regime, size.name, seed)
+                progress = io.Progress(label, cells=settings.batch)
+                record = loop.train(data, size, seed, settings, folder, progress)
                 loop.finished([record])
                 print(f"{label}: {record['status']}, validation MSE {record['validation_mse']:.5g}", flush=True)
 

@@ -354,12 +354,12 @@ class Run:
         return torch.cat(measured)
 
     @torch.no_grad()
-    def noisy_loss(self, batch: int = 4) -> float:
+    def noisy_loss(self) -> float:
         """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
         self.model.eval()
         machine.seed(_stream(self.seed, self.settings.updates + self.update), self.device.type)
         means = []
-        for rows in self.cells.held["validation"].split(batch):
+        for rows in self.cells.held["validation"].split(4):
             x = self.cells.expression(rows)
             means.append(self.masked_loss(self.model, rows, x, *self.draw_masks(len(x))).mean())
         return torch.stack(means).nanmean().item()
