@@ -103,7 +103,7 @@ def computed_flops(size: Size, genes: int, masked: int) -> int:
 
     Two for each multiply-add, none for the rest, after Kaplan et al. 2020 (arXiv 2001.08361, section 2.1), with the
     attention's own products as in Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). A utilisation by
-    `Size.forward_flops`, which counts the last block in full, would be too high: by 14 % of L's FLOPs.
+    `Size.forward_flops`, which counts the last block in full, would be too high, by a tenth for L.
     """
     d, f = size.d, size.ff_mult
     full = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d

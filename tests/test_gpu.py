@@ -23,8 +23,9 @@ from lib.train import loop, machine
 SMALL = gpu.REHEARSAL | {
     "census": {"simulate": {"cells": 600, "genes": 60, "transcriptome": 120, "states": 4, "donors": 12}},
     "regimes": {"data-rich": {"genes": 16, "cells": 300}},
-    "split": {"validation": 0.1, "test": 0.1, "cells": 40}, "sizes": ["XXS", "TINY", {"name": "d4", "d": 4, "layers": 1}],
-    "seeds": [7], "train": {"cells_seen": 640, "batch": 32, "evaluations": 2},
+    "split": {"validation": 0.1, "test": 0.1, "cells": 40},
+    "sizes": ["XXS", "TINY", {"name": "d4", "d": 4, "layers": 1}], "seeds": [7],
+    "train": {"cells_seen": 640, "batch": 32, "evaluations": 2},
 }  # fmt: skip
 BLOCKER = """
 import sys
