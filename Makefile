@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help run status check lab report test lint notebooks keep clean gallery
+.PHONY: help run status check lab report test lint notebooks keep clean gallery gpu-panels gpu gpu-rehearsal
 .SILENT:
 
 help:
@@ -28,6 +28,9 @@ help:
 	echo "make notebooks                   execute notebooks/ on the demo study, outputs included"
 	echo "make keep STUDY=name             copy a finished study's tables and fit notebook to data/results, for git"
 	echo "make clean STUDY=name            delete what a study has produced"
+	echo "make gpu-panels                  make the panels that a GPU machine needs, here, where everything is installed"
+	echo "make gpu [ARGS=...]              measure one GPU and train on it for eight minutes; again: go on from there"
+	echo "make gpu-rehearsal               the same in small, on the CPU, in two minutes"
 	echo "make gallery                     copy the README's pictures from studies that have been run"
 
 run: .venv/installed
@@ -68,6 +71,13 @@ gallery:
 	mkdir -p figures/gallery
 	cp figures/demo/loss_against_parameters.svg figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
 	cp figures/ladder/budget.svg figures/gallery
+
+gpu-panels gpu-rehearsal: .venv/installed
+	$(BIN)/python benchmarks/gpu.py $(subst gpu-,,$@)
+
+# On a machine that has torch but not this project.
+gpu:
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) benchmarks/gpu.py run $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'

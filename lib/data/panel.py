@@ -9,12 +9,15 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lib import io
 from lib.io import TARGET, InputError, short
-from lib.study import Masking, Study
+
+if TYPE_CHECKING:
+    from lib.study import Masking, Study
 
 COUNTS = "layers/counts"
 ROWS = 20_000
@@ -98,7 +101,7 @@ def load(folder: Path) -> Arrays:
         raise InputError(f"{io.shown(path)} cannot be read ({short(error)}); remove it and make it again.") from None
 
 
-def load_current(study: Study, regime: str) -> Arrays:
+def load_current(study: "Study", regime: str) -> Arrays:
     """The arrays of a regime's panel, as `load`; a panel.h5ad that an edited study file has left behind is refused."""
     path = study.folder(regime) / "panel.h5ad"
     if path.is_file() and _settings(path) != _fingerprint(study, regime):
@@ -106,7 +109,7 @@ def load_current(study: Study, regime: str) -> Arrays:
     return load(path.parent)
 
 
-def pack(study: Study, regime: str) -> Path:
+def pack(study: "Study", regime: str) -> Path:
     """Write a regime's panel as panel.npz: a small file for a machine that only trains; see `load`.
 
     Counts are kept as the smallest integers that hold them, compressed; x is computed again from them.
@@ -137,7 +140,7 @@ def _unpacked(path):
 # ---------------------------------------------------------------- build
 
 
-def build(study: Study, regime: str, progress: Progress | None = None) -> Path:
+def build(study: "Study", regime: str, progress: Progress | None = None) -> Path:
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
@@ -188,7 +191,7 @@ def _settings(path):
         return None
 
 
-def plan(collection, study: Study, regime: str, blocks: Path | None = None, progress: Progress | None = None):
+def plan(collection, study: "Study", regime: str, blocks: Path | None = None, progress: Progress | None = None):
     """Draw, split and select from an open Census: one regime's panel, as AnnData, but without its values."""
     import anndata
     import pandas as pd
@@ -291,7 +294,7 @@ def normalise(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
     return np.log1p(x, out=x)
 
 
-def draw_masks(cells: int, genes: int, masking: Masking, stream: int) -> np.ndarray:
+def draw_masks(cells: int, genes: int, masking: "Masking", stream: int) -> np.ndarray:
     """Fixed masks, (cells, per_cell, k) int32: for each cell `per_cell` sorted sets of round(share * genes) genes.
 
     They depend on `masking.seed` and `stream` alone, not on the cells.
