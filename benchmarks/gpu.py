@@ -160,7 +160,7 @@ def fitted(plan, folder):
     """The laws of runs.csv, written to laws.json, and their origin."""
     import pandas as pd
 
-    from lib.fit import fit_laws
+    from lib.fit.summary import fit_laws
 
     runs = pd.read_csv(folder / "runs.csv")
     laws = fit_laws(runs, plan["resamples"], seed=0, level=plan["level"])
