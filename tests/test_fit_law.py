@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from lib.fit.law import Status, alpha_grid, fit_many, ladder, power_law, project, size_weights
+from lib.fit.law import Status, alpha_grid, fit_many, ladder, means_law, power_law, project, size_weights
 from lib.fit.runs import given as given_runs
-from lib.fit.summary import means_law, runs_law
+from lib.fit.summary import runs_law
 from lib.io import InputError
 from lib.study import load_study
 
@@ -101,6 +101,13 @@ def test_status_when_loss_rises_or_is_straight_in_log_p():
     assert power_law(P, 2 - P**-0.3).status == Status.INCREASING
     assert power_law(P, 3 - 0.1 * np.log(P) + 20 * wobble).status in (Status.NO_FLOOR, Status.ALPHA_AT_EDGE)
     assert power_law(P[:3], [3, 2, 1.8]).status == Status.TOO_FEW_SIZES
+
+
+def test_a_floor_is_identified_only_if_the_known_error_of_the_means_leaves_it_both_ends():
+    P = np.geomspace(1e3, 1e8, 7)
+    L = 2 * (P / P[0]) ** -0.3 + 1
+    assert power_law(P, L, known=1e-4).status == Status.OK
+    assert power_law(P, L, known=1).status == Status.NO_FLOOR
 
 
 def test_fewer_sizes_than_parameters_are_refused():

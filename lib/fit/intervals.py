@@ -9,7 +9,7 @@ than seeds do. The profile over size means allows for it: it is the headline.
 import numpy as np
 from scipy import stats
 
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, fit_many, power_law, profile
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, fit_many, means_law, profile
 from lib.fit.runs import Ladder
 
 BOOTSTRAPS = {
@@ -155,7 +155,7 @@ def with_cells(point: float, low: float, high: float, ladder: Ladder, level: flo
 
 def brief(ladder: Ladder, level: float = 0.95) -> dict:
     """alpha, c, status and headline interval of a ladder, as an entry of laws.json has them."""
-    law = power_law(ladder.parameters, ladder.means, ladder.weights)
+    law = means_law(ladder)
     intervals = {HEADLINE: headline(ladder, level)} if len(ladder.d) >= FEWEST_SIZES else {}
     return {"alpha": law.alpha, "c": law.c, "status": law.status, "intervals": intervals}
 

@@ -386,9 +386,15 @@ class Law:
         return sum(k * column for k, column in zip(self.coefficients, FORMS[self.form](d, self.alpha), strict=True))
 
 
+def means_law(data: Ladder, form: str = "power + floor") -> Law:
+    """Weighted least squares over the size means: the headline fit, the centre of the headline interval."""
+    return power_law(data.parameters, data.means, data.weights, form, data.known_variance)
+
+
 def power_law(
-    parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor"
-) -> Law:
+    parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor",
+    known: float = 0.0,
+) -> Law:  # fmt: skip
     """Fit one law at its global least-squares optimum.
 
     Parameters
@@ -399,6 +405,8 @@ def power_law(
         Inverse variances (`curve_fit` wants standard deviations instead). Equal by default.
     form : str
         A key of `FORMS`.
+    known : float
+        See `Ladder.known_variance`; the status heeds it, the fit does not.
 
     Raises
     ------
@@ -416,7 +424,7 @@ def power_law(
         d, weight = np.log(sizes / sizes[0]), np.bincount(index, w)
         means = np.bincount(index, w * L) / weight
         fits = fit_many(d, means, weight, floor=form == "power + floor")
-        alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight)
+        alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight, known)
     root = np.sqrt(w)
     design = np.stack(FORMS[form](np.log(P / P.min()), alpha), -1)
     # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
@@ -425,7 +433,7 @@ def power_law(
     return Law(form, alpha, coefficients, P, L, w, rss, status)
 
 
-def _status(form, fits, d, means, weights):
+def _status(form, fits, d, means, weights, known):
     if fits.amplitude[0] * fits.alpha[0] <= 0:
         return Status.INCREASING
     if fits.edge[0]:
@@ -434,7 +442,7 @@ def _status(form, fits, d, means, weights):
         return Status.OK
     if len(d) < FEWEST_SIZES:
         return Status.TOO_FEW_SIZES
-    identified = np.isfinite(profile(d, means, weights, len(d) - 3).interval()).all()
+    identified = np.isfinite(profile(d, means, weights, len(d) - 3, known=known).interval()).all()
     return Status.OK if identified else Status.NO_FLOOR
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.fit.intervals import band, brief, columns_of
-from lib.fit.law import Status, ladder, power_law
+from lib.fit.law import Status, ladder, means_law, power_law
 from lib.fit.runs import usable
 
 STUDY = "published-runs"
@@ -98,7 +98,7 @@ def _refit(name, runs):
     if runs["parameters"].nunique() < 3:
         return row | {"status": Status.TOO_FEW_SIZES}
     data = ladder(runs)
-    law = power_law(data.parameters, data.means, data.weights)
+    law = means_law(data)
     rss = float(((data.losses - law.predict(data.parameters)[data.index]) ** 2).sum())
     return row | {"rss": rss, "status": law.status, **columns_of(brief(data))}
 
@@ -113,7 +113,7 @@ def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])
     theirs, data = theirs.iloc[0], ladder(runs)
     grid = np.geomspace(data.parameters[0], data.parameters[-1], 200)
-    law = power_law(data.parameters, data.means, data.weights)
+    law = means_law(data)
     low, high = band(law, grid)
     ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})
     drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]

@@ -12,7 +12,7 @@ from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import all_intervals, band, columns_of, region_of
-from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, power_law
+from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
 
@@ -162,11 +162,6 @@ def compare_forms(data: Ladder) -> dict[str, dict]:
 def runs_law(data: Ladder, form: str = "power + floor") -> Law:
     """Unweighted least squares over the runs."""
     return power_law(data.parameters[data.index], data.losses, form=form)
-
-
-def means_law(data: Ladder, form: str = "power + floor") -> Law:
-    """Weighted least squares over the size means: the headline fit, the centre of the headline interval."""
-    return power_law(data.parameters, data.means, data.weights, form)
 
 
 def loso_rmse(data: Ladder, form: str) -> float | None:
