@@ -151,7 +151,8 @@ def make_switched():
 
 def make_protocols():
     rows, laws = make_switched()
-    return conditions.protocols(rows, laws, {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws})
+    known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws}
+    return conditions.protocols(rows, laws, known), rows
 
 
 def make_budgets():
@@ -169,7 +170,7 @@ DRAWN = {
     "budget": lambda: figures.budget(make_budgets()),
     "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(make_held_out()),
-    "protocols": lambda: figures.protocols(make_protocols()),
+    "protocols": lambda: figures.protocols(*make_protocols()),
     "genes": lambda: figures.by_gene(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "audit": lambda: figures.published_audit(*make_published()),
@@ -252,8 +253,8 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None)
-VIEWS = ["matched", "held_out", "protocols", "by_gene", "conversions"]
+NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, genes=None, bits=None)
+VIEWS = ["matched", "held_out", "by_gene", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -269,7 +270,7 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     notes = [figures.budget(None), figures.intervals(NO_LAW, {}), figures.learning_curves({}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
-             tables.forms(empty)]  # fmt: skip
+             tables.forms(empty), figures.protocols(empty, failed)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
 
 

@@ -15,8 +15,10 @@ from lib.figures.style import Figure, Note, counted, key, loss_label
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lib.fit.capacity import Budgets
-    from lib.fit.conditions import HeldOut, Matched, Protocols
+    from lib.fit.conditions import HeldOut, Matched
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
 """Marker of every held-out split."""
@@ -138,11 +140,14 @@ def budget(view: Budgets | None) -> Figure | Note:
     )
 
 
-def protocols(view: Protocols) -> Figure | Note:
-    """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes."""
-    if view.table is None:
-        return Note(view.sentence)
-    table, runs = view.table, view.runs[view.runs["status"] == "ok"]
+def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
+    """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
+
+    `table` is what `lib.fit.conditions.protocols` gives, and `runs` the content of runs.csv.
+    """
+    if table.empty:
+        return Note("This study has one protocol. `make run STUDY=protocol` goes from the published to the tuned one.")
+    runs = runs[runs["status"] == "ok"]
     figure, axes = style.panels(1, 3, height=78)
     alpha, floor, losses = axes.flat
     regimes, colour = list(table["regime"]), style.colours(table["regime"])
