@@ -20,7 +20,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from lib import figures, io
-from lib.figures import method, style, tables
+from lib.figures import conditions as beside
+from lib.figures import style, tables
 from lib.fit import capacity, conditions, published, runs, summary
 from lib.model import sizes
 from lib.model.sizes import PUBLISHED
@@ -358,11 +359,11 @@ def test_colours_of_one_figure_are_told_apart_by_everyone(vision):
     assert nearest(style.PALETTE, vision) > 15
     assert nearest(list(style.SPLITS.values()), vision) > 20
     assert nearest(list(interval_coverage.EFFECT.values()), vision) > 20
-    assert nearest({*method.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
+    assert nearest({*beside.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
 
 
 def test_a_colour_means_one_thing():
-    fixed = [*(colour for _, colour, _ in style.BASELINES.values()), *style.SPLITS.values(), method.RUN]
+    fixed = [*(colour for _, colour, _ in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
     assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE[:4], style.GREY, style.INK}
 
 
