@@ -115,10 +115,10 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     both = pd.concat([weak, strong], ignore_index=True)
     known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in ("published", "updates")}
     laws = fit_laws(both, 100, 0)
-    steps = conditions.protocols(both, laws, known).table
+    steps = conditions.protocols(both, laws, known)
     assert list(steps["regime"]) == ["published", "updates"]
     assert steps["relative_c"].iloc[1] == pytest.approx(laws["updates"]["validation_mse"]["c"] / 0.21)
-    assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).table is None
+    assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).empty
 
 
 def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_none():

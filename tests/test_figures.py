@@ -20,7 +20,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from lib import figures, io
-from lib.figures import method, style, tables
+from lib.figures import conditions as beside
+from lib.figures import style, tables
 from lib.fit import capacity, conditions, published, runs, summary
 from lib.model import sizes
 from lib.model.sizes import PUBLISHED
@@ -151,7 +152,8 @@ def make_switched():
 
 def make_protocols():
     rows, laws = make_switched()
-    return conditions.protocols(rows, laws, {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws})
+    known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws}
+    return conditions.protocols(rows, laws, known), rows
 
 
 def make_budgets():
@@ -169,7 +171,7 @@ DRAWN = {
     "budget": lambda: figures.budget(make_budgets()),
     "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(make_held_out()),
-    "protocols": lambda: figures.protocols(make_protocols()),
+    "protocols": lambda: figures.protocols(*make_protocols()),
     "genes": lambda: figures.by_gene(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "audit": lambda: figures.published_audit(*make_published()),
@@ -252,8 +254,8 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, table=None, genes=None, bits=None)
-VIEWS = ["matched", "held_out", "protocols", "by_gene", "conversions"]
+NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, genes=None, bits=None)
+VIEWS = ["matched", "held_out", "by_gene", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -269,7 +271,7 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     notes = [figures.budget(None), figures.intervals(NO_LAW, {}), figures.learning_curves({}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
-             tables.forms(empty)]  # fmt: skip
+             tables.forms(empty), figures.protocols(empty, failed)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
 
 
@@ -357,11 +359,11 @@ def test_colours_of_one_figure_are_told_apart_by_everyone(vision):
     assert nearest(style.PALETTE, vision) > 15
     assert nearest(list(style.SPLITS.values()), vision) > 20
     assert nearest(list(interval_coverage.EFFECT.values()), vision) > 20
-    assert nearest({*method.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
+    assert nearest({*beside.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
 
 
 def test_a_colour_means_one_thing():
-    fixed = [*(colour for _, colour, _ in style.BASELINES.values()), *style.SPLITS.values(), method.RUN]
+    fixed = [*(colour for _, colour, _ in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
     assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE[:4], style.GREY, style.INK}
 
 

@@ -1,8 +1,9 @@
 """Figures of what goes in: panels of genes and cells, splits, the architecture and its learning rates."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter
 
 from lib.figures import style
@@ -10,7 +11,8 @@ from lib.figures.style import Figure, Note, key
 from lib.study import Study
 
 MOST_DONORS = 100
-
+LEARNED = "#D9E8F3"
+"""Fill of what has parameters."""
 
 DISTRIBUTIONS = {
     "library": ("library size (counts per cell)", "cells below (%)"),
@@ -108,118 +110,42 @@ def recipe(swept: pd.DataFrame) -> Figure:
     )
 
 
-# The architecture is drawn in millimetres on the page.
-LEARNED, PLAIN, HIDDEN = "#D9E8F3", "#FFFFFF", "#FBE3D4"
-"""Fill of what is learned, of what is given, and of what belongs to masked genes."""
-HEIGHT, LINE = 62, 30
-ROWS = (("gene 1", "1.9"), ("gene 2", "?"), ("gene 3", "0"), ("…", "…"), ("gene {}", "0.7"))
-PREDICTED = ("", "1.2", "", "", "")
-
-
 def architecture(study: Study) -> Figure | Note:
     """The masked transformer of a study's last size on the most genes of its regimes, parameter counts in blue."""
     if not study.sizes:
         return Note("This study trains no models of its own.")
     size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())
-    figure = style.Figure(figsize=(style.DOUBLE / 25.4, HEIGHT / 25.4), dpi=200)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, style.DOUBLE), ylim=(0, HEIGHT))
-    axis.axis("off")
-    title = f"{size.name}: masked transformer on {genes:,} genes"
-    _write(axis, 3, HEIGHT - 3.5, title, fontsize=style.TITLE, weight="bold")
-    _write(axis, 3, HEIGHT - 8, f"{size.parameters(genes):,} parameters (blue: where they are)", color=style.GREY)
-    _genes(axis, 3, [name.format(genes) for name, _ in ROWS], [value for _, value in ROWS])
-    _tokens(axis, size.d, genes)
-    _block(axis, size)
-    _box(axis, (143, LINE - 6), (11, 12), f"head\n{size.d}→1", LEARNED)
-    _count(axis, 148.5, LINE - 8, size.d + 1)
-    _genes(axis, 161, [""] * len(ROWS), PREDICTED)
-    _arrow(axis, (70.5, LINE), (78, LINE))
-    _arrow(axis, (136.7, LINE), (143, LINE))
-    _arrow(axis, (154, LINE), (157.5, LINE), (157.5, LINE + 8), (161, LINE + 8))
-    note = {"color": style.GREY, "va": "top"}
-    _write(axis, 3, 7, "input: log1p expression of one\ncell, a share of its genes masked", **note)
-    _write(axis, 172, 7, "output; the loss is the squared\nerror over masked genes", ha="right", **note)
-    figure.caption = (
-        f"The masked transformer, with the shapes and parameter counts (blue) of size {size.name} on {genes:,} genes: "
-        f"{size.parameters(genes):,} parameters. Tinted orange is what belongs to masked genes."
-    )
-    return figure
-
-
-def _write(axis, x, y, text, **how):
-    axis.text(x, y, text, **({"fontsize": style.SMALL, "va": "center", "linespacing": 1.15} | how))
-
-
-def _box(axis, corner, extent, text, fill=PLAIN, **how):
-    """A rounded box with its text in the middle; `corner` is the lower left one."""
-    (x, y), (width, height) = corner, extent
-    axis.add_patch(FancyBboxPatch((x + 0.7, y + 0.7), width - 1.4, height - 1.4, boxstyle="round,pad=0.7",
-                                  facecolor=fill, edgecolor=style.INK, linewidth=0.6))  # fmt: skip
-    _write(axis, x + width / 2, y + height / 2, text, ha="center", **how)
-
-
-def _arrow(axis, *points):
-    """A line through the points with a head at the last one."""
-    *before, start, end = points
-    axis.plot(*zip(*before, start, strict=True), color=style.INK, linewidth=0.7, solid_joinstyle="round")
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=style.INK,
-                                   shrinkA=0, shrinkB=0))  # fmt: skip
-
-
-def _count(axis, x, y, number):
-    _write(axis, x, y, f"{number:,}", color=style.PALETTE[0], ha="center")
-
-
-def _plus(axis, x):
-    axis.plot(x, LINE, "o", markersize=7, color=PLAIN, markeredgecolor=style.INK, markeredgewidth=0.6)
-    axis.plot(x, LINE, "+", markersize=4.5, color=style.INK, markeredgewidth=0.7)
-
-
-def _genes(axis, x, names, values):
-    """A column of genes; the masked one is tinted."""
-    for row, (name, value) in enumerate(zip(names, values, strict=True)):
-        y = LINE + 15 - 7 * row
-        masked = ROWS[row][1] == "?"
-        _box(axis, (x + 11 * bool(name), y - 3), (9, 6), value, HIDDEN if masked else PLAIN)
-        _write(axis, x + 10, y, name, ha="right")
-
-
-def _tokens(axis, d, genes):
-    """Gene embedding, plus the projected expression or, where a gene is masked, the mask vector."""
-    axis.plot([23.3, 24.3, 24.3, 23.3], [LINE + 18, LINE + 18, LINE - 16, LINE - 16], color=style.INK, linewidth=0.7)
-    parts = (("gene", "gene embedding", f"{genes:,} × {d}", 15, genes * d, LEARNED),
-             ("value", "projected expression", f"1→{d}", 0, 2 * d, LEARNED),
-             ("mask", "mask vector", f"{d}", -15, d, HIDDEN))  # fmt: skip
-    for what, name, shape, up, number, fill in parts:
-        _arrow(axis, (24.3, LINE + up), (34, LINE + up))
-        _write(axis, 28.8, LINE + up + 2, what, ha="center", color=style.GREY)
-        _box(axis, (34, LINE + up - 4.5), (29, 9), f"{name}\n{shape}", fill)
-        _count(axis, 48.5, LINE + up - 6.3, number)
-    for up in (15, -15):
-        _arrow(axis, (63, LINE + up), (68.5, LINE + up), (68.5, LINE + up / 7.5))
-    _arrow(axis, (63, LINE), (66.6, LINE))
-    _plus(axis, 68.5)
-
-
-def _block(axis, size):
-    """One encoder block, pre-LayerNorm, with its two residual paths."""
     d, wide = size.d, size.d * size.ff_mult
-    axis.add_patch(FancyBboxPatch((74, LINE - 14), 64, 36, boxstyle="round,pad=0.7", facecolor="#F7F7F7",
-                                  edgecolor=style.GREY, linewidth=0.6, linestyle=(0, (3, 2))))  # fmt: skip
-    _write(axis, 76, LINE + 19, f"encoder block × {size.layers}", weight="bold")
-    heads = f"{size.heads} head{'s' * (size.heads > 1)}"
-    shape = f"{d}→\n{wide}→\n{d}"
-    parts = (("attention", heads, 4 * d * d + 4 * d), ("feed-\nforward", shape, 2 * d * wide + wide + d))
-    for x, (name, inner, count) in zip((78, 109), parts, strict=True):
-        _box(axis, (x, LINE - 9), (5, 18), "LayerNorm", LEARNED, rotation=90)
-        _box(axis, (x + 7, LINE - 9), (15, 18), f"{name}\n{inner}", LEARNED)
-        _count(axis, x + 14.5, LINE - 11.3, count)
-        _count(axis, x + 2.5, LINE - 11.3, 2 * d)
-        _arrow(axis, (x + 5, LINE), (x + 7, LINE))
-        _arrow(axis, (x + 22, LINE), (x + 23.8, LINE))
-        _arrow(axis, (x - 1.8, LINE), (x - 1.8, LINE + 13), (x + 25.7, LINE + 13), (x + 25.7, LINE + 2))
-        _plus(axis, x + 25.7)
-    each = sum(part[2] for part in parts) + 4 * d
-    _write(axis, 136.5, LINE + 19, f"{each:,} each", color=style.PALETTE[0], ha="right")
-    _arrow(axis, (105.6, LINE), (109, LINE))
+    parts = (
+        ("expression of a cell,\na share of its\ngenes masked", None),
+        ("token of every gene:\ngene embedding +\nprojected expression\nor mask vector", genes * d + 3 * d),
+        (f"LayerNorm,\nattention:\n{style.counted(size.heads, 'head')}", 4 * d * d + 6 * d),
+        (f"LayerNorm,\nfeed-forward:\n{d} → {wide} → {d}", 2 * d * wide + wide + 3 * d),
+        (f"head:\n{d} → 1", d + 1),
+        ("expression of\nmasked genes", None),
+    )
+    figure, axes = style.panels(1, 1, height=38, width=style.DOUBLE)
+    axis, middle, boxes = axes.flat[0], {"ha": "center", "va": "center"}, []
+    axis.set(xlim=(-0.5, len(parts) - 0.5), ylim=(0, 1))
+    axis.axis("off")
+    arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.7, "mutation_scale": 5}
+    for x, (text, count) in enumerate(parts):
+        fill = "white" if count is None else LEARNED
+        frame = {"boxstyle": "round", "facecolor": fill, "edgecolor": style.INK, "linewidth": 0.6}
+        boxes.append(axis.text(x, 0.45, text, fontsize=style.SMALL, bbox=frame, **middle).get_bbox_patch())
+        if count:
+            axis.text(x, 0.06, f"{count:,}", fontsize=style.SMALL, color=style.PALETTE[0], **middle)
+    for x, (before, after) in enumerate(itertools.pairwise(boxes)):
+        ends = {"patchA": before, "patchB": after, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (x + 1, 0.45), (x, 0.45), arrowprops=arrow | ends)
+    around = {"connectionstyle": "bar,fraction=-0.3", "shrinkA": 0, "shrinkB": 0}
+    for x in (2, 3):  # the residual paths
+        axis.annotate("", (x + 0.5, 0.45), (x - 0.5, 0.45), arrowprops=arrow | around)
+    axis.text(2.5, 0.92, f"encoder block × {size.layers}", fontsize=style.SMALL, **middle)
+    title = f"{size.name}: masked transformer on {genes:,} genes"
+    style.header(axis, title, [f"{size.parameters(genes):,} parameters (blue: where they are, of one block)"])
+    return style.settle(
+        figure,
+        f"The masked transformer, with the shapes and parameter counts (blue) of size {size.name} on {genes:,} genes: "
+        f"{size.parameters(genes):,} parameters. Arrows around attention and feed-forward are residual paths.",
+    )

@@ -202,25 +202,18 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- protocols
 
 
-@dataclass(frozen=True, eq=False)
-class Protocols:
-    """From one protocol to another, switch by switch: what does each do to the exponent and the floor?
+def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
+    """From the published protocol to another, switch by switch: what does each do to the exponent and the floor?
 
     Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
+
+    Returns
+    -------
+    DataFrame, one row per regime in the order of the study
+        regime; alpha and relative_c, each with _low and _high; status. Empty for a study of one protocol.
     """
-
-    sentence: str
-    table: pd.DataFrame | None = None  # regime; alpha and relative_c, each with _low and _high; status
-    runs: pd.DataFrame | None = None
-
-
-def protocols(table: pd.DataFrame, laws: dict, known: dict) -> Protocols:
-    """The switches of a study that begins at the published protocol, in the order of its regimes."""
     if table["protocol"].iloc[0] != "published" or table["regime"].nunique() < 2:
-        return Protocols(
-            "This study has one protocol. `make run STUDY=protocol` goes from the published protocol to the tuned one, "
-            "switch by switch."
-        )
+        return pd.DataFrame()
     ran = set(usable(table, METRIC)["regime"])
     rows = [
         {"regime": regime, **columns_of(by_metric[METRIC]), "status": by_metric[METRIC]["status"]}
@@ -230,4 +223,4 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> Protocols:
     steps = pd.DataFrame(rows).rename(columns=lambda name: f"relative_{name}" if name[:2] in ("c", "c_") else name)
     unit = steps["regime"].map(lambda regime: known[regime]["validation"]["gene_mean_mse"])
     ends = [name for name in steps if name.startswith("relative_c")]
-    return Protocols("", steps.assign(**steps[ends].astype(float).div(unit, axis=0)), table)
+    return steps.assign(**steps[ends].astype(float).div(unit, axis=0))

@@ -179,16 +179,11 @@ def _blocks(x, masked, size):
 
 
 def normal_bits(counts, mean, deviation, library) -> np.ndarray:
-    """Bits of counts, of which each has the probability between its `normal_ends`."""
+    """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y."""
     low, high = _midpoints(counts, mean, deviation, library)
     beyond = low > 0  # the difference is taken in the tail where it does not cancel
     low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
-
-
-def normal_ends(counts, mean, deviation, library) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities below each count and up to it, if y = log1p(10,000 count / library) is normal and ends half-way."""
-    return tuple(np.exp(log_ndtr(end)) for end in _midpoints(counts, mean, deviation, library))
 
 
 def _midpoints(counts, mean, deviation, library):
