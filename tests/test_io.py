@@ -16,6 +16,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     io.write_json(target, {"a": 1})
     with pytest.raises(ValueError):
         io.write_json(target, {"a": float("nan")})
+    with pytest.raises(OSError), io.atomic(target) as partial:
+        partial.write_text("half")
+        raise OSError("no space left")
     assert io.read_json(target) == {"a": 1}
     assert list(tmp_path.iterdir()) == [target]
 
