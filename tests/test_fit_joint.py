@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from lib.fit.joint import best_joint_law, capacity_share, frontier, gains, joint_law, outlook
+from lib.fit.joint import best_joint_law, capacity_share, frontier, gains, joint_law
 from lib.io import InputError
 
 N, D = np.geomspace(1e4, 1e8, 6), np.geomspace(2e3, 2e5, 5)
@@ -101,9 +101,3 @@ def test_draws_hold_the_truth_even_when_a_size_shares_an_error(by_size):
         low, high = np.quantile(draws.predict(1e6, 2e4) - draws.predict(2e6, 2e4), [0.025, 0.975])
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.87
-
-
-def test_the_outlook_is_that_of_the_largest_run(law):
-    sentence, saved = outlook(law)
-    assert f"{N[-1]:,.0f} parameters and {D[-1]:,.0f} training cells" in sentence
-    assert saved["gain"].notna().all(), "ten times the largest run is within reach"

@@ -1,4 +1,4 @@
-"""laws.json and the tables read from it: contract, golden numbers, comparison, bits, replicates."""
+"""The table of runs, laws.json and the tables read from it: contract, golden numbers, comparison, bits, replicates."""
 
 import json
 
@@ -7,20 +7,19 @@ import pandas as pd
 import pytest
 
 from lib import io
-from lib.fit import summary
+from lib.fit import runs, summary
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import ladder
 from lib.fit.runs import gaussian_bits
-from lib.fit.runs import given as given_runs
 from lib.fit.summary import fit_laws, floor_bits, laws_table
 from lib.io import InputError
-from lib.study import load_study
+from lib.study import load_study, parse_study
 
 
 @pytest.fixture(scope="module")
 def table():
     """The published runs, as if every size saw context; the study leaves XXS out."""
-    return given_runs(load_study("published-runs")).drop(columns="width")
+    return runs.given(load_study("published-runs")).drop(columns="width")
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +97,8 @@ def test_failed_copied_and_shuffled_rows_change_nothing_but_the_count(table):
 def test_a_regime_with_too_few_sizes_does_not_take_the_others_with_it(table):
     few = table[(table["regime"] == "data-rich") | (table["size"] == "M")]
     none = few.assign(status=np.where(few["regime"] == "data-limited", "diverged", "ok"))
-    for runs, sizes in ((few, 1), (none, 0)):
-        laws = fit_laws(runs, 200, 0)
+    for rows, sizes in ((few, 1), (none, 0)):
+        laws = fit_laws(rows, 200, 0)
         assert laws["data-rich"]["validation_mse"]["status"] == "ok"
         lone = laws["data-limited"]["validation_mse"]
         assert (lone["status"], lone["n_sizes"], lone["alpha"]) == ("too few sizes", sizes, None)
@@ -211,3 +210,69 @@ def test_replicates_are_counted_whose_intervals_hold_the_floor():
     assert (ok["replicates"], ok["laws"], ok["realised"]) == (4, 3, 0.0) and ok["exact"] == pytest.approx(2 / 3)
     assert ok["bias"] == pytest.approx(0.1) and 0.2 < ok["exact_low"] < 2 / 3 < ok["exact_high"] < 0.95
     assert (limit["laws"], limit["exact"], limit["bias"]) == (3, 1.0, 0.0)
+
+
+# ---------------------------------------------------------------- the table of runs
+
+
+def converging(**columns):
+    rows = {
+        "regime": ["data-rich"] * 3, "size": ["b", "a", "c"], "parameters": [20, 10, 30], "status": ["ok"] * 3,
+        "validation_mse": [1.0, 2.0, 3.0], "validation_mse_half": [1.02, 2.5, 3.0],
+        "convergence": ["not converged", "not converged", "converged"],
+    }  # fmt: skip
+    return pd.DataFrame(rows | columns)
+
+
+def test_sizes_that_still_move_are_named_with_how_much_they_moved():
+    (said,) = runs.unconverged(converging())
+    assert said.startswith("data-rich: 2 of 3 runs have not converged (a, b): ")
+    assert "by 2.0% to 25.0%" in said
+
+
+def test_converged_and_given_runs_are_not_called_unconverged():
+    assert runs.unconverged(converging(convergence=["converged"] * 3)) == []
+    assert runs.unconverged(converging(convergence=[None] * 3)) == []
+    assert runs.unconverged(converging(status=["diverged"] * 3)) == []
+
+
+ROWS = "regime,size,seed,parameters,validation_mse,status\n2000,d4,7,400,1.6451,finished\n2000,d8,7,1500,1.25,crashed\n"
+
+
+@pytest.fixture
+def given_table(project):
+    """The runs of a study whose table holds `text`."""
+
+    def read(text, **more):
+        (project / "runs.csv").write_text(text, encoding="utf-8")
+        return runs.given(parse_study({"runs": {"table": "runs.csv", **more}}, "mine"))
+
+    return read
+
+
+@pytest.mark.parametrize("text", [ROWS, "\ufeff" + ROWS, ROWS.replace(",", ";").replace(".", ",")])
+def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, text):
+    table = given_table(text)
+    assert table["regime"].tolist() == ["2000", "2000"] and table["validation_mse"].tolist() == [1.6451, 1.25]
+    assert table["parameters"].tolist() == [400, 1500] and table["status"].tolist() == ["ok", "interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("1500", '"1,500"', "line 3: parameters is '1,500'"),
+        ("1500", "1.5k", "line 3: parameters is '1.5k'"),
+        ("1.25", '"1,25"', "line 3: validation_mse is '1,25'"),
+        ("1.25", "OOM", "line 3: validation_mse is 'OOM'"),
+        ("crashed", "gone", "line 3: status is 'gone'"),
+        ("size", "model", "no column size"),
+    ],
+)
+def test_what_is_no_number_or_status_is_named_with_its_column_and_line(given_table, old, new, place):
+    with pytest.raises(InputError, match=f"runs.csv.*{place}"):
+        given_table(ROWS.replace(old, new))
+
+
+def test_a_column_of_regimes_that_the_table_lacks_is_named(given_table):
+    with pytest.raises(InputError, match="no column panel_size"):
+        given_table(ROWS, regimes={"panel_size": {64: "small"}})

@@ -103,18 +103,6 @@ def test_links_and_pictures_are_there(page):
     assert links and [link for link in links if link not in anchors and not (page.parent / link).exists()] == []
 
 
-def test_commands_are_there():
-    makefile = (io.CODE / "Makefile").read_text()
-    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", "\n".join(PAGES.values()), re.MULTILINE))
-    made = set(" ".join(re.findall(r"^([a-z -]+):", makefile, re.MULTILINE)).split())
-    assert targets and targets - made == set()
-    source = (io.CODE / "lib" / "run" / "cli.py").read_text()
-    commands = set(re.findall(r"python -m lib ([a-z]+)", TEXT))
-    assert commands and [command for command in commands if f"def {command}(" not in source] == []
-    scripts = set(re.findall(r"python (benchmarks/\w+\.py)", TEXT))
-    assert scripts and [script for script in scripts if not (io.CODE / script).exists()] == []
-
-
 def test_the_citation_has_the_keys_that_the_format_requires_and_the_version_and_licence_of_the_project():
     citation = yaml.safe_load((io.CODE / "CITATION.cff").read_text())
     project = tomllib.loads((io.CODE / "pyproject.toml").read_text())["project"]
