@@ -69,8 +69,8 @@ clean: .venv/installed
 
 gallery:
 	mkdir -p figures/gallery
-	cp figures/demo/loss_against_parameters.svg figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
-	cp figures/ladder/budget.svg figures/gallery
+	cp figures/ladder/loss_against_parameters.svg figures/ladder/budget.svg figures/gallery
+	cp figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
 
 gpu-panels gpu-rehearsal: .venv/installed
 	$(BIN)/python benchmarks/gpu.py $(subst gpu-,,$@)

@@ -109,7 +109,8 @@ def test_no_interval_is_narrower_than_what_is_known_of_the_losses(error):
     if error == "cells":
         table = table.assign(validation_mse_se=1e-3)
     if error == "budget":
-        table["validation_mse_half"] = table["validation_mse"] + 2e-3
+        for name, left in {"eighth": 14e-3, "quarter": 6e-3, "half": 2e-3}.items():
+            table[f"validation_mse_{name}"] = table["validation_mse"] + left
     if error == "seeds":
         table["validation_mse"] += np.where(table["seed"] == 0, 1e-3, -1e-3)
     low, high = law_of(table)["intervals"][HEADLINE]["c"]
@@ -123,6 +124,16 @@ def test_a_floor_above_the_smallest_loss_is_no_bound_of_the_bounded_form():
     table.loc[table["width"] == 4, "validation_mse"] = 0.2
     of = law_of(table)["sensitivity"]["bounded by the gene mean"]
     assert of["c"] > table["validation_mse"].min() + 5e-4 and of["intervals"][HEADLINE]["c"][1] > of["c"]
+
+
+def test_the_headline_interval_reaches_from_the_law_of_the_budget_to_its_limit():
+    """The last half of the updates moves all losses by half a percent, and the limit lies one percent below them."""
+    table = trained(fall=1e-2)
+    losses = [name for name in table if name.startswith("validation_mse") and not name.endswith("_se")]
+    law = law_of(table.assign(**(table[losses] + 0.7)))
+    ends = (of["intervals"][HEADLINE]["c"] for of in (law, law["budget"]["whole"], law["budget"]["limit"]))
+    (low, high), (whole_low, whole_high), (limit_low, _) = ends
+    assert low == limit_low < 0.7 + FLOOR < whole_low < whole_high == high
 
 
 def test_budgets_that_fall_in_no_power_determine_no_limit():

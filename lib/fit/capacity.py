@@ -91,6 +91,16 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     return law | ({"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else {})
 
 
+def to_the_limit(law: dict) -> dict[str, list[float]]:
+    """Headline interval of a law with budgets: from the lower of its ends and of its limit's to the higher of them.
+
+    Converged runs too would still gain a little, of which no interval at one budget knows; on simulated cells such
+    intervals missed the exact floor from above.
+    """
+    both = [of["intervals"][HEADLINE] for of in (law, law["budget"]["limit"])]
+    return {name: [min(of[name][0] for of in both), max(of[name][1] for of in both)] for name in ("alpha", "c")}
+
+
 def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
     """E and a of the joint law in parameters and budget, as `c` and `alpha`; for the arguments see `limit`."""
     sizes, budgets = losses.shape

@@ -11,7 +11,7 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import all_intervals, band, columns_of, region_of
+from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
@@ -82,6 +82,10 @@ def _law(rows, metric, resamples, seed, level, headline):
     }  # fmt: skip
     if content["n_sizes"] >= FEWEST_SIZES:
         content["intervals"] = all_intervals(data, resamples, np.random.default_rng(seed), level)
+    if "limit" in content["budget"]:
+        content["intervals"][HEADLINE] = capacity.to_the_limit(content)
+        if law.status == Status.OK and not np.isfinite(content["intervals"][HEADLINE]["c"]).all():
+            content["status"] = Status.NO_FLOOR
     if capacity.budget_limited(good):
         content["status"] = Status.BUDGET
     content = plain(content)
