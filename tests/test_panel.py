@@ -121,16 +121,13 @@ def test_a_panel_built_in_blocks_is_the_one_built_at_once(rich, study_file, monk
     study = study_file(train={"cells_seen": 320, "library_size": "panel"})
     whole = panel.build(study, "data-rich").read_bytes()
     io.remove(study.folder("data-rich"))
-    monkeypatch.setattr(panel, "ROWS", 7)
     monkeypatch.setattr(census, "CELLS", 11)
     done = []
     path = panel.build(study, "data-rich", lambda *at: done.append(at))
     assert path.read_bytes() == whole
     assert done[0][0] == 11 and done[-1][0] == done[-1][1] == 900
     adata = panel.read(path)
-    statistics, counts = panel.gene_statistics(adata), adata.layers["counts"]
-    assert np.allclose(statistics["variance"], np.var(counts, axis=0), rtol=1e-12)
-    assert np.allclose(statistics["zeros"], (counts == 0).mean(axis=0))
+    counts = adata.layers["counts"]
     # Of a panel that is normalised by itself, values are relative to its own sums.
     assert np.allclose(np.expm1(adata.X.astype(np.float64)).sum(axis=1), 1e4, rtol=1e-4)
     assert (adata.obs["total_counts"] > counts.sum(axis=1)).all()
