@@ -176,6 +176,8 @@ def test_a_file_without_cells_or_genes_or_counts(h5ad, refused_files, counts, ce
 def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
     (place / "bad.h5ad").symlink_to(target)
     refused_files("input/bad.h5ad is not there, or is a link to nothing")
+    os.mkfifo(place / "pipe.h5ad")
+    refused_files("input/pipe.h5ad is neither a file nor a folder", files=["input/pipe.h5ad"])
     refused_files("'nowhere/*.h5ad' matches no file", files=["nowhere/*.h5ad"])
     refused_files("gone.csv is not there", files=["gone.csv"])
 

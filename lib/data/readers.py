@@ -129,6 +129,8 @@ def check_access(path: Path) -> None:
         wrong = "is not there, or is a link to nothing; restore the file or correct its name"
     elif not os.access(path, os.R_OK):
         wrong = "may not be read; ask its owner for the permission (chmod +r)"
+    elif not path.is_file() and not path.is_dir():
+        wrong = "is neither a file nor a folder; write what a pipe gives to a file first"
     elif path.is_file() and not path.stat().st_size:
         wrong = "is an empty file (0 bytes); copy or download it again"
     else:

@@ -52,8 +52,9 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     passing, parts, rows = condition(collection, source), [], 0
     first, last = census.fetch(collection, lambda: census.ids(obs))
     for start in range(first, last + 1, ROWS):
-        part = _passing(collection, obs, names, passing, slice(start, min(start + ROWS - 1, last)))
-        parts.append(part[part["raw_sum"] > 0])
+        asked = {"coords": (slice(start, min(start + ROWS - 1, last)),), "column_names": names, "value_filter": passing}
+        part = census.fetch(collection, lambda asked=asked: obs.read(**asked).concat().to_pandas())
+        parts.append(part[part["raw_sum"] > 0].sort_values("soma_joinid"))
         rows += len(part)
     table = pd.concat(parts, ignore_index=True)[names].rename(columns={"raw_sum": "total_counts"})
     if table.empty:
@@ -65,20 +66,6 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     for name in table.columns[table.dtypes == "category"]:
         table[name] = table[name].cat.remove_unused_categories()
     return table, found
-
-
-def _passing(collection, obs, names, passing, ids):
-    """Rows of obs with these soma_joinids that pass, in their order, as a DataFrame."""
-
-    def read():
-        return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
-
-    try:
-        return census.fetch(collection, read).sort_values("soma_joinid")
-    except InputError:
-        raise
-    except Exception as error:  # of a filter that is no condition on these columns
-        raise InputError(f"census.filter {passing!r} cannot be used ({short(error)}); correct it.") from None
 
 
 def condition(collection, source: Census) -> str:
@@ -112,7 +99,7 @@ def _labels(collection, obs, column):
 
 
 def _check(collection, obs, clause):
-    """Refuse a clause that is no expression, and columns and labels that the Census lacks."""
+    """Refuse a clause that is no condition on these columns, and columns and labels that the Census lacks."""
     import pyarrow as pa
 
     try:
@@ -132,6 +119,10 @@ def _check(collection, obs, clause):
                     close = difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0)
                     nearest = f"; the nearest label is {close[0]!r}" if close else ""
                     raise InputError(f"census.filter {clause!r}: the Census has no {column} {missing[0]!r}{nearest}.")
+    try:
+        obs.read(value_filter=clause)  # reads nothing yet
+    except Exception as error:
+        raise InputError(f"census.filter {clause!r} cannot be used ({short(error)}); correct it.") from None
 
 
 def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
