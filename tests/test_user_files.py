@@ -351,10 +351,20 @@ def test_the_command_says_what_files_hold_and_writes_nothing(tenx, h5ad, study_f
     assert command.main(["check", str(path)]) == 0
     assert "cells: 200; donors: 0; data sets: 1; tissues: 0; genes in the pool: 30" in capsys.readouterr().out
     assert sorted(project.rglob("*")) == before
+    files, split = {"h5ad": ["input/bad.h5ad"]}, {"validation": 0.25, "test": 0.25}
     h5ad("bad", counts - 1)
-    study_file("mine", census={"h5ad": ["input/bad.h5ad"]})
+    study_file("mine", census=files)
     assert command.main(["check", "mine"]) == 2
-    assert "input/bad.h5ad: cell 0, gene" in capsys.readouterr().err and not (project / "data").exists()
+    assert "input/bad.h5ad: cell 0, gene" in capsys.readouterr().err
+    h5ad("bad", counts, is_primary_data=np.arange(200) < 160)
+    study_file("mine", census=files, split=split, regimes={"all": {"genes": 24, "cells": 120}})
+    assert command.main(["check", "mine"]) == 0
+    said = capsys.readouterr().out
+    assert "pass 'is_primary_data == True': 160\n" in said
+    assert " ".join(said.split()).endswith("all 24 60 (2 donors) 30 (1 donors) 30 (1 donors)")
+    study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})
+    assert command.main(["check", "mine"]) == 2
+    assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()
     study_file("simulated")
     assert command.main(["check", "simulated"]) == 2
 

@@ -4,12 +4,16 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from lib.data import census
+from lib.data.user_files import Pool
 from lib.io import InputError, short
 from lib.study import Census, Regime, Sample, Split, Study
 
@@ -298,6 +302,32 @@ def _order(assigned, number, donors, seed, donor):
         )
     first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no split has
     return order[np.isin(codes, first)]
+
+
+def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What a study would train on and hold out of checked files: how `cells` were chosen, and a row for each regime.
+
+    InputError: what building its panels would be refused for, as far as it can be known without the counts.
+    """
+    from cellxgene_census import open_soma
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "census"
+        no_counts = ((obs, sparse.csr_matrix((len(obs), len(pool.var)))) for obs in pool.obs)
+        census.write(path, pool.var, no_counts, {})
+        with open_soma(uri=str(path)) as collection:
+            table, found = cells(collection, study)
+    assigned, _ = assign(table, study.split)
+    rows = []
+    for name, regime in study.regimes.items():
+        if regime.genes > len(pool.var):
+            there = f"the pool has {len(pool.var):,}"
+            raise InputError(f"{name} asks for {regime.genes:,} genes, and {there}; ask for fewer.")
+        chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
+        drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
+        counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
+        rows.append({"regime": name, "genes": regime.genes} | counted)
+    return found, pd.DataFrame(rows)
 
 
 def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:
