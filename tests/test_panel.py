@@ -260,6 +260,19 @@ def test_cells_without_counts_are_left_out_and_counted(h5ad, study_file, counts)
     assert (adata.obs["total_counts"] > 0).all() and not set(adata.obs["soma_joinid"]) & set(range(0, 200, 10))
 
 
+def test_equal_counts_under_two_data_sets_are_counted(rich, tiny, study_file):
+    """As some cells of the public Census have them. The first and the last data set share 30 cells."""
+    with census.open_census(tiny) as collection:
+        adata = cellxgene_census.get_anndata(collection, HUMAN)
+    obs, counts = adata.obs.drop(columns=["soma_joinid", "nnz"]).reset_index(drop=True), adata.X.toarray()
+    counts[-30:], obs.loc[570:, "raw_sum"] = counts[:30], obs["raw_sum"].to_numpy()[:30]
+    census.write(io.ROOT / "twice", adata.var[["feature_id", "feature_name"]], [(obs, sparse.csr_matrix(counts))], {})
+    split = {"by": "random", "validation": 0.1, "test": 0.1}
+    study = study_file(census={"uri": "twice"}, regimes={"all": {"genes": 40, "cells": 600}}, split=split)
+    assert panel.read(panel.build(study, "all")).uns["provenance"]["cells_of_two_datasets"] == 60
+    assert rich.uns["provenance"]["cells_of_two_datasets"] == 0
+
+
 groups = st.lists(st.integers(1, 5000), min_size=3, max_size=40)
 shares = st.tuples(st.floats(0.01, 0.4), st.floats(0.01, 0.4))
 

@@ -245,14 +245,14 @@ def _provenance(study, regime, fitted):
 
 
 def _fill(path, collection, study, made, blocks, progress):
-    """Read the counts into the file, block by block, and write the values and the split as counted in the file.
+    """Read the counts into the file, block by block, and write the values, and split and copies as counted in the file.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
     """
     import anndata
     import h5py
 
-    from lib.data import census, split
+    from lib.data import census, split, user_files
 
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
@@ -264,9 +264,14 @@ def _fill(path, collection, study, made, blocks, progress):
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
         shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
         genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy()
+        marks = np.zeros(len(obs), np.uint64)
         for rows, sparse in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
             counts[rows] = block = sparse[:, genes].toarray().astype(np.int32)
             x[rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
+            seen = (block > 0).sum(1) >= user_files.SAME_BARCODE
+            marks[rows] = user_files.cell_marks(sparse[:, genes], var["feature_id"].to_numpy(object)) * seen
+        equal = obs.assign(mark=marks)[marks > 0].groupby(["mark", "total_counts"])["dataset_id"].transform("nunique")
+        anndata.io.write_elem(h5["uns/provenance"], "cells_of_two_datasets", int((equal > 1).sum()))
 
 
 def _part(progress, before, total):
@@ -398,6 +403,7 @@ def origin(adata) -> dict[str, str]:
         "held out of the census": str(held["held_out"]),
         "donors that train": f"{len(held['donors']['train']):,}{asked}",
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
+        "cells whose counts another data set has": f"{made.get('cells_of_two_datasets', 'not counted')}",
         **leak,
         "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
         "genes chosen on the cells of": made["genes_from"],
