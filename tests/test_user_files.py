@@ -124,6 +124,8 @@ def test_ids_lose_genome_and_version_but_keep_the_y_copy():
         (["a ENSG1 -, b ENSG2 -", "B - B, A - A"], ["ENSG1 ENSG2", "B A"]),
         # A symbol of two ids is not guessed.
         (["A ENSG1 A", "A ENSG2 A", "A - A"], ["ENSG1", "ENSG2", "A"]),
+        # An id of two symbols tells them not apart.
+        (["A ENSG1 A, B ENSG1 B, C ENSG2 C"], ["A B ENSG2"]),
         # Two symbols of one file never become one gene by what other files say.
         (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD, NEW - NEW"], ["ENSG1", "ENSG1", "OLD NEW"]),
         (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD"], ["ENSG1", "ENSG1", "ENSG1"]),

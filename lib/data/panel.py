@@ -328,7 +328,12 @@ def select(collection, cells, genes, measured, blocks=None, progress=None):
     var = table.to_pandas().sort_values("soma_joinid").set_index("soma_joinid", drop=False).rename_axis(None)
     counts = census.fetch(collection, lambda: human.obs.read((cells,), column_names=["nnz"]).concat())
     if counts["nnz"].to_numpy().sum() > IN_MEMORY:
-        statistics = _streamed(collection, cells)
+        from cellxgene_census.experimental.pp import get_highly_variable_genes
+
+        def ask():
+            return get_highly_variable_genes(collection, census.ORGANISM, obs_coords=cells, n_top_genes=1)
+
+        statistics = census.fetch(collection, ask, patience=threading.TIMEOUT_MAX)
     else:
         parts = [block for _, block in census.blocks(collection, cells, None, blocks, progress)]
         statistics = variability(sparse.vstack(parts, format="csr")).loc[var.index]
@@ -366,18 +371,6 @@ def variability(counts):
         except ValueError:
             continue
     raise InputError("the varying genes are too few or too alike to choose among; give more cells or genes.")
-
-
-def _streamed(collection, cells):
-    """The same by the Census client, in bounded memory."""
-    from cellxgene_census.experimental.pp import get_highly_variable_genes
-
-    from lib.data import census
-
-    def work():
-        return get_highly_variable_genes(collection, census.ORGANISM, obs_coords=cells, n_top_genes=1)
-
-    return census.fetch(collection, work, patience=threading.TIMEOUT_MAX)
 
 
 # ---------------------------------------------------------------- describe
