@@ -198,7 +198,7 @@ def plan(collection, study: Study, regime: str, blocks: Path | None = None, prog
 
     asked, source = study.regime(regime), study.genes_from or regime
     cells, found = split.cells(collection, study)
-    assigned, group = split.assign(cells, study.split)
+    assigned = split.assign(cells, study.split)
     chosen, fitted = (
         split.draw(assigned, study.regime(name), study.split, study.census.seed, cells["donor_id"])
         for name in (regime, source)
@@ -220,7 +220,7 @@ def plan(collection, study: Study, regime: str, blocks: Path | None = None, prog
         **_provenance(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "split": {"held_out": split.held_out(assigned, group, study.split)},
+        "split": {"held_out": split.held_out(assigned, study.split)},
     }
     return adata
 
