@@ -66,19 +66,6 @@ def test_the_census_says_what_it_is(tmp_path, project, counts, labels):
     assert presence.shape == (2, 30) and presence.nnz == 60
 
 
-def test_a_source_that_breaks_half_way_leaves_the_old_census(tmp_path, counts, labels):
-    def broken():
-        yield labels.iloc[:100], sparse.csr_matrix(counts[:100])
-        raise OSError("disk gone")
-
-    written(tmp_path, counts, labels).close()
-    with pytest.raises(OSError, match="disk gone"):
-        census.write(tmp_path / "soma", gene_table(30), broken(), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["soma"]
-    with cellxgene_census.open_soma(uri=str(tmp_path / "soma")) as collection:
-        assert len(cellxgene_census.get_obs(collection, HUMAN)) == 200
-
-
 def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file, h5ad, counts):
     folder = io.ROOT / census.prepare(tiny)
     made = folder.stat().st_ino

@@ -234,11 +234,8 @@ def human(collection):
 
 def describe(collection) -> dict[str, Any]:
     """Which Census this is, for the provenance of a result; a local folder is named relative to the project."""
-
-    def size():
-        return [1 + ids(table)[1] for table in (human(collection).obs, human(collection).ms["RNA"].var)]
-
-    about, (cells, genes) = summary(collection), fetch(collection, size)
+    about, tables = summary(collection), (human(collection).obs, human(collection).ms["RNA"].var)
+    cells, genes = (1 + last for _, last in fetch(collection, lambda: [ids(table) for table in tables]))
     return {
         "uri": shown(collection.uri),
         "version": about.get("census_build_date", "unknown"),
