@@ -75,8 +75,8 @@ def check(made):
 
     ours, theirs = panel.read(made.folder("all") / "panel.h5ad"), anndata.read_h5ad(made.data / "plain.h5ad")
     assert ours.var_names.tolist() == theirs.var["feature_id"].tolist()
-    for start in range(0, ours.n_obs, panel.ROWS):
-        rows = slice(start, start + panel.ROWS)
+    for start in range(0, ours.n_obs, census.CELLS):
+        rows = slice(start, start + census.CELLS)
         np.testing.assert_array_equal(ours.layers["counts"][rows], theirs.layers["counts"][rows].toarray())
         np.testing.assert_allclose(ours.X[rows], theirs.X[rows].toarray(), rtol=1e-5)
 

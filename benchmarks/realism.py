@@ -14,7 +14,6 @@ from scipy import sparse
 
 from lib import io
 from lib.data import panel, simulate
-from lib.data.realism import CELLS, TABLE, marginals, summary
 from lib.io import InputError
 from lib.study import Simulation
 
@@ -35,7 +34,7 @@ REFERENCES = {
 }
 
 
-def main(folder=io.CODE.parent / "shared" / "data", target=TABLE):
+def main(folder=io.CODE.parent / "shared" / "data", target=io.CODE / "data" / "realism.csv"):
     """Measure every .h5ad file of a folder and the simulator, write `target`, and return the table."""
     import anndata
 
@@ -54,7 +53,7 @@ def main(folder=io.CODE.parent / "shared" / "data", target=TABLE):
 
 def simulated(genes):
     """What `main` writes for the simulator at its default settings."""
-    obs, counts = next(simulate.chunks(simulate.truth(Simulation(cells=CELLS, genes=genes)), CELLS))
+    obs, counts = next(simulate.chunks(simulate.truth(Simulation(cells=panel.DESCRIBED, genes=genes)), panel.DESCRIBED))
     library = obs["raw_sum"].to_numpy(float)
     return _measured(counts, library, f"simulated, {genes:,} genes", "default settings", simulated=True)
 
@@ -68,12 +67,12 @@ def _measured(counts, library, source, reference, simulated):
     adata = anndata.AnnData(counts)
     genes = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=most, inplace=False)
     counts = counts[:, genes["highly_variable"].to_numpy()].toarray().astype(np.int32)
-    table = marginals(counts, library, panel.normalise(counts, library))
+    table = panel.marginals(counts, library, panel.normalise(counts, library))
     return table.assign(source=source, reference=reference, simulated=simulated)
 
 
 if __name__ == "__main__":
     try:
-        print(summary(main(*sys.argv[1:2])).round(3).to_string())
+        print(panel.typical(main(*sys.argv[1:2])).round(3).to_string())
     except InputError as error:
         sys.exit(str(error))

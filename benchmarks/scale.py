@@ -71,7 +71,7 @@ def labels(rows):
 def splits(rows, root):
     """The split of the whole Census by data set, and the draw of nine cells of ten."""
     cells, asked = labels(rows), Split(by="dataset_id")
-    side, _ = split.assign(cells, asked)
+    side = split.assign(cells, asked)
     wanted = Regime(genes=2, cells=int(0.9 * rows))
     return len(split.draw(side, wanted, asked, 42, cells["donor_id"]))
 

@@ -143,7 +143,7 @@ def test_training_and_baselines_measure_every_held_out_split(four, tmp_path):
 def test_no_donor_and_no_data_set_that_is_set_aside_is_in_two_splits(pairs, dataset, random, seed):
     cells = pd.DataFrame(pairs, columns=["dataset_id", "donor_id"]).astype(str)
     try:
-        side, _ = split.assign(cells, Split(validation=0.1, test=0.1, dataset=dataset, random=random, seed=seed))
+        side = split.assign(cells, Split(validation=0.1, test=0.1, dataset=dataset, random=random, seed=seed))
     except InputError as error:
         assert "split" in str(error)
         return

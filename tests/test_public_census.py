@@ -326,6 +326,18 @@ def test_a_private_mirror_is_sent_the_credentials_of_the_environment(study_file,
     assert len(signed) == len(proxy.requests) > 0
 
 
+def test_the_proxy_of_the_environment_is_asked_for_what_does_not_go_past_it(study_file, proxy, hasty, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy.endpoint)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    proxy.fault = lambda number, request: 403
+    for address, asked in {"http://far.test:81": True, proxy.endpoint: False}.items():
+        study, before = study_file(census={"uri": "s3://census/soma", "s3": {"endpoint": address}}), len(proxy.requests)
+        with pytest.raises(CensusUnavailable), census.open_census(study):
+            pass
+        requests = [request.split()[1] for request in proxy.requests[before:]]
+        assert requests and all(request.startswith("http://far.test:81/") == asked for request in requests)
+
+
 def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, bucket, monkeypatch, local):
     from cellxgene_census import _release_directory
 
@@ -346,7 +358,10 @@ def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, buck
         study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
         same(built(study), built(local()))
         absent = study_file("absent", census={"version": "2025-11-09"})
-        with pytest.raises(CensusUnavailable, match="2025-11-09"), census.open_census(absent):
+        with (
+            pytest.raises(CensusUnavailable, match=r"2025-11-09 .* there are 2025-11-08\."),
+            census.open_census(absent),
+        ):
             pass
         server.shutdown()
 
@@ -380,6 +395,13 @@ def test_a_lasting_fault_ends_in_one_sentence_and_leaves_no_panel(mirror, proxy,
     assert "\n" not in said and "s3://census/soma" in said
     assert ("census.s3" if place == "open" else "run the same command again") in said
     assert not (mirror.folder("all") / "panel.h5ad").exists()
+
+
+def test_a_condition_that_is_none_is_refused_at_once_on_a_server_too(mirror, monkeypatch):
+    monkeypatch.setattr(census, "PAUSES", (60.0,))
+    source = mirror.census.model_copy(update={"filter": "disease is 'normal'"})
+    with pytest.raises(InputError, match=r"census\.filter .* cannot be used \(SOMAError"):
+        panel.build(mirror.model_copy(update={"census": source}), "all")
 
 
 def test_a_broken_build_goes_on_and_reads_no_finished_block_again(mirror, proxy, local, blockwise, monkeypatch):

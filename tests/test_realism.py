@@ -5,14 +5,24 @@ import pandas as pd
 import pytest
 
 from benchmarks import realism as measuring
-from lib.data import panel, realism
+from lib.data import panel
 
-STATISTICS = ["library", "zeros", "mean", "variance", "correlation"]
+
+@pytest.fixture
+def beside(tiny, monkeypatch):
+    """The carried marginals, and those of 100 cells of the tiny study's panel."""
+    adata = panel.read(panel.build(tiny, "data-rich"))
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "DESCRIBED", 100)
+        references, this = panel.beside_references(adata, "this")
+    assert this["cells"].iloc[0] == 100 and this["source"].iloc[0] == "this"
+    assert this["sparsity"].iloc[0] == pytest.approx((adata.X == 0).mean(), abs=0.05)
+    return references, this
 
 
 def test_the_statistics_are_those_of_the_counts():
     counts = np.array([[0, 4, 1], [2, 0, 1], [0, 4, 1], [2, 0, 1]])
-    found = realism.marginals(counts, np.array([10, 20, 30, 40]), counts.astype(float))
+    found = panel.marginals(counts, np.array([10, 20, 30, 40]), counts.astype(float))
     low, middle, high = found.iloc[0], found.iloc[12], found.iloc[-1]
     assert (low["quantile"], middle["quantile"], high["quantile"]) == (0.02, 0.5, 0.98)
     assert middle["library"] == 25 and middle["zeros"] == 0.5 and middle["mean"] == 1
@@ -21,42 +31,23 @@ def test_the_statistics_are_those_of_the_counts():
     assert (found["sparsity"] == 4 / 12).all() and (found["cells"] == 4).all() and (found["genes"] == 3).all()
 
 
-def test_a_panel_is_measured_on_evenly_spaced_cells_when_it_is_large(tiny, monkeypatch):
-    adata = panel.read(panel.build(tiny, "data-rich"))
-    whole = realism.of_panel(adata, "all")
-    assert whole["cells"].iloc[0] == 500 and whole["source"].iloc[0] == "all"
-    assert whole["sparsity"].iloc[0] == pytest.approx((adata.X == 0).mean())
-    monkeypatch.setattr(realism, "CELLS", 100)
-    fewer = realism.of_panel(adata, "some")
-    assert fewer["cells"].iloc[0] == 100
-    assert fewer["sparsity"].iloc[0] == pytest.approx(whole["sparsity"].iloc[0], abs=0.05)
-
-
-def test_the_carried_table_is_what_the_simulator_gives_today():
-    carried = realism.compared()
-    carried = carried[carried["source"] == "simulated, 2,000 genes"].reset_index(drop=True)
+def test_the_simulator_lies_among_the_real_data_sets_and_the_carried_table_is_what_it_gives_today(beside):
+    references, this = beside
+    carried = references[references["source"] == "simulated, 2,000 genes"].reset_index(drop=True)
     pd.testing.assert_frame_equal(measuring.simulated(2000).round(5), carried, rtol=1e-3, atol=1e-4, check_dtype=False)
+    rows = panel.typical(pd.concat([references, this]))
+    made, real = rows[rows.index.str.startswith("simulated")], rows[:9]
+    assert len(made) == 2 and rows.index[-1] == "this"
+    assert made["sparsity"].between(0.85, 0.95).all()
+    for name in ("median_library", "median_mean", "median_spread"):
+        assert made[name].between(real[name].min(), real[name].max()).all(), name
 
 
-def test_the_simulator_lies_among_the_real_data_sets():
-    read = realism.summary(realism.compared())
-    made = read.index.str.startswith("simulated")
-    assert made.sum() == 2 and (~made).sum() == 9
-    real = read[~made]
-    for _, simulated in read[made].iterrows():
-        assert 0.85 < simulated["sparsity"] < 0.95
-        for name in ("median_library", "median_mean", "median_spread"):
-            assert real[name].min() < simulated[name] < real[name].max(), name
-
-
-def test_the_carried_table_is_that_of_the_real_files(real_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "SIMULATED", (2000,))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "10x_pbmc1k_v3.h5ad").symlink_to(real_data / "10x_pbmc1k_v3.h5ad")
-    made = measuring.main(tmp_path / "data", tmp_path / "out.csv")
-    made = made[~made["simulated"]].round(5)
-    carried = realism.compared()
-    carried = carried[carried["source"] == "10x_pbmc1k_v3"].reset_index(drop=True)
+def test_the_carried_table_is_that_of_the_real_files(real_data, beside, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "SIMULATED", [])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "10x_pbmc1k_v3.h5ad").symlink_to(real_data / "10x_pbmc1k_v3.h5ad")
+    made = measuring.main(tmp_path / "real", tmp_path / "out.csv").round(5)
+    carried = beside[0].query("source == '10x_pbmc1k_v3'").reset_index(drop=True)
     pd.testing.assert_frame_equal(made, carried, rtol=1e-3, atol=1e-4, check_dtype=False)
-    assert np.isfinite(realism.compared()[STATISTICS]).all(axis=None)
     assert (tmp_path / "out.csv").is_file()

@@ -174,16 +174,6 @@ def test_cells_carry_the_columns_of_the_census_and_are_nested(truth, census):
     assert obs["dataset_id"].nunique() == 3 and sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize("states", [1, 2, 5, 37, 256])
-def test_the_tree_is_nested_and_every_leaf_is_one_state(states):
-    tree = simulate._tree(states)
-    np.testing.assert_array_equal(tree[:, 3], np.arange(states))
-    for level in range(3):
-        assert np.array_equal(np.unique(tree[:, level]), np.arange(tree[:, level].max() + 1))
-        for node in range(tree[:, level + 1].max() + 1):
-            assert len(np.unique(tree[tree[:, level + 1] == node, level])) == 1
-
-
 def test_related_states_share_programmes():
     truth = simulate.truth(Simulation(cells=100, genes=1000, states=81))
     alike = np.corrcoef(np.log(truth.proportions()[:: len(truth.profiles)]))

@@ -69,9 +69,11 @@ def test_antibodies_are_left_out_of_counts_and_totals_and_that_is_said(tenx, stu
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
-def test_memory_is_bounded_by_a_block_and_not_by_the_file(project, layout, monkeypatch):
+def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(project, layout, monkeypatch):
     rng = np.random.default_rng(0)
     matrix = sparse.random(3000, 3000, 0.1, "csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size))
+    matrix[1000:1100] *= 0
+    matrix.eliminate_zeros()
     stored = {"csr": matrix, "csc": matrix.tocsc(), "dense": matrix.toarray().astype(np.float32)}[layout]
     anndata.AnnData(stored).write_h5ad(project / "big.h5ad")
     size = stored.nbytes if layout == "dense" else 12 * matrix.nnz
@@ -83,22 +85,10 @@ def test_memory_is_bounded_by_a_block_and_not_by_the_file(project, layout, monke
         total = sum(block.sum() for _, block in file.blocks())
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        starts, blocks = zip(*file.blocks(), strict=True)
     assert total == matrix.sum() and peak < size / 3, f"{peak / 2**20:.1f} MiB of {size / 2**20:.1f} MiB"
-
-
-@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
-def test_every_layout_of_h5ad_gives_the_same_blocks(h5ad, counts, layout, monkeypatch):
-    monkeypatch.setattr(readers, "ENTRIES", 400)
-    monkeypatch.setattr(readers, "BY_GENE", 400)
-    counts[40:90] = 0
-    path = h5ad("one", counts)
-    adata = anndata.read_h5ad(path)
-    adata.X = layout(counts)
-    adata.write_h5ad(path)
-    with readers.opened(path) as file:
-        parts = list(file.blocks())
-    assert np.array_equal(np.vstack([part.toarray() for _, part in parts]), counts)
-    assert [start for start, _ in parts] == np.cumsum([0, *(part.shape[0] for _, part in parts)])[:-1].tolist()
+    assert (sparse.vstack(blocks) != matrix).nnz == 0
+    assert list(starts) == np.cumsum([0, *(block.shape[0] for block in blocks)])[:-1].tolist()
 
 
 # ---------------------------------------------------------------- genes
@@ -124,6 +114,8 @@ def test_ids_lose_genome_and_version_but_keep_the_y_copy():
         (["a ENSG1 -, b ENSG2 -", "B - B, A - A"], ["ENSG1 ENSG2", "B A"]),
         # A symbol of two ids is not guessed.
         (["A ENSG1 A", "A ENSG2 A", "A - A"], ["ENSG1", "ENSG2", "A"]),
+        # An id of two symbols tells them not apart.
+        (["A ENSG1 A, B ENSG1 B, C ENSG2 C"], ["A B ENSG2"]),
         # Two symbols of one file never become one gene by what other files say.
         (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD, NEW - NEW"], ["ENSG1", "ENSG1", "OLD NEW"]),
         (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD"], ["ENSG1", "ENSG1", "ENSG1"]),
@@ -351,10 +343,20 @@ def test_the_command_says_what_files_hold_and_writes_nothing(tenx, h5ad, study_f
     assert command.main(["check", str(path)]) == 0
     assert "cells: 200; donors: 0; data sets: 1; tissues: 0; genes in the pool: 30" in capsys.readouterr().out
     assert sorted(project.rglob("*")) == before
+    files, split = {"h5ad": ["input/bad.h5ad"]}, {"validation": 0.25, "test": 0.25}
     h5ad("bad", counts - 1)
-    study_file("mine", census={"h5ad": ["input/bad.h5ad"]})
+    study_file("mine", census=files)
     assert command.main(["check", "mine"]) == 2
-    assert "input/bad.h5ad: cell 0, gene" in capsys.readouterr().err and not (project / "data").exists()
+    assert "input/bad.h5ad: cell 0, gene" in capsys.readouterr().err
+    h5ad("bad", counts, is_primary_data=np.arange(200) < 160)
+    study_file("mine", census=files, split=split, regimes={"all": {"genes": 24, "cells": 120}})
+    assert command.main(["check", "mine"]) == 0
+    said = capsys.readouterr().out
+    assert "pass 'is_primary_data == True': 160\n" in said
+    assert " ".join(said.split()).endswith("all 24 60 (2 donors) 30 (1 donors) 30 (1 donors)")
+    study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})
+    assert command.main(["check", "mine"]) == 2
+    assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()
     study_file("simulated")
     assert command.main(["check", "simulated"]) == 2
 

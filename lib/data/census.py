@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 import pandas as pd
@@ -137,13 +139,19 @@ def open_census(study: Study) -> Iterator[Any]:
 
 
 def _server(s3: S3 | None) -> dict[str, str]:
-    """TileDB's settings for the server of an s3:// uri; none when it is the public one."""
-    if s3 is None:
-        return {}
-    settings = {"region": s3.region, "no_sign_request": str(not s3.signed).lower()}
-    if s3.endpoint:
+    """TileDB's settings for the server of s3:// uris, and for the proxy that the environment names on the way there."""
+    scheme, host, settings = "https", "s3.amazonaws.com", {}
+    if s3:
+        settings = {"region": s3.region, "no_sign_request": str(not s3.signed).lower()}
+    if s3 and s3.endpoint:
         scheme, host = s3.endpoint.split("://")
         settings |= {"scheme": scheme, "endpoint_override": host, "use_virtual_addressing": "false"}
+    proxy = "" if proxy_bypass(host) else getproxies().get(scheme, "")
+    if proxy:  # TileDB does not look into the environment
+        proxy = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        parts = {"scheme": proxy.scheme, "host": proxy.hostname, "port": proxy.port or 80}
+        parts |= {"username": proxy.username or "", "password": proxy.password or ""}
+        settings |= {f"proxy_{name}": str(value) for name, value in parts.items()}
     return {f"vfs.s3.{key}": value for key, value in settings.items()}
 
 
@@ -163,6 +171,9 @@ def _open(where, keywords):
     if "census_version" in keywords:
         what = f"public Census {where}"
         advice = "check the date and the network, or download that release and name its folder with census.uri"
+        if "not valid" in reason:  # the list of releases has been read, and this one is not in it
+            dates = [name for name in _within(PATIENCE, cellxgene_census.get_census_version_directory) if "-" in name]
+            advice = f"there are {', '.join(dates)}"
     elif is_remote(where):
         advice = "check census.uri, census.s3 and the network"
     raise CensusUnavailable(f"there is no {what} ({reason}); {advice}.")
@@ -223,11 +234,8 @@ def human(collection):
 
 def describe(collection) -> dict[str, Any]:
     """Which Census this is, for the provenance of a result; a local folder is named relative to the project."""
-
-    def size():
-        return [1 + ids(table)[1] for table in (human(collection).obs, human(collection).ms["RNA"].var)]
-
-    about, (cells, genes) = summary(collection), fetch(collection, size)
+    about, tables = summary(collection), (human(collection).obs, human(collection).ms["RNA"].var)
+    cells, genes = (1 + last for _, last in fetch(collection, lambda: [ids(table) for table in tables]))
     return {
         "uri": shown(collection.uri),
         "version": about.get("census_build_date", "unknown"),

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from lib.study import Masking, Study
 
 COUNTS = "layers/counts"
-ROWS = 20_000
-"""Cells whose values are held in memory at a time."""
 IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
+DESCRIBED = 4000
+"""Cells at most that enter the marginal statistics of a panel."""
+QUANTILES = (np.arange(25) + 0.5) / 25
 Progress = Callable[[int, int], None]
 
 
@@ -200,7 +201,7 @@ def plan(collection, study: "Study", regime: str, blocks: Path | None = None, pr
 
     asked, source = study.regime(regime), study.genes_from or regime
     cells, found = split.cells(collection, study)
-    assigned, group = split.assign(cells, study.split)
+    assigned = split.assign(cells, study.split)
     chosen, fitted = (
         split.draw(assigned, study.regime(name), study.split, study.census.seed, cells["donor_id"])
         for name in (regime, source)
@@ -222,7 +223,7 @@ def plan(collection, study: "Study", regime: str, blocks: Path | None = None, pr
         **_provenance(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "split": {"held_out": split.held_out(assigned, group, study.split)},
+        "split": {"held_out": split.held_out(assigned, study.split)},
     }
     return adata
 
@@ -247,14 +248,14 @@ def _provenance(study, regime, fitted):
 
 
 def _fill(path, collection, study, made, blocks, progress):
-    """Read the counts into the file, block by block, and write the values and the split as counted in the file.
+    """Read the counts into the file, block by block, and write the values, and split and copies as counted in the file.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
     """
     import anndata
     import h5py
 
-    from lib.data import census, split
+    from lib.data import census, split, user_files
 
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
@@ -266,9 +267,14 @@ def _fill(path, collection, study, made, blocks, progress):
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
         shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
         genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy()
+        marks = np.zeros(len(obs), np.uint64)
         for rows, sparse in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
             counts[rows] = block = sparse[:, genes].toarray().astype(np.int32)
             x[rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
+            seen = (block > 0).sum(1) >= user_files.SAME_BARCODE
+            marks[rows] = user_files.cell_marks(sparse[:, genes], var["feature_id"].to_numpy(object)) * seen
+        equal = obs.assign(mark=marks)[marks > 0].groupby(["mark", "total_counts"])["dataset_id"].transform("nunique")
+        anndata.io.write_elem(h5["uns/provenance"], "cells_of_two_datasets", int((equal > 1).sum()))
 
 
 def _part(progress, before, total):
@@ -325,7 +331,12 @@ def select(collection, cells, genes, measured, blocks=None, progress=None):
     var = table.to_pandas().sort_values("soma_joinid").set_index("soma_joinid", drop=False).rename_axis(None)
     counts = census.fetch(collection, lambda: human.obs.read((cells,), column_names=["nnz"]).concat())
     if counts["nnz"].to_numpy().sum() > IN_MEMORY:
-        statistics = _streamed(collection, cells)
+        from cellxgene_census.experimental.pp import get_highly_variable_genes
+
+        def ask():
+            return get_highly_variable_genes(collection, census.ORGANISM, obs_coords=cells, n_top_genes=1)
+
+        statistics = census.fetch(collection, ask, patience=threading.TIMEOUT_MAX)
     else:
         parts = [block for _, block in census.blocks(collection, cells, None, blocks, progress)]
         statistics = variability(sparse.vstack(parts, format="csr")).loc[var.index]
@@ -365,18 +376,6 @@ def variability(counts):
     raise InputError("the varying genes are too few or too alike to choose among; give more cells or genes.")
 
 
-def _streamed(collection, cells):
-    """The same by the Census client, in bounded memory."""
-    from cellxgene_census.experimental.pp import get_highly_variable_genes
-
-    from lib.data import census
-
-    def work():
-        return get_highly_variable_genes(collection, census.ORGANISM, obs_coords=cells, n_top_genes=1)
-
-    return census.fetch(collection, work, patience=threading.TIMEOUT_MAX)
-
-
 # ---------------------------------------------------------------- describe
 
 
@@ -400,25 +399,53 @@ def origin(adata) -> dict[str, str]:
         "held out of the census": str(held["held_out"]),
         "donors that train": f"{len(held['donors']['train']):,}{asked}",
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
+        "cells whose counts another data set has": f"{made.get('cells_of_two_datasets', 'not counted')}",
         **leak,
         "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
         "genes chosen on the cells of": made["genes_from"],
         "library size": str(made["library_size"]),
         "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
-        "zeros": f"{gene_statistics(adata)['zeros'].mean():.1%} of the panel",
     }
 
 
-def gene_statistics(adata):
-    """Mean and variance of every gene's counts, and its share of cells without any: a DataFrame, one row per gene."""
+def marginals(counts: np.ndarray, library: np.ndarray, x: np.ndarray):
+    """What counts, (cells, genes) int, and the values x that a model sees look like: a DataFrame, a row a quantile.
+
+    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
+    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
+    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
+    """
     import pandas as pd
 
-    counts, n = adata.layers["counts"], adata.n_obs
-    total, squares, zeros = np.zeros((3, adata.n_vars))
-    for start in range(0, n, ROWS):
-        block = counts[start : start + ROWS].astype(np.float64)  # sums of integers below 2^53 are exact
-        total, squares, zeros = total + block.sum(0), squares + (block**2).sum(0), zeros + (block == 0).sum(0)
-    mean = total / n
-    return pd.DataFrame(
-        {"mean": mean, "variance": (squares - total * mean) / n, "zeros": zeros / n}, index=adata.var_names
-    )
+    mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
+    varying = x[:, x.std(0) > 0]
+    correlation = np.corrcoef(varying, rowvar=False)[np.triu_indices(varying.shape[1], 1)]
+    centre, reach = QUANTILES * (len(mean) - 1), len(mean) / len(QUANTILES) / 2
+    ranked = variance[np.argsort(mean, kind="stable")]
+    near = [ranked[round(max(0, c - reach)) : round(c + reach) + 1] for c in centre]
+    over = {"library": library, "zeros": zeros, "mean": mean, "correlation": correlation}
+    table = pd.DataFrame({"quantile": QUANTILES} | {name: np.quantile(each, QUANTILES) for name, each in over.items()})
+    table.insert(4, "variance", [np.median(values) for values in near])
+    return table.assign(sparsity=zeros.mean(), cells=len(counts), genes=len(mean))
+
+
+def beside_references(adata, name: str):
+    """`marginals` of real data sets and of the simulator, and those of a panel under `name`, of evenly spaced cells.
+
+    The first have a source, reference and simulated (bool), and are carried with the code: benchmarks/realism.py
+    measured them.
+    """
+    import pandas as pd
+
+    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, DESCRIBED)).astype(int))
+    library = adata.obs["total_counts"].to_numpy()[rows]
+    references = pd.read_csv(io.CODE / "data" / "realism.csv", keep_default_na=False)
+    return references, marginals(adata.layers["counts"][rows], library, adata.X[rows]).assign(source=name)
+
+
+def typical(table):
+    """Of `marginals` with a source, one row each: medians, and the correlations that 6 % of the pairs are beyond."""
+    by_source = table.assign(spread=table["variance"] / table["mean"]).groupby("source", sort=False)
+    middle = by_source[["library", "mean", "spread"]].median().add_prefix("median_")
+    ends = {f"correlation_{100 * QUANTILES[row]:.0f}%": by_source["correlation"].nth(row).to_numpy() for row in (1, -2)}
+    return by_source[["cells", "genes", "sparsity"]].first().join(middle).assign(**ends)

@@ -4,12 +4,16 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from lib.data import census
+from lib.data.user_files import Pool
 from lib.io import InputError, short
 from lib.study import Census, Regime, Sample, Split, Study
 
@@ -52,8 +56,9 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     passing, parts, rows = condition(collection, source), [], 0
     first, last = census.fetch(collection, lambda: census.ids(obs))
     for start in range(first, last + 1, ROWS):
-        part = _passing(collection, obs, names, passing, slice(start, min(start + ROWS - 1, last)))
-        parts.append(part[part["raw_sum"] > 0])
+        asked = {"coords": (slice(start, min(start + ROWS - 1, last)),), "column_names": names, "value_filter": passing}
+        part = census.fetch(collection, lambda asked=asked: obs.read(**asked).concat().to_pandas())
+        parts.append(part[part["raw_sum"] > 0].sort_values("soma_joinid"))
         rows += len(part)
     table = pd.concat(parts, ignore_index=True)[names].rename(columns={"raw_sum": "total_counts"})
     if table.empty:
@@ -65,20 +70,6 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     for name in table.columns[table.dtypes == "category"]:
         table[name] = table[name].cat.remove_unused_categories()
     return table, found
-
-
-def _passing(collection, obs, names, passing, ids):
-    """Rows of obs with these soma_joinids that pass, in their order, as a DataFrame."""
-
-    def read():
-        return obs.read(coords=(ids,), column_names=names, value_filter=passing).concat().to_pandas()
-
-    try:
-        return census.fetch(collection, read).sort_values("soma_joinid")
-    except InputError:
-        raise
-    except Exception as error:  # of a filter that is no condition on these columns
-        raise InputError(f"census.filter {passing!r} cannot be used ({short(error)}); correct it.") from None
 
 
 def condition(collection, source: Census) -> str:
@@ -112,7 +103,7 @@ def _labels(collection, obs, column):
 
 
 def _check(collection, obs, clause):
-    """Refuse a clause that is no expression, and columns and labels that the Census lacks."""
+    """Refuse a clause that is no condition on these columns, and columns and labels that the Census lacks."""
     import pyarrow as pa
 
     try:
@@ -132,6 +123,10 @@ def _check(collection, obs, clause):
                     close = difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0)
                     nearest = f"; the nearest label is {close[0]!r}" if close else ""
                     raise InputError(f"census.filter {clause!r}: the Census has no {column} {missing[0]!r}{nearest}.")
+    try:
+        obs.read(value_filter=clause)  # reads nothing yet
+    except Exception as error:
+        raise InputError(f"census.filter {clause!r} cannot be used ({short(error)}); correct it.") from None
 
 
 def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
@@ -157,16 +152,15 @@ def _turn(cells, order, columns):
 # ---------------------------------------------------------------- who is held out
 
 
-def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     """Put every cell of the Census into a split.
 
     Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together.
     With `random` each cell is drawn by itself, and donors are in several splits. Data sets that are set aside go first,
-    with all that is related to them; single cells of training donors last. Returns for each cell an index into SPLITS
-    and the number of its group.
+    with all that is related to them; single cells of training donors last. Returns for each cell an index into SPLITS.
     """
     if split.by == "random":
-        return _at_random(len(cells), split), np.arange(len(cells))
+        return _at_random(len(cells), split)
     group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     assigned = np.zeros(len(sizes), int)  # of each group
@@ -185,7 +179,7 @@ def assign(cells: pd.DataFrame, split: Split) -> tuple[np.ndarray, np.ndarray]:
         number = SPLITS.index("test_random")
         order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(assigned == 0))
         assigned[order[: round(split.random * len(assigned))]] = number
-    return assigned, group
+    return assigned
 
 
 def _at_random(cells, split):
@@ -309,17 +303,36 @@ def _order(assigned, number, donors, seed, donor):
     return order[np.isin(codes, first)]
 
 
-def held_out(assigned: np.ndarray, group: np.ndarray, split: Split) -> str:
-    """Share of the Census' cells that each held-out split got, in words, and why where it misses what was asked."""
-    sizes = np.bincount(group)
+def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What a study would train on and hold out of checked files: how `cells` were chosen, and a row for each regime.
+
+    InputError: what building its panels would be refused for, as far as it can be known without the counts.
+    """
+    from cellxgene_census import open_soma
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "census"
+        no_counts = ((obs, sparse.csr_matrix((len(obs), len(pool.var)))) for obs in pool.obs)
+        census.write(path, pool.var, no_counts, {})
+        with open_soma(uri=str(path)) as collection:
+            table, found = cells(collection, study)
+    assigned = assign(table, study.split)
+    rows = []
+    for name, regime in study.regimes.items():
+        if regime.genes > len(pool.var):
+            there = f"the pool has {len(pool.var):,}"
+            raise InputError(f"{name} asks for {regime.genes:,} genes, and {there}; ask for fewer.")
+        chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
+        drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
+        counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
+        rows.append({"regime": name, "genes": regime.genes} | counted)
+    return found, pd.DataFrame(rows)
+
+
+def held_out(assigned: np.ndarray, split: Split) -> str:
+    """Share of the Census' cells that each held-out split got, in words: groups stay whole, and may miss the asked."""
     got = {name: np.mean(assigned == SPLITS.index(name)) for name in split.shares}
-    parts = [f"{name} {got[name]:.1%} of the cells ({asked:.1%} asked)" for name, asked in split.shares.items()]
-    if all(abs(got[name] / asked - 1) <= TOLERANCE for name, asked in split.shares.items()):
-        return ", ".join(parts)
-    return (
-        f"{', '.join(parts)}; none of {ORDERS:,} choices among the {len(sizes):,} groups, which stay whole and have "
-        f"{sizes.min():,} to {sizes.max():,} cells, came nearer"
-    )
+    return ", ".join(f"{name} {got[name]:.1%} of the cells ({asked:.1%} asked)" for name, asked in split.shares.items())
 
 
 def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Pool:
     """All files of a study, checked; the lists have an entry for each."""
 
     paths: list[Path]
-    obs: list[pd.DataFrame]  # its cells, columns named as in the Census
+    obs: list[pd.DataFrame]  # its cells, columns named as in the Census; raw_sum counts all genes of the file
     var: pd.DataFrame  # feature_id and feature_name of the pooled genes, in the order in which the files bring them
     placed: list[sparse.csr_matrix]  # (genes of the file, genes of the pool): 1 where they are one
     report: pd.DataFrame  # one row for each file, in numbers
@@ -58,12 +58,11 @@ class Pool:
         return found
 
     def chunks(self) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
-        """obs and counts of the pooled genes, block by block; raw_sum counts all genes of a file."""
+        """obs and counts of the pooled genes, block by block."""
         for path, obs, placed in zip(self.paths, self.obs, self.placed, strict=True):
             with opened(path) as counts:
                 for start, block in counts.blocks():
-                    total = block.sum(axis=1).A1
-                    yield obs.iloc[start : start + len(total)].assign(raw_sum=total), block @ placed
+                    yield obs.iloc[start : start + block.shape[0]], block @ placed
 
 
 def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
@@ -95,6 +94,7 @@ def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
     for row, key, labels, read in zip(rows, keys, obs, cells, strict=True):
         row |= {"genes_shared": int(shared.sum()), "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum())}
         row |= _numbers(row, labels, read)
+        labels["raw_sum"] = read["total"].to_numpy()
     return Pool(paths, obs, _var(genes, keys, chosen), placed, pd.DataFrame(rows))
 
 

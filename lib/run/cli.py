@@ -193,9 +193,10 @@ def status(study: str) -> int:
 
 
 def check(what: list[str]) -> None:
-    """Check the user files of a study, or files given by their paths, and say what they hold."""
-    from lib.data import user_files
+    """Check the user files of a study, or files given by their paths, and say what they hold and what trains."""
+    from lib.data import split, user_files
 
+    study = None
     if len(what) > 1 or (not (io.ROOT / "params" / f"{what[0]}.yaml").is_file() and os.path.exists(what[0])):
         pool = user_files.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
     else:
@@ -204,6 +205,10 @@ def check(what: list[str]) -> None:
             raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
         pool = user_files.survey(study.census)
     print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
+    if study:
+        found, regimes = split.outlook(study, pool)
+        print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
+        print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
 
 
 def train(study: str) -> None:
