@@ -116,12 +116,19 @@ def own_files(page):
     """params/mine.yaml as the README has it, and the files that it names."""
     blocks = re.findall(r"^ *```yaml\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     text = next(block for block in blocks if "h5ad:" in block)
-    (page / "params" / "mine.yaml").write_text(text.replace("/path/to/", "input/"))
+    for old, new in {
+        "/path/to/": "input/",
+        "cells: 14000": "cells: 40",
+        "cells: 1400": "cells: 20",
+        "cells: 1500": "cells: 9",
+    }.items():
+        text = text.replace(old, new)
+    (page / "params" / "mine.yaml").write_text(text)
     write = "\n".join([
         "import anndata, numpy as np, pandas as pd",
-        "counts = np.random.default_rng(0).poisson(1.0, (60, 40)).astype('float32')",
-        "obs = pd.DataFrame({'donor_id': list('ABC') * 20, 'dataset_id': 'd'}, [f'c{n}' for n in range(60)])",
-        "anndata.AnnData(counts, obs, pd.DataFrame(index=[f'G{n}' for n in range(40)])).write_h5ad('input/a.h5ad')",
+        "counts = np.random.default_rng(0).poisson(1.0, (90, 600)).astype('float32')",
+        "obs = pd.DataFrame({'donor_id': list('ABCDEFGHI') * 10, 'dataset_id': 'd'}, [f'c{n}' for n in range(90)])",
+        "anndata.AnnData(counts, obs, pd.DataFrame(index=[f'G{n}' for n in range(600)])).write_h5ad('input/a.h5ad')",
     ])  # fmt: skip
     (page / "input").mkdir(exist_ok=True)
     shell(page, f"python -c {shlex.quote(write)}")
@@ -172,13 +179,14 @@ RULES = {
     r"make run STUDY=\w+( JOBS=\d+| PROFILE=\w+)?": planned,
     r"make test": runs("passed", {"make test": f"make test {SHORT}"}),
     r'make test ARGS="-k law"': runs("passed", {'law"': 'imports -q -n 0 -p no:cacheprovider tests/test_io.py"'}),
-    r"make check STUDY=mine": runs("genes in the pool: 40", first=own_files),
+    r"make check STUDY=mine": runs("genes in the pool: 600", first=own_files),
     r"make lab": runs(".", {"make lab": "make lab ARGS=--version"}),
     r"make lint": runs("", {"make lint": f"cd {io.CODE} && make -o .venv/installed lint"}),
     r"make report STUDY=demo": runs("report.html"),
     r"make status( STUDY=demo)?": runs("demo"),
     r"make keep STUDY=matched": kept,
     r"make clean STUDY=name": runs(first=produced),
+    r"make gpu(-panels|-rehearsal)?": runs("benchmarks/gpu.py", {"make": "make -n"}),  # test_gpu runs it in small
     r"source \.venv/bin/activate": runs("papermill", {"activate": "activate && command -v papermill"}),
     r"papermill notebooks/03_train.ipynb .*": runs(),
     r"papermill notebooks/04_fit.ipynb .* published-runs": elsewhere,  # test_notebooks runs it

@@ -174,10 +174,10 @@ class Step:
         return f"{io.shown(self.file('.log'))}: {KILLED}" if KILLED in self.last_words() else ""
 
     def last_words(self) -> str:
-        """The last line that the notebook's process has written."""
+        """The last line that the notebook's process has written; its kernel's own warnings are none."""
         log = self.file(".log")
         lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-        return lines[-1] if lines else ""
+        return next((line for line in reversed(lines) if not line.startswith("[IPKernelApp]")), "")
 
 
 def steps(study: Study) -> list[Step]:
