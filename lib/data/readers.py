@@ -144,10 +144,12 @@ def _inside(path):
 
     if not h5py.is_hdf5(path):
         return {path.name, *(os.listdir(path) if path.is_dir() else ())}
-    names = set()
+    names = {}
     with h5py.File(path) as h5:
-        h5.visit_links(lambda name: names.add(f"/{name}"))
-    return names
+        h5.visititems_links(lambda name, link: names.update({f"/{name}": link}))
+    if outside := [name for name, link in names.items() if isinstance(link, h5py.ExternalLink)]:
+        raise InputError(f"{shown(path)} keeps {outside[0]} in another file, which no study names; write it whole.")
+    return set(names)
 
 
 def _counts(adata, name):
