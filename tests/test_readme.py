@@ -63,6 +63,9 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert f"the largest is {100 * (1 - largest / linear):.0f} % better" in TEXT
     assert f"better, and {100 * (largest / exact - 1):.1f} % above the exact floor" in TEXT
     low, _ = law["intervals"]["profile_size_means"]["c"]
+    ok, error = runs["convergence"] == "converged", runs.loc[runs["parameters"].idxmax(), "validation_mse_se"]
+    assert f"{ok.sum()} of {len(ok)} runs converged" in TEXT and f"alone is {1.96 * error:.3f} either way" in TEXT
+    assert law["budget"]["whole"]["intervals"]["profile_size_means"]["c"][0] > exact > low, "docs: missed from above"
     assert f"more than {100 * (1 - low / largest):.1f} % of the largest one's loss" in TEXT
     count = summary.read_replicates()["replicate"].nunique()
     assert f"So far they are {count}" in TEXT
