@@ -146,21 +146,22 @@ def collect(plan: dict, folder: Path) -> list[dict]:
 
 
 def table(plan: dict, folder: Path) -> None:
-    """Write runs.csv and, where what lib.fit needs is installed, laws.json, origin.json and loss.svg."""
-    if not (rows := collect(plan, folder)):
+    """Write runs.csv and, where all of the project is installed, laws.json, origin.json and loss.svg."""
+    if not collect(plan, folder):
         return say("no run has finished, so there is no law yet; the same command goes on")
     try:
-        draw(rows, fitted(plan, folder), folder / "loss.svg")
+        fit(plan, folder)
     except ImportError as error:
         command = f"python benchmarks/gpu.py --study {plan['study']} table {io.shown(folder)}"
         say(f"laws.json and loss.svg were not made ({error}); make them where the project is installed: {command}")
 
 
-def fitted(plan, folder):
-    """The laws of runs.csv, written to laws.json, and their origin."""
+def fit(plan, folder):
+    """Write the laws of runs.csv, their origin and their figure."""
     import pandas as pd
 
-    from lib.fit.summary import fit_laws
+    from lib import figures
+    from lib.fit.summary import curves, fit_laws
 
     runs = pd.read_csv(folder / "runs.csv")
     laws = fit_laws(runs, plan["resamples"], seed=0, level=plan["level"])
@@ -169,29 +170,8 @@ def fitted(plan, folder):
     seconds, devices = round(float(runs["seconds"].sum()), 1), sorted(runs["device"].unique())
     origin |= {"commit": io.code_version(), "devices": devices, "seconds": seconds}
     io.write_json(folder / "origin.json", origin)
-    return laws
-
-
-def draw(rows, laws, path):
-    """Validation loss against parameters, a panel for each regime: every run, the law, the exact floor."""
-    from matplotlib.figure import Figure
-
-    from lib.fit.summary import curves
-
-    regimes = list(dict.fromkeys(row["regime"] for row in rows))
-    figure = Figure(figsize=(3.4 * len(regimes), 3), layout="constrained")
-    for axis, regime in zip(figure.subplots(1, len(regimes), squeeze=False)[0], regimes, strict=True):
-        own = [row for row in rows if row["regime"] == regime and row["status"] == "ok"]
-        axis.plot([row["parameters"] for row in own], [row["validation_mse"] for row in own], "o", label="runs")
-        line = curves({regime: laws[regime]}, "validation_mse").set_index("regime").astype(float)
-        axis.plot(line["parameters"], line["loss"], color="black", lw=1, label="law")
-        axis.fill_between(line["parameters"], line["lo"], line["hi"], color="black", alpha=0.15, lw=0)
-        if own and "bayes_mse" in own[0]:
-            axis.axhline(own[0]["bayes_mse"], ls=":", color="grey", label="exact floor")
-        axis.set(xscale="log", title=regime, xlabel="parameters", ylabel="validation MSE")
-        axis.legend(frameon=False)
-    with io.atomic(path) as partial:
-        figure.savefig(partial, format="svg")
+    known = {regime: io.read_json(plan["folder"] / regime / "baselines.json") for regime in runs["regime"].unique()}
+    figures.save(figures.loss_against_parameters(runs, curves(laws), known, laws), folder, "loss")
 
 
 def run(plan: dict, folder: Path, budget: float, **words) -> None:
