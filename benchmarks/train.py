@@ -35,7 +35,9 @@ def data(cells=CELLS, genes=GENES, masked=MASKED, seed=0):
     held = {"validation": np.arange(50), "test": np.arange(50, 100)}
     masks = np.argsort(rng.random((50, 1, genes)))[..., :masked]
     x, library = rng.random((cells, genes), dtype=np.float32), np.full(cells, 1e4)
-    return panel.Arrays(x, np.rint(x), library, np.arange(100, cells), held, dict.fromkeys(held, masks))
+    return panel.Arrays(
+        x, np.rint(x), library, np.zeros(cells), np.arange(100, cells), held, dict.fromkeys(held, masks)
+    )
 
 
 def seconds(work, updates):

@@ -12,7 +12,7 @@ from lib.fit.summary import fit_laws, laws_table
 from lib.study import load_study
 
 FLOOR = 0.13
-GOLDEN = [5, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
+GOLDEN = [6, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
 """FIT_NUMERICS; floors of the published runs with their interval, of the bounded form, and in the limit of budgets."""
 
 
@@ -100,7 +100,7 @@ def test_the_bounded_form_finds_its_own_floor():
     assert found["c"] == pytest.approx(FLOOR, abs=1e-4) and found["alpha"] == pytest.approx(0.4, abs=1e-2)
 
 
-@pytest.mark.parametrize("error", ["cells", "budget", "seeds"])
+@pytest.mark.parametrize("error", ["cells", "donors", "budget", "seeds"])
 def test_no_interval_is_narrower_than_what_is_known_of_the_losses(error):
     """Sizes on a perfect line: with few degrees of freedom a residual can be small by luck."""
     table = trained(sizes=5, fall=0.0, error=0.0)
@@ -108,6 +108,8 @@ def test_no_interval_is_narrower_than_what_is_known_of_the_losses(error):
     assert FLOOR - 1e-4 < low < high < FLOOR + 1e-4
     if error == "cells":
         table = table.assign(validation_mse_se=1e-3)
+    if error == "donors":  # of three donors 5e-4 is known to 4.3 times that
+        table = table.assign(validation_mse_donor_se=5e-4, validation_donors=3)
     if error == "budget":
         for name, left in {"eighth": 14e-3, "quarter": 6e-3, "half": 2e-3}.items():
             table[f"validation_mse_{name}"] = table["validation_mse"] + left

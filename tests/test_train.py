@@ -36,7 +36,13 @@ def panel(cells=140, held_out=30, x=None):
     held = {"validation": validation, "test": test}
     counts = np.rint(3 * x).astype(np.int32)
     return panels.Arrays(
-        x.astype(np.float32), counts, np.full(number, 1e4), rows, held, dict(zip(held, masks, strict=True))
+        x.astype(np.float32),
+        counts,
+        np.full(number, 1e4),
+        np.arange(number) % 10,
+        rows,
+        held,
+        dict(zip(held, masks, strict=True)),
     )
 
 
@@ -233,7 +239,7 @@ def drawn(cells=900, genes=12, seed=0):
     held = {"validation": np.arange(600, 750), "test": np.arange(750, 900), "test_random": np.arange(0, 50)}
     masks = {split: np.sort(np.argsort(rng.random((len(rows), 2, genes)))[..., :3]) for split, rows in held.items()}
     x = np.log1p(1e4 * counts / library[:, None]).astype(np.float32)
-    return panels.Arrays(x, counts, library, np.arange(50, 600), held, masks), share, theta
+    return panels.Arrays(x, counts, library, np.arange(cells) // 100, np.arange(50, 600), held, masks), share, theta
 
 
 def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_path):
@@ -406,3 +412,14 @@ def test_a_checkpoint_that_hides_a_pickled_program_is_refused(tmp_path):
     machine.save_checkpoint(tmp_path, 1, {"number": Program()})
     with pytest.raises(pickle.UnpicklingError):
         machine.load_checkpoint(tmp_path)
+
+
+def test_the_error_over_donors_is_that_of_their_means_and_never_less_than_over_cells():
+    losses = np.repeat([1.0, 2.0, 4.0], 5)
+    over_cells, over_donors = machine.errors_of_mean(losses, np.repeat([3, 7, 9], 5))
+    assert over_cells == pytest.approx(losses.std(ddof=1) / np.sqrt(15))
+    assert over_donors == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
+    assert machine.errors_of_mean(np.tile([1.0, 3.0], 4), np.repeat([0, 1, 2, 3], 2))[1] == pytest.approx(
+        1 / np.sqrt(7)
+    )
+    assert machine.errors_of_mean(losses, np.zeros(15))[1] is None

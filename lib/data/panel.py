@@ -35,6 +35,7 @@ class Arrays:
     x: np.ndarray  # (cells, genes) float32: log1p(1e4 * counts / library)
     counts: np.ndarray  # (cells, genes) int32
     library: np.ndarray  # (cells,) float64: counts of the whole transcriptome
+    donor: np.ndarray  # (cells,) int: a number for each donor
     train: np.ndarray  # int64: indices into cells
     held: dict[str, np.ndarray]  # those of every held-out split, in the order of `split.SPLITS`
     masks: dict[str, np.ndarray]  # of every held-out split, (its cells, per_cell, k) int32: the masked genes, sorted
@@ -68,12 +69,13 @@ def arrays(adata) -> Arrays:
     """The arrays of a panel that has been read."""
     rows = {name: np.flatnonzero(adata.obs["split"] == name) for name in adata.obs["split"].cat.categories}
     library = adata.obs["total_counts"].to_numpy(np.float64)
-    return _arrays(adata.X, adata.layers["counts"], library, rows, dict(adata.uns["masks"]))
+    donor = adata.obs["donor_id"].astype("category").cat.codes.to_numpy()
+    return _arrays(adata.X, adata.layers["counts"], library, donor, rows, dict(adata.uns["masks"]))
 
 
-def _arrays(x, counts, library, rows, masks):
+def _arrays(x, counts, library, donor, rows, masks):
     held = {name: found for name, found in rows.items() if name != "train"}  # in the order of split.SPLITS
-    return Arrays(x, counts, library, rows["train"], held, {name: masks[name] for name in held})
+    return Arrays(x, counts, library, donor, rows["train"], held, {name: masks[name] for name in held})
 
 
 def load(folder: Path) -> Arrays:
@@ -96,7 +98,7 @@ def load(folder: Path) -> Arrays:
             rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
             library = h5["obs/total_counts"][()].astype(np.float64)
             masks = {name: masks[()] for name, masks in h5["uns/masks"].items()}
-            return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, rows, masks)
+            return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, h5["obs/donor_id/codes"][()], rows, masks)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         path = full if full.is_file() else packed
         raise InputError(f"{io.shown(path)} cannot be read ({short(error)}); remove it and make it again.") from None
@@ -118,7 +120,7 @@ def pack(study: "Study", regime: str) -> Path:
     folder = study.folder(regime)
     data, path = load(folder), folder / "panel.npz"
     parts = {"counts": data.counts.astype(np.min_scalar_type(int(data.counts.max()))), "library": data.library}
-    parts |= {"library_size": np.array(study.training(regime).library_size)}
+    parts |= {"donor": data.donor, "library_size": np.array(study.training(regime).library_size)}
     parts |= {f"split-{name}": rows for name, rows in {"train": data.train, **data.held}.items()}
     parts |= {f"masks-{name}": masks for name, masks in data.masks.items()}
     with io.atomic(path) as partial, partial.open("wb") as file:
@@ -135,7 +137,7 @@ def _unpacked(path):
         for kind in ("split-", "masks-")
     )
     x = normalise(counts, counts.sum(1) if parts["library_size"] == "panel" else parts["library"])
-    return _arrays(x, counts, parts["library"], rows, masks)
+    return _arrays(x, counts, parts["library"], parts["donor"], rows, masks)
 
 
 # ---------------------------------------------------------------- build

@@ -149,7 +149,7 @@ def with_cells(point: float, low: float, high: float, ladder: Ladder, level: flo
 
     All sizes are measured on the same cells, so that error moves every loss, and the floor with them.
     """
-    reach = stats.norm.ppf((1 + level) / 2) * ladder.cells_error
+    reach = stats.t.ppf((1 + level) / 2, ladder.df) * ladder.error
     return [float(point - np.hypot(point - low, reach)), float(point + np.hypot(high - point, reach))]
 
 

@@ -86,9 +86,16 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     if (half := f"{metric}_half") in rows:
         moved = rows[half].astype(float).fillna(rows[metric]).to_numpy() - losses
         known = known + (np.bincount(index, moved) / seeds) ** 2 / 12
-    errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else pd.Series(dtype=float)
-    error = float(errors[rows["parameters"] == parameters[-1]].mean()) if errors.notna().any() else 0.0
-    return Ladder(tuple(rows["size"].iloc[first]), parameters, means, weights, seeds, index, losses, known, error)
+    labels, shared = tuple(rows["size"].iloc[first]), _shared_error(rows[index == len(seeds) - 1], metric)
+    return Ladder(labels, parameters, means, weights, seeds, index, losses, known, *shared)
+
+
+def _shared_error(largest, metric):
+    """Standard error of the largest size's losses, and its degrees of freedom: over donors, or else over cells."""
+    over = {name: largest.get(f"{metric}{name}", pd.Series(dtype=float)).astype(float) for name in ("_donor_se", "_se")}
+    if over["_donor_se"].notna().any():
+        return over["_donor_se"].mean(), largest[f"{metric.rpartition('_')[0]}_donors"].max() - 1
+    return (over["_se"].mean(), np.inf) if over["_se"].notna().any() else (0.0, np.inf)
 
 
 def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: np.ndarray) -> np.ndarray:

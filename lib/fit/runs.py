@@ -23,7 +23,8 @@ BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "width", "parameters", "parameters_without_embeddings", "genes", "cells_train",
     "donors", "cells_seen", "updates", "learning_rate", "optimiser", "batch", "protocol", "objective", *LOSSES,
-    *(f"{loss}_se" for loss in LOSSES), "validation_bits", *BASELINES,
+    *(f"{loss}{error}" for error in ("_se", "_donor_se") for loss in LOSSES),
+    *(f"{split}_donors" for split in SPLITS[1:]), "validation_bits", *BASELINES,
     *(f"validation_{unit}_{budget}" for unit in ("mse", "nll") for budget in BUDGETS), "convergence", "seconds",
     "cells_per_second", "device", "status", "reason", "code_version",
 ]  # fmt: skip
@@ -249,8 +250,9 @@ class Ladder:
         Size and loss of each run, sorted by size and loss so that the order of rows decides nothing.
     known : (sizes,)
         Variance of each mean as far as it is known: between its seeds, and by how the loss still moved.
-    cells_error : float
-        Standard error over the held-out cells, which all sizes share.
+    error, df : float
+        Standard error of the losses over the held-out donors, which all sizes share, and its degrees of freedom; where
+        donors are not known over cells.
     """
 
     labels: tuple[str, ...]
@@ -261,7 +263,8 @@ class Ladder:
     index: np.ndarray
     losses: np.ndarray
     known: np.ndarray
-    cells_error: float = 0.0
+    error: float = 0.0
+    df: float = np.inf
 
     @property
     def d(self) -> np.ndarray:
@@ -291,7 +294,8 @@ class Ladder:
             index=(np.cumsum(sizes) - 1)[self.index[runs]],
             losses=self.losses[runs],
             known=self.known[sizes],
-            cells_error=self.cells_error,
+            error=self.error,
+            df=self.df,
         )
 
 

@@ -171,7 +171,7 @@ class Run:
         self.device = machine.device()
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
         machine.prepare(size, self.genes)
-        self.cells = machine.Cells(data, settings, seed, self.device)
+        self.cells, self.held, self.donor = machine.Cells(data, settings, seed, self.device), data.held, data.donor
         self.unit, self.loss = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
         torch.manual_seed(seed)
@@ -373,15 +373,16 @@ class Run:
         if self.settings.report == "best":
             means["validation_mse"] = min(point["validation_mse"] for point in self.history)
         ok = math.isfinite(self.last_loss) and all(map(math.isfinite, means.values()))
-        errors = {
-            f"{name}_se": float(np.std(losses, ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None
-            for name, losses in exact.items()
-        }
+        donors, errors = {split: self.donor[rows] for split, rows in self.held.items()}, {}
+        for name, losses in exact.items():
+            of = machine.errors_of_mean(losses, donors[name.rpartition("_")[0]])
+            errors |= dict(zip((f"{name}_se", f"{name}_donor_se"), of, strict=True))
         loss, earlier = f"validation_{self.unit}", dict(zip(self.settings.branches, self.branch_losses, strict=False))
         earlier = {name: value if ok and math.isfinite(value) else None for name, value in earlier.items()}
         return {
             **self.origin(),
             **{name: value if ok else None for name, value in (means | errors).items()},
+            **{f"{split}_donors": len(np.unique(of)) for split, of in donors.items()},
             **{f"{loss}_{name}": earlier.get(name) for name in BUDGETS},
             "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
             "convergence": convergence(earlier.get("half"), means[loss], self.settings.tolerance),

@@ -6,6 +6,7 @@ A checkpoint is written whole or not at all, named by its checksum, and loaded w
 import copy
 import ctypes
 import hashlib
+import math
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -129,6 +130,23 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict | 
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints in a folder, the oldest first."""
     return sorted(folder.glob("checkpoint-*.pt"))
+
+
+def errors_of_mean(losses: np.ndarray, donor: np.ndarray) -> tuple[float | None, float | None]:
+    """Standard errors of the mean loss of cells, (cells,): over cells, and over the donors that they are of.
+
+    For new donors the second holds: cells of one donor miss together. It is the cluster-robust one (Liang & Zeger 1986,
+    Biometrika 73:13) with its correction for few donors, and no less than the first; None where there is one donor.
+    """
+    cells = len(losses)
+    if cells < 2:
+        return None, None
+    over_cells = float(np.std(losses, ddof=1) / math.sqrt(cells))
+    sums = np.bincount(np.unique(donor, return_inverse=True)[1], losses - losses.mean())
+    if len(sums) < 2:
+        return over_cells, None
+    over_donors = math.sqrt(len(sums) / (len(sums) - 1) * float(sums @ sums)) / cells
+    return over_cells, max(over_cells, over_donors)
 
 
 class Cells:
