@@ -293,6 +293,8 @@ class Regime(Strict):
     genes: Annotated[int, Field(ge=2)]  # genes of the panel
     cells: Annotated[int, Field(ge=10)]  # cells of the panel; training cells where split.cells is given
     donors: Count | None = None  # training cells come from that many donors only, chosen before the cells
+    thin: Share | None = None  # chance that a count is kept: the same cells, as if they had been sequenced less
+    split_seed: Seed | None = None  # instead of split.seed: other donors are held out
     train: Train | None = None  # keys that go before the study's `train`, with all keys of a protocol named here
 
 
@@ -390,6 +392,10 @@ class Study(Strict):
         asked = {name: regime.genes for name, regime in self.regimes.items()}
         if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
+        if self.genes_from and len({regime.split_seed for regime in self.regimes.values()}) > 1:
+            raise ValueError(
+                "genes_from takes the genes of one regime, whose training cells another split_seed holds out"
+            )
         for name in self.regimes:
             try:
                 self.training(name)
@@ -405,13 +411,18 @@ class Study(Strict):
         masked = self.masking.genes(self.regime(regime).genes)
         return Train.model_validate(settings | {"batch": settings["batch"] or batch(masked)})
 
+    def split_of(self, regime: str) -> Split:
+        """The split of one regime: the study's, with the regime's own seed where it has one."""
+        seed = self.regime(regime).split_seed
+        return self.split if seed is None else self.split.model_copy(update={"seed": seed})
+
     def panel_settings(self, regime: str) -> dict[str, Any]:
         """All that a regime's panel depends on, besides the source of its Census."""
         genes_from = self.genes_from or str(regime)
         chosen = {"census": {"filter", "tissues", "sample", "seed"}, "split": True, "masking": True, "genes_from": True}
         content = self.model_dump(mode="json", include=chosen, exclude_none=True)
         content["regimes"] = {
-            name: self.regime(name).model_dump(include={"genes", "cells", "donors"}, exclude_none=True)
+            name: self.regime(name).model_dump(exclude={"train"}, exclude_none=True)
             for name in sorted({str(regime), genes_from})
         }
         content["library_size"] = self.training(regime).library_size

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from lib import io
-from lib.data import census, panel, split
+from lib.data import census, panel, simulate, split
 from lib.io import InputError
 from lib.study import Masking, Split, parse_study
+from lib.train import baselines
 
 HUMAN = "homo_sapiens"
 GENES = [1, 4, 5, 12, 15, 17, 23, 29, 33, 35, 41, 46, 52, 61, 62, 74, 76, 85, 89, 91, 98, 99, 113, 116]
@@ -411,3 +412,35 @@ def test_a_panel_of_a_union_takes_only_genes_that_all_its_data_sets_measured(h5a
     assert genes(23, 100, filter="dataset_id == 'x'") - set(names[5:25])
     with pytest.raises(InputError, match="22 genes are asked for, and 20"):
         genes(22)
+
+
+def test_thinned_cells_are_the_same_cells_with_fewer_counts_and_an_exact_floor_of_their_own(study_file):
+    regimes = {"whole": {"genes": 24, "cells": 2000}, "quarter": {"genes": 24, "cells": 2000, "thin": 0.25}}
+    study = study_file(census={"simulate": TINY["census"]["simulate"] | {"cells": 3000}}, regimes=regimes)
+    whole, quarter = (panel.read(panel.build(study, name)) for name in regimes)
+    assert whole.obs_names.equals(quarter.obs_names) and whole.var_names.equals(quarter.var_names)
+    assert np.array_equal(quarter.obs["total_counts"], whole.obs["total_counts"] / 4)
+    before, after = whole.layers["counts"], quarter.layers["counts"]
+    assert (after <= before).all() and after.sum() == pytest.approx(before.sum() / 4, rel=0.01)
+    truth = simulate.truth(study.census.simulate)
+    deep, shallow = (baselines.measure(each, truth)["validation"] for each in (whole, quarter))
+    assert deep["bayes_bits"] > shallow["bayes_bits"] + 0.5  # fewer counts, less to know
+    for losses in (deep, shallow):
+        assert abs(losses["bayes_realised_mse"] - losses["bayes_mse"]) < 4 * losses["bayes_realised_mse_se"]
+
+
+def test_the_library_of_a_measured_cell_is_thinned_with_its_genes():
+    counts = np.random.default_rng(0).poisson(3.0, (400, 20))
+    thin, library = panel.thinned(counts, counts.sum(1) + 1000.0, 0.5, 0, simulated=False)
+    assert (library >= thin.sum(1)).all() and library.mean() == pytest.approx(530, rel=0.01)
+
+
+def test_a_regime_with_a_split_seed_holds_out_other_donors_and_only_there(study_file):
+    regimes = {"first": {"genes": 24, "cells": 500}, "second": {"genes": 24, "cells": 500, "split_seed": 5}}
+    study = study_file(regimes=regimes)
+    donors = [
+        set(split.report(panel.read(panel.build(study, name)).obs, study.split)["donors"]["test"]) for name in regimes
+    ]
+    assert donors[0] and donors[0] != donors[1]
+    with pytest.raises(InputError, match="split_seed"):
+        study_file("leaky", regimes=regimes, genes_from="first")

@@ -24,6 +24,8 @@ IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
 DESCRIBED = 4000
 """Cells at most that enter the marginal statistics of a panel."""
+THINNING = 5
+"""The stream of random numbers, beside those of the split, that thins counts."""
 QUANTILES = (np.arange(25) + 0.5) / 25
 Progress = Callable[[int, int], None]
 
@@ -203,9 +205,10 @@ def plan(collection, study: "Study", regime: str, blocks: Path | None = None, pr
 
     asked, source = study.regime(regime), study.genes_from or regime
     cells, found = split.cells(collection, study)
-    assigned = split.assign(cells, study.split)
+    held_out = study.split_of(regime)
+    assigned = split.assign(cells, held_out)
     chosen, fitted = (
-        split.draw(assigned, study.regime(name), study.split, study.census.seed, cells["donor_id"])
+        split.draw(assigned, study.regime(name), held_out, study.census.seed, cells["donor_id"])
         for name in (regime, source)
     )
     obs = cells.iloc[chosen].set_index(cells["soma_joinid"].iloc[chosen].astype(str).rename(None))
@@ -225,7 +228,7 @@ def plan(collection, study: "Study", regime: str, blocks: Path | None = None, pr
         **_provenance(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "split": {"held_out": split.held_out(assigned, study.split)},
+        "split": {"held_out": split.held_out(assigned, held_out)},
     }
     return adata
 
@@ -236,7 +239,7 @@ def _provenance(study, regime, fitted):
     return {
         "study": study.name,
         "regime": regime,
-        "asked": study.regime(regime).model_dump(include={"genes", "cells", "donors"}, exclude_none=True),
+        "asked": study.regime(regime).model_dump(exclude={"train"}, exclude_none=True),
         "sample_seed": study.census.seed,
         "masking": study.masking.model_dump(),
         "gene_selection": "seurat_v3",
@@ -261,22 +264,43 @@ def _fill(path, collection, study, made, blocks, progress):
 
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
         obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
-        report = split.report(obs, study.split)
+        asked = study.regime(made["regime"])
+        report = split.report(obs, study.split_of(made["regime"]))
         if report["labels_in_two_splits"] or report["cells_in_two_splits"]:
             raise AssertionError(f"the split leaks: {report}")
         for key, value in report.items():
             anndata.io.write_elem(h5["uns/provenance/split"], key, value)
         x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
         shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
-        genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy()
+        genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy(copy=True)
         marks = np.zeros(len(obs), np.uint64)
         for rows, sparse in census.blocks(collection, obs["soma_joinid"].to_numpy(), genes, blocks, shown):
-            counts[rows] = block = sparse[:, genes].toarray().astype(np.int32)
+            block = sparse[:, genes].toarray().astype(np.int32)
+            if asked.thin:
+                seed = [study.census.seed, THINNING, rows.start]
+                block, library[rows] = thinned(block, library[rows], asked.thin, seed, made["census"]["simulated"])
+            counts[rows] = block
             x[rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
             seen = (block > 0).sum(1) >= user_files.SAME_BARCODE
             marks[rows] = user_files.cell_marks(sparse[:, genes], var["feature_id"].to_numpy(object)) * seen
         equal = obs.assign(mark=marks)[marks > 0].groupby(["mark", "total_counts"])["dataset_id"].transform("nunique")
         anndata.io.write_elem(h5["uns/provenance"], "cells_of_two_datasets", int((equal > 1).sum()))
+        h5["obs/total_counts"][:] = library
+
+
+def thinned(counts: np.ndarray, library: np.ndarray, chance: float, seed, simulated: bool) -> tuple:
+    """Counts, (cells, genes) int, of which each molecule is kept with a `chance`, and their library sizes, (cells,).
+
+    The molecules of all other genes are thinned with them. A simulated library size is no sum but a known rate, and is
+    scaled: a thinned negative binomial of mean m is one of mean `chance` m and the same dispersion, so that the floor
+    of the thinned cells is exact too.
+    """
+    rng = np.random.default_rng(seed)
+    thin = rng.binomial(counts, chance).astype(counts.dtype)
+    if simulated:
+        return thin, chance * library
+    others = np.maximum(library - counts.sum(1), 0).astype(np.int64)
+    return thin, np.maximum(thin.sum(1) + rng.binomial(others, chance), 1)
 
 
 def _part(progress, before, total):
@@ -389,6 +413,7 @@ def origin(adata) -> dict[str, str]:
     names = adata.obs["split"].cat.categories
     parts = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in names]
     asked = f" ({made['asked']['donors']:,} asked)" if "donors" in made["asked"] else ""
+    thin = f", thinned to {made['asked']['thin']:.3g} of the counts" if "thin" in made["asked"] else ""
     leak = {}
     if "random" in held:
         trained = f"{held['test_random_donors_that_train']:,} of its {len(held['donors']['test_random']):,} donors"
@@ -406,7 +431,7 @@ def origin(adata) -> dict[str, str]:
         "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
         "genes chosen on the cells of": made["genes_from"],
         "library size": str(made["library_size"]),
-        "median library size": f"{adata.obs['total_counts'].median():,.0f} counts",
+        "median library size": f"{adata.obs['total_counts'].median():,.0f} counts{thin}",
     }
 
 

@@ -316,9 +316,9 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
         census.write(path, pool.var, no_counts, {})
         with open_soma(uri=str(path)) as collection:
             table, found = cells(collection, study)
-    assigned = assign(table, study.split)
     rows = []
     for name, regime in study.regimes.items():
+        assigned = assign(table, study.split_of(name))
         if regime.genes > len(pool.var):
             there = f"the pool has {len(pool.var):,}"
             raise InputError(f"{name} asks for {regime.genes:,} genes, and {there}; ask for fewer.")
