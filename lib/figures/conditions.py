@@ -13,13 +13,14 @@ import numpy as np
 from lib.figures import style
 from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit.capacity import compute_frontier
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lib.fit.capacity import Budgets
-    from lib.fit.conditions import HeldOut, Matched
+    from lib.fit.conditions import Depth, HeldOut, Matched
     from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
@@ -143,6 +144,72 @@ def budget(view: Budgets | None) -> Figure | Note:
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
         "Right: the floor of each budget's law, and in the limit of the budget.",
+    )
+
+
+def compute(view: Budgets | None) -> Figure | Note:
+    """Loss against the floating-point operations of training: every size at every budget, and the frontier."""
+    if view is None or view.runs["flops"].isna().all():
+        return Note("The operations of these runs, or several budgets of them, are not known.")
+    figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
+    axis, best = axes.flat[0], compute_frontier(view)
+    ends = style.size_lines(axis, view.runs.sort_values("parameters"), "flops", "loss", linewidth=0.8)
+    axis.plot(best["flops"], best["loss"], color=style.INK, linewidth=1.6, zorder=0)
+    keys = {"frontier": key(color=style.INK, linewidth=1.6)}
+    if view.exact is not None:
+        keys["exact floor"] = axis.axhline(view.exact, color=EXACT, linewidth=0.9, linestyle="--", zorder=0)
+    axis.set(xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric))
+    style.log_axis(axis.xaxis)
+    style.header(axis, view.regime)
+    style.end_labels(axis, ends)
+    style.legend(figure, keys)
+    return style.settle(
+        figure,
+        f"Mean loss of every size of {view.regime} at each of its budgets, against the operations that they take. The "
+        f"frontier is what no cheaper run reaches; {counted(best['size'].nunique(), 'size')} lie on it.",
+    )
+
+
+def depth(view: Depth | None) -> Figure | Note:
+    """The same cells with fewer counts: the loss, and the explained share that can be compared between depths."""
+    if view is None:
+        return Note("All regimes of this study have the same depth.")
+    figure, axes = style.panels(1, 2, height=72)
+    losses, shares = axes.flat
+    ends = style.size_lines(losses, view.runs.sort_values("parameters"), "depth", "loss")
+    for name in ("gene_mean", "gaussian", "floor"):
+        label, colour, dashes = style.BASELINES[name]
+        if view.levels[name].notna().any():
+            losses.plot(
+                view.levels["depth"], view.levels[name], color=colour, linestyle=dashes, linewidth=0.9, zorder=1
+            )
+            ends.append((view.levels[name].iloc[-1], label, colour))
+    losses.set(xlabel="counts kept (share)", ylabel=loss_label(view.metric))
+    losses.set_xscale("log", base=2)
+    losses.xaxis.set_major_formatter(style.FuncFormatter(style.short))
+    style.header(losses, "Loss", ["the fewer counts, the less there is to predict"])
+    colour = dict(zip(view.levels["depth"], style.spectrum(len(view.levels), "viridis_r"), strict=True))
+    names = []
+    for level in view.levels.itertuples():
+        of, line = view.runs[view.runs["depth"] == level.depth], {"color": colour[level.depth]}
+        shares.plot(of["parameters"], 100 * of["explained"], marker="o", markersize=3, linewidth=0.9, **line)
+        shares.axhline(100 * level.explained_gaussian, linestyle=style.BASELINES["gaussian"][2], linewidth=0.8, **line)
+        if np.isfinite(level.explained_floor):
+            shares.axhline(100 * level.explained_floor, linewidth=0.8, **line)
+        names.append((100 * of["explained"].iloc[-1], f"{level.depth:.3g} of the counts", colour[level.depth]))
+    shares.set(xlabel=style.PARAMETERS, ylabel="explained squared error (% of the gene mean's)")
+    style.header(shares, "Explained", ["of the gene mean's squared error"])
+    style.log_axis(shares.xaxis)
+    style.end_labels(losses, ends)
+    style.end_labels(shares, names)
+    style.legend(figure, {
+        "runs": key(color=style.INK, marker="o", markersize=3), "exact floor": key(color=style.INK, linewidth=0.8),
+        "conditional Gaussian": key(color=style.INK, linestyle=style.BASELINES["gaussian"][2]),
+    })  # fmt: skip
+    return style.settle(
+        figure,
+        f"The same cells at {counted(len(view.levels), 'depth')}, means over seeds. Left: loss of every size. Right: what "
+        "it explains of the gene mean's squared error, beside the linear model and the exact floor of each depth.",
     )
 
 

@@ -180,7 +180,7 @@ class Budgets:
     Attributes
     ----------
     runs : DataFrame
-        size, parameters, cells_seen, loss.
+        size, parameters, cells_seen, loss; flops of training to that budget, where they are known.
     table : DataFrame
         name, cells_seen, c, c_low, c_high, status: of every budget, and the limit.
     exact : float or None
@@ -208,8 +208,18 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
         rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
         if "share" in of:
             losses = runs[metric if name == "whole" else f"{metric}_{name}"]
-            parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses.astype(float)))
+            flops = seen * (runs["flops_per_cell"].astype(float) if "flops_per_cell" in runs else np.nan)
+            budget = {"cells_seen": seen, "loss": losses.astype(float), "flops": flops}
+            parts.append(runs[["size", "parameters"]].assign(**budget))
     return Budgets(regime, metric, pd.concat(parts), pd.DataFrame(rows), floors.get(regime))
+
+
+def compute_frontier(view: Budgets) -> pd.DataFrame:
+    """Mean losses, of every size at every budget, that no cheaper one reaches: size, cells_seen, flops, loss."""
+    means = view.runs.groupby(["parameters", "size", "cells_seen"])[["flops", "loss"]].mean().reset_index()
+    means = means.dropna(subset="flops").sort_values(["flops", "loss"])
+    best = means["loss"].cummin()
+    return means[means["loss"] < best.shift(fill_value=np.inf)].reset_index(drop=True)
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Conditions compared: training cells, held-out splits, protocols.
+"""Conditions compared: training cells, held-out splits, donor splits, depth, protocols.
 
 Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it. `laws` is
 the content of laws.json, and `known` are the baselines, {regime: {split: {...}}}.
@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib.fit.intervals import columns_of
 from lib.fit.joint import best_joint_law, frontier, joint_law, outlook
-from lib.fit.runs import headline, usable
+from lib.fit.runs import UNITS, headline, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -71,7 +71,8 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
         The regimes differ in more than the training cells, or have fewer than three numbers of them.
     """
     rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
-    for column in ("genes", "cells_seen", "objective", "protocol"):
+    rows = rows[_depths(rows) == 1]
+    for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
         if column in rows and rows[column].nunique() > 1:
             raise InputError(
                 f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
@@ -197,6 +198,113 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
     table = (random - test).assign(se=np.hypot(random["se"], test["se"])).dropna()
     table = table.rename(columns={"explained": "leak"}).reset_index()
     return table.sort_values(["regime", "parameters"], ignore_index=True)
+
+
+def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
+    """The same sizes on several splits of the donors: is the gain over the linear model one of these held-out people?
+
+    The loss differs from split to split with the donors that are held out; what size gains on the conditional Gaussian,
+    which has the same cells, does so less. Empty for fewer than three splits.
+
+    Returns
+    -------
+    DataFrame, one row per size
+        size, splits; loss, its mean over the splits, and spread, their standard deviation; below_gaussian, the mean
+        share by which the loss is below the conditional Gaussian's, with low and high, its 95 % interval over splits.
+    """
+    metric = next(iter(headline(table).values()))
+    gaussian = UNITS[metric.rsplit("_", 1)[1]]["gaussian"]
+    rows = usable(table, metric)
+    if "split_seed" not in rows or rows["split_seed"].nunique() < 3:
+        return pd.DataFrame()
+    means = rows.groupby(["parameters", "size", "split_seed"])[[metric, gaussian]].mean().astype(float)
+    means["below"] = 1 - means[metric] / means[gaussian]
+    table = []
+    for (_, size), of in means.groupby(["parameters", "size"]):
+        below, n = of["below"], len(of)
+        reach = stats.t.ppf(0.975, n - 1) * below.std() / np.sqrt(n)
+        ends = {"low": below.mean() - reach, "high": below.mean() + reach}
+        row = {"size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std()}
+        table.append(row | {"below_gaussian": below.mean()} | ends)
+    return pd.DataFrame(table)
+
+
+# ---------------------------------------------------------------- depth
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """The same cells with fewer counts: what would deeper sequencing buy, against a larger model and more cells?
+
+    A loss at one depth cannot be compared with one at another, because there is less to predict where counts are few.
+    The share explained of the gene mean's squared error can: it grows with each of the three.
+    """
+
+    runs: pd.DataFrame  # size, parameters, depth, loss, explained: means over seeds, of the largest number of cells
+    levels: pd.DataFrame  # depth, and of the headline loss gene_mean, gaussian, floor; explained_gaussian, _floor
+    bought: pd.DataFrame  # of `bought`
+    metric: str
+
+
+def _depths(rows):
+    """Share of the counts that each run's cells have kept."""
+    return rows["thin"].astype(float).fillna(1.0) if "thin" in rows else pd.Series(1.0, rows.index)
+
+
+def depth(table: pd.DataFrame) -> Depth | None:
+    """The depths of a study; None where all of its regimes have the same."""
+    metric = next(iter(headline(table).values()))
+    rows = usable(table, metric).assign(depth=lambda rows: _depths(rows))
+    rows = rows[rows["donors"].isna()] if "donors" in rows else rows
+    if rows["depth"].nunique() < 2:
+        return None
+    explained = 1 - (rows["validation_mse"] / rows["gene_mean_mse"]).astype(float)
+    rows = rows.assign(loss=rows[metric].astype(float), explained=explained)
+    most = rows[rows["cells_train"] == rows["cells_train"].max()]
+    runs = most.groupby(["depth", "parameters", "size"])[["loss", "explained"]].mean().reset_index()
+    by_depth, columns = most.groupby("depth"), UNITS[metric.rsplit("_", 1)[1]]
+    names = {"gene_mean": columns["gene_mean"], "gaussian": columns["gaussian"], "floor": columns["floor"]}
+    levels = pd.DataFrame({name: by_depth[column].mean().astype(float) for name, column in names.items()})
+    for name, column in {"gaussian": "gaussian_mse", "floor": "bayes_mse"}.items():
+        of = by_depth[[column, "gene_mean_mse"]].mean().astype(float)
+        levels[f"explained_{name}"] = 1 - of[column] / of["gene_mean_mse"]
+    return Depth(runs, levels.reset_index(), bought(rows), metric)
+
+
+def bought(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a doubling of counts, cells or parameters adds to the explained share of the largest, deepest run.
+
+    Each is the last step that was measured, all else at its largest, divided by the doublings it takes.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Runs with the columns depth, cells_train, parameters and explained.
+
+    Returns
+    -------
+    DataFrame
+        twice_the, smaller, larger (the two levels); explained, what a doubling adds; low and high, its 95 % interval
+        from the spread of seeds.
+    """
+    names = {"depth": "counts of a cell", "cells_train": "training cells", "parameters": "parameters"}
+    groups = rows.groupby(list(names))["explained"]
+    means, number = groups.mean(), groups.size()
+    free = len(rows) - len(means)
+    variance = ((rows["explained"] - groups.transform("mean")) ** 2).sum() / free if free else np.nan
+    table, top = [], {column: rows[column].max() for column in names}
+    for column, name in names.items():
+        others = {other: value for other, value in top.items() if other != column}
+        line = means.xs(tuple(others.values()), level=tuple(others)).sort_index()
+        if len(line) < 2:
+            continue
+        (smaller, larger), doublings = line.index[-2:], np.log2(line.index[-1] / line.index[-2])
+        seeds = number.xs(tuple(others.values()), level=tuple(others))[[smaller, larger]]
+        reach = stats.t.ppf(0.975, max(free, 1)) * np.sqrt(variance * (1 / seeds).sum()) / doublings
+        gain = (line[larger] - line[smaller]) / doublings
+        row = {"twice_the": name, "smaller": smaller, "larger": larger, "explained": gain}
+        table.append(row | {"low": gain - reach, "high": gain + reach})
+    return pd.DataFrame(table)
 
 
 # ---------------------------------------------------------------- protocols
