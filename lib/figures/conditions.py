@@ -208,8 +208,8 @@ def depth(view: Depth | None) -> Figure | Note:
     })  # fmt: skip
     return style.settle(
         figure,
-        f"The same cells at {counted(len(view.levels), 'depth')}, means over seeds. Left: loss of every size. Right: what "
-        "it explains of the gene mean's squared error, beside the linear model and the exact floor of each depth.",
+        f"The same cells at {counted(len(view.levels), 'depth')}, means over seeds. Left: loss of every size. Right: "
+        "what it explains of the gene mean's squared error, beside the linear model and the exact floor of each depth.",
     )
 
 
