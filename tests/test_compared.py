@@ -132,3 +132,37 @@ def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_n
     assert bits["floor_bits"]["value"] == bits["c"]
     known = {"counts": {"validation": {"bayes_bits": 0.39, "bayes_mse": 0.13}}}
     assert runs.known_floors(known, runs.headline(rows)) == {"squares": None, "counts": 0.39}
+
+
+def test_what_a_doubling_of_depth_cells_or_size_buys_is_what_the_law_says():
+    """Explained error with a known gain per doubling of each; thinned regimes are no part of the data axis."""
+
+    def explained(depth, cells, N):
+        return 0.3 + 0.05 * np.log2(depth) + 0.02 * np.log2(cells / 20000) + 0.01 * np.log2(N / SIZES["d64"])
+
+    parts = [
+        table(lambda N, D, depth=depth: 0.21 * (1 - explained(depth, D, N)), [cells], seed=cells, thin=thin)
+        for cells, depth, thin in ((20000, 1.0, np.nan), (20000, 0.25, 0.25), (8000, 1.0, np.nan), (3000, 1.0, np.nan))
+    ]
+    view = conditions.depth(pd.concat(parts, ignore_index=True))
+    bought = view.bought.set_index("twice_the")
+    assert bought["explained"].to_dict() == pytest.approx(
+        {"counts of a cell": 0.05, "training cells": 0.02, "parameters": 0.01}, abs=2e-3
+    )
+    assert (bought["explained_low"] < bought["explained"]).all() and (view.levels["depth"] == [0.25, 1]).all()
+    axis, _ = conditions.data_axis(pd.concat(parts, ignore_index=True))
+    assert axis["thin"].isna().all() and axis["cells_train"].nunique() == 3
+    assert conditions.depth(parts[0]) is None
+
+
+def test_donor_splits_part_the_people_from_what_size_gains():
+    """Splits whose people differ much, and a gain over the linear model of a tenth on all of them."""
+    rng, parts = np.random.default_rng(0), []
+    for seed in range(5):
+        hard = rng.uniform(0.5, 2)
+        parts.append(table(lambda N, D, hard=hard: 0.9 * hard, [200], split_seed=seed, gaussian_mse=hard, noise=1e-3))
+    found = conditions.donor_splits(pd.concat(parts)).iloc[0]
+    assert found["splits"] == 5 and found["spread"] > 0.1
+    assert found["below_gaussian"] == pytest.approx(0.1, abs=1e-3)
+    assert 0 < found["below_gaussian_high"] - found["below_gaussian_low"] < 0.01 * found["spread"]
+    assert conditions.donor_splits(pd.concat(parts[:2])).empty

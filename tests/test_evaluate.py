@@ -13,7 +13,7 @@ from lib.data import panel, simulate
 from lib.fit import runs
 from lib.io import write_json
 from lib.study import parse_study
-from lib.train import baselines, evaluate, loop
+from lib.train import baselines, evaluate, loop, probe
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,19 @@ def test_moments_keep_the_shape_and_the_order_of_every_position(monkeypatch):
     together, _ = evaluate.moments(mean, 2.0, np.full((4, 1), 4000.0))
     alone = [[evaluate.moments(m, 2.0, 4000.0)[0] for m in row] for row in mean]
     assert together == pytest.approx(np.array(alone))
+
+
+def test_a_probe_finds_cell_types_on_new_donors_and_scores_them_as_scikit_learn_does(done):
+    from sklearn.metrics import f1_score
+
+    study, table = done
+    found = probe.probe(study, table).set_index("features")
+    assert found.index.tolist() == ["principal components", "all genes", "XXS", "small"]
+    assert (found["low"] <= found["f1"]).all() and (found["f1"] <= found["high"]).all()
+    assert found.loc["all genes", "f1"] > found.loc["XXS", "f1"]  # one value for each cell
+    data = panel.arrays(panel.read(study.folder("squares") / "panel.h5ad"))
+    assert probe.embeddings(study, "squares", "small", 7, data.x[:70]).shape == (70, 8)
+    true, predicted = np.random.default_rng(0).integers(0, 4, (2, 200))
+    confusion = np.zeros((5, 5))
+    np.add.at(confusion, (true, predicted), 1)
+    assert probe.macro_f1(confusion) == pytest.approx(f1_score(true, predicted, average="macro"))

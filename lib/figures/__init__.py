@@ -9,6 +9,7 @@ from lib.figures.conditions import (
     depth,
     held_out,
     matched,
+    probe,
     protocols,
     published_audit,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "learning_curves",
     "loss_against_parameters",
     "matched",
+    "probe",
     "protocols",
     "published_audit",
     "realism",

@@ -153,15 +153,18 @@ def compute(view: Budgets | None) -> Figure | Note:
         return Note("The operations of these runs, or several budgets of them, are not known.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
     axis, best = axes.flat[0], compute_frontier(view)
-    ends = style.size_lines(axis, view.runs.sort_values("parameters"), "flops", "loss", linewidth=0.8)
+    for loss, size, colour in style.size_lines(
+        axis, view.runs.sort_values("parameters"), "flops", "loss", linewidth=0.8
+    ):
+        end = view.runs.loc[view.runs["size"] == size, "flops"].max()
+        axis.annotate(size, (end, loss), (4, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
     axis.plot(best["flops"], best["loss"], color=style.INK, linewidth=1.6, zorder=0)
     keys = {"frontier": key(color=style.INK, linewidth=1.6)}
     if view.exact is not None:
-        keys["exact floor"] = axis.axhline(view.exact, color=EXACT, linewidth=0.9, linestyle="--", zorder=0)
+        keys["exact floor"] = axis.axhline(view.exact, color=EXACT, linewidth=0.9, zorder=0)
     axis.set(xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric))
     style.log_axis(axis.xaxis)
     style.header(axis, view.regime)
-    style.end_labels(axis, ends)
     style.legend(figure, keys)
     return style.settle(
         figure,
@@ -245,6 +248,32 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
         figure,
         f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "
         f"losses of all sizes relative to the gene mean, in the colours of the steps ({counted(len(runs), 'run')}).",
+    )
+
+
+def probe(table: pd.DataFrame | None) -> Figure | Note:
+    """Macro F1 of a linear probe of cell types against the loss of each size; `table` is of `lib.train.probe`."""
+    if table is None:
+        return Note("The cells of this study have no two types.")
+    figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
+    axis, sizes, ends = axes.flat[0], table.dropna(subset="loss"), []
+    shade, marks = style.shades(sizes["features"]), style.markers(sizes["features"])
+    for row in sizes.itertuples():
+        bars = style.DOT | {"fmt": marks[row.features], "color": shade[row.features], "capsize": 1.5}
+        axis.errorbar(row.loss, row.f1, [[row.f1 - row.low], [row.high - row.f1]], **bars)
+        axis.annotate(row.features, (row.loss, row.f1), (4, -7), textcoords="offset points", fontsize=style.SMALL,
+                      color=shade[row.features])  # fmt: skip
+    lines = {"principal components": style.BASELINES["pca"], "all genes": style.BASELINES["gene_mean"]}
+    for row in table[table["loss"].isna()].itertuples():
+        _, colour, dashes = lines[row.features]
+        axis.axhline(row.f1, color=colour, linestyle=dashes, linewidth=0.9, zorder=0)
+        ends.append((row.f1, row.features, colour))
+    axis.set(xlabel=loss_label("validation_mse"), ylabel="macro F1 of cell types (no unit)")
+    style.end_labels(axis, ends)
+    return style.settle(
+        figure,
+        f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out donors, "
+        "against the loss of the same run. Bars: 95 % over donors. Lines: the same on features without a model.",
     )
 
 

@@ -210,7 +210,7 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame, one row per size
         size, splits; loss, its mean over the splits, and spread, their standard deviation; below_gaussian, the mean
-        share by which the loss is below the conditional Gaussian's, with low and high, its 95 % interval over splits.
+        share by which the loss is below the conditional Gaussian's, with _low and _high, its 95 % interval over splits.
     """
     metric = next(iter(headline(table).values()))
     gaussian = UNITS[metric.rsplit("_", 1)[1]]["gaussian"]
@@ -223,7 +223,7 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     for (_, size), of in means.groupby(["parameters", "size"]):
         below, n = of["below"], len(of)
         reach = stats.t.ppf(0.975, n - 1) * below.std() / np.sqrt(n)
-        ends = {"low": below.mean() - reach, "high": below.mean() + reach}
+        ends = {"below_gaussian_low": below.mean() - reach, "below_gaussian_high": below.mean() + reach}
         row = {"size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std()}
         table.append(row | {"below_gaussian": below.mean()} | ends)
     return pd.DataFrame(table)
@@ -284,8 +284,8 @@ def bought(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        twice_the, smaller, larger (the two levels); explained, what a doubling adds; low and high, its 95 % interval
-        from the spread of seeds.
+        twice_the, smaller, larger (the two levels); explained, what a doubling adds, with _low and _high, its 95 %
+        interval from the spread of seeds.
     """
     names = {"depth": "counts of a cell", "cells_train": "training cells", "parameters": "parameters"}
     groups = rows.groupby(list(names))["explained"]
@@ -303,7 +303,7 @@ def bought(rows: pd.DataFrame) -> pd.DataFrame:
         reach = stats.t.ppf(0.975, max(free, 1)) * np.sqrt(variance * (1 / seeds).sum()) / doublings
         gain = (line[larger] - line[smaller]) / doublings
         row = {"twice_the": name, "smaller": smaller, "larger": larger, "explained": gain}
-        table.append(row | {"low": gain - reach, "high": gain + reach})
+        table.append(row | {"explained_low": gain - reach, "explained_high": gain + reach})
     return pd.DataFrame(table)
 
 

@@ -108,23 +108,32 @@ def _examined(study, regime, size, seed):
     return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
 
 
-def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
-    """Predict the fixed masked genes of validation cells with the weights that a finished run left."""
-    import torch
+def network(study, regime: str, size: str, seed: int, genes: int):
+    """The model of a finished run, from the weights that it left."""
     from safetensors.torch import load_file
 
     from lib.model import transformer
     from lib.model.sizes import OUTPUTS
 
-    objective = study.training(regime).objective
-    network = transformer.Transformer(study.size(size), data.x.shape[1], outputs=OUTPUTS[objective]).eval()
-    network.load_state_dict(load_file(study.run_folder(regime, size, seed) / "weights.safetensors"))
+    outputs = OUTPUTS[study.training(regime).objective]
+    model = transformer.Transformer(study.size(size), genes, outputs=outputs).eval()
+    model.load_state_dict(load_file(study.run_folder(regime, size, seed) / "weights.safetensors"))
+    return model
+
+
+def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
+    """Predict the fixed masked genes of validation cells with the weights that a finished run left."""
+    import torch
+
+    from lib.model import transformer
+
+    objective, model = study.training(regime).objective, network(study, regime, size, seed, data.x.shape[1])
     rows, masked, raw = data.held["validation"], data.masks["validation"], []
     with torch.no_grad():
         for start in range(0, len(rows), STEP):
             x = torch.as_tensor(np.asarray(data.x[rows[start : start + STEP]]))
             each = torch.as_tensor(masked[start : start + STEP], dtype=torch.long).unbind(1)
-            raw.append(torch.stack([network(x, transformer.hide(one, x.shape[1]), one) for one in each], 1))
+            raw.append(torch.stack([model(x, transformer.hide(one, x.shape[1]), one) for one in each], 1))
     raw, library = torch.cat(raw), data.library[rows][:, None, None]
     measured = [np.take_along_axis(part[rows][:, None, :], masked, axis=2) for part in (data.x, data.counts)]
     if objective == "mse":
