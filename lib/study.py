@@ -15,7 +15,7 @@ from lib import io
 from lib.io import InputError
 from lib.model.sizes import BUDGETS, PUBLISHED, Size, batch
 
-RESERVED = ("gallery", "results", "census", "notebooks")
+RESERVED = {"study": ("gallery", "results"), "regime": ("census", "notebooks")}
 """Folders beside those of studies, and in a study's beside those of its regimes."""
 
 PUBLISHED_TISSUES = [
@@ -37,10 +37,21 @@ PROTOCOLS = {
 
 def folder_name(name: str) -> str:
     """`name`, if a study, regime or size may be called that: it stays in its folder, and is no file's or option's."""
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.[0-9]){0,59}", name) or name.lower() in RESERVED:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.[0-9]){0,59}", name):
         allowed = "use at most 60 letters, digits, - and _, a letter or digit first, and a dot only before a digit"
-        raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed} (and not {', '.join(RESERVED)})")
+        raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed}")
     return name
+
+
+def _free(kind):
+    """Checks that a name is not that of a folder which stands beside those of its `kind`."""
+
+    def check(name):
+        if name.lower() in RESERVED[kind]:
+            raise ValueError(f"no {kind} can be called {name}, the name of a folder beside it; choose another name")
+        return name
+
+    return AfterValidator(check)
 
 
 def _inside(path):
@@ -347,10 +358,10 @@ class Study(Strict):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: FolderName  # of the study file, without .yaml
+    name: Annotated[FolderName, _free("study")]  # of the study file, without .yaml
     runs: Given | None = None
     census: Census | None = None
-    regimes: dict[FolderName, Regime] = {}
+    regimes: dict[Annotated[FolderName, _free("regime")], Regime] = {}
     genes_from: Text | None = None  # regime whose cells choose the genes of all regimes
     split: Split = Split()
     masking: Masking = Masking()

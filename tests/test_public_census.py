@@ -13,14 +13,19 @@ import cellxgene_census
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from scipy import sparse
 
+from lib import io
 from lib.data import census, panel, split
+from lib.fit import runs, summary
 from lib.io import CensusUnavailable, InputError
-from lib.study import S3, Sample, parse_study
+from lib.run import cli
+from lib.study import S3, Sample, load_study, parse_study
+from lib.train import baselines, loop
 
 REGIME = {"all": {"genes": 12, "cells": 300}}
 SPLIT = {"validation": 0.1, "test": 0.1}
@@ -434,3 +439,27 @@ def test_a_damaged_block_is_read_again(tmp_path, damage):
     assert (census._kept(path, lambda: block) != block).nnz == 0
     assert (census._kept(path, lambda: pytest.fail("read again")) != block).nnz == 0
     assert [file.name for file in tmp_path.iterdir()] == ["block.npz"]
+
+
+def test_the_small_census_study_goes_from_cells_drawn_on_a_server_to_laws(project, proxy, capsys):
+    """params/census-small.yaml as it is, but for its server, its tissue and the numbers of genes, cells and updates."""
+    content = yaml.safe_load((io.CODE / "params" / "census-small.yaml").read_text())
+    content["census"] |= {"uri": "s3://census/soma", "s3": {"endpoint": proxy.endpoint}, "tissues": ["blood"]}
+    content["census"].pop("version")
+    content |= {"regimes": {"data-rich": {"genes": 12, "cells": 120}}, "fit": {"resamples": 100}}
+    content["split"] |= {"validation": 0.15, "test": 0.15, "random": 0.1, "cells": 20}
+    content["train"] |= {"cells_seen": 640, "batch": 16, "evaluations": 2}
+    (project / "params" / "small.yaml").write_text(yaml.safe_dump(content))
+    assert cli.main(["check", "small"]) == 0 and "0.0 GB" in capsys.readouterr().out
+    assert not proxy.requests and not (project / "data").exists()
+    study = load_study("small")
+    adata = panel.read(panel.build(study, "data-rich"))
+    io.write_json(study.folder("data-rich") / "baselines.json", baselines.measure(adata))
+    for size in study.sizes:
+        for seed in study.seeds_for(size.name):
+            folder = study.run_folder("data-rich", size.name, seed)
+            loop.train(panel.arrays(adata), size, seed, study.training("data-rich"), folder)
+    table = runs.collect(study)
+    law = summary.fit_laws(table, 100, 0)["data-rich"]["validation_mse"]
+    assert law["n_sizes"] == len(study.sizes) and law["n_runs"] == len(table) == 15
+    assert table["validation_donors"].min() >= 1 and adata.uns["provenance"]["census"]["uri"] == "s3://census/soma"

@@ -29,6 +29,9 @@ main()
 """
 """Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
 
+CELL_BYTES = 5000
+"""What a Census sends for a cell: 2,000 genes that it shows, at 2.5 bytes each."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
@@ -193,7 +196,7 @@ def status(study: str) -> int:
 
 
 def check(what: list[str]) -> None:
-    """Check the user files of a study, or files given by their paths, and say what they hold and what trains."""
+    """Check a study, or files given by their paths: what they hold, what would train, and how long it takes here."""
     from lib.data import split, user_files
 
     study = None
@@ -202,13 +205,30 @@ def check(what: list[str]) -> None:
     else:
         study = load_study(what[0])
         if not (study.census and (study.census.h5ad or study.census.files)):
-            raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
+            return foresee(study)
         pool = user_files.survey(study.census)
     print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
     if study:
         found, regimes = split.outlook(study, pool)
         print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
         print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+        foresee(study)
+
+
+def foresee(study: Study) -> None:
+    """Print what a study reads, and how long each of its sizes takes here; nothing is read for it."""
+    if not study.census:
+        raise InputError(f"study {study.name} trains nothing: its runs are given.")
+    os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
+    from lib.train import cost
+
+    if study.census.version or study.census.uri:
+        print("The labels of all cells of the Census are read, then cells twice: all genes to choose some, then those.")
+        for name, regime in study.regimes.items():
+            print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * CELL_BYTES / 1e9:.1f} GB")
+    sizes = cost.of_sizes(study)
+    print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
+    print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here (not measured: by FLOPs).")
 
 
 def train(study: str) -> None:
