@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.fit.intervals import columns_of
-from lib.fit.joint import best_joint_law, frontier, joint_law, outlook
+from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.runs import headline, usable
 from lib.io import InputError
 
@@ -43,7 +43,7 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     metric = next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
-        best, law = best_joint_law(all_donors), joint_law(all_donors, seed=seed)
+        law = joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
     saved = gains(all_donors)
@@ -51,7 +51,7 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     many, few = saved.iloc[-1], saved.iloc[0]
     cells = saved["cells_train"]
     ratios = [
-        f"{D / N:.3g} at {D:,.0f} cells" for D, N in zip(cells, frontier(best, cells), strict=True) if 0 < N < np.inf
+        f"{D / N:.3g} at {D:,.0f} cells" for D, N in zip(cells, frontier(law, cells), strict=True) if 0 < N < np.inf
     ]
     sentence = (
         f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
@@ -89,9 +89,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row per number of cells, fewest first
-        cells_train; best (size of the least mean loss) and its parameters; gain, the loss that it saves against the
-        smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
-        loss.
+        cells_train; best, the size of the least mean loss; gain, the loss that it saves against the smallest size, with
+        its standard error from the seeds; relative, the gain as a share of the smallest size's loss.
     """
     groups = rows.groupby(["cells_train", "parameters"])
     means = groups.agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size")).reset_index()
@@ -100,8 +99,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
     gain = smallest["loss"] - best["loss"]
     se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
-    table = {"best": best["size"], "parameters": best["parameters"], "gain": gain, "se": se}
-    return pd.DataFrame(table | {"relative": gain / smallest["loss"]}).reset_index()
+    table = {"best": best["size"], "gain": gain, "se": se, "relative": gain / smallest["loss"]}
+    return pd.DataFrame(table).reset_index()
 
 
 def trend(table: pd.DataFrame) -> dict[str, float]:
@@ -151,7 +150,7 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        regime, size, seed, parameters, split, cells (whose they are), loss, explained, se (of explained, over cells),
+        regime, size, seed, parameters, split, cells (whose they are), explained, se (of explained, over cells),
         gaussian (explained by the conditional Gaussian).
     """
     parts = [pd.DataFrame()]
@@ -163,8 +162,7 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
                 reducible = gene_mean - baselines.get("bayes_mse", 0.0)
                 errors = runs[f"{metric}_se"].astype(float) if f"{metric}_se" in runs else np.nan
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
-                    split=split, cells=cells, loss=runs[metric], explained=(gene_mean - runs[metric]) / reducible,
-                    se=errors / reducible,
+                    split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible, se=errors / reducible,
                     gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
     return pd.concat(parts, ignore_index=True)
