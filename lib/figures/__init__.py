@@ -1,29 +1,7 @@
 """Every figure and table of the study, one function each; they draw what they are given and compute no science."""
 
 from lib.figures import tables
-from lib.figures.conditions import budget, by_gene, conversions, held_out, matched, protocols, published_audit
+from lib.figures.conditions import budget, by_gene, conversions, held_out, matched, published_audit
 from lib.figures.inputs import architecture, realism, recipe, splits
 from lib.figures.study import intervals, learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, section, use
-
-__all__ = [
-    "Figure",
-    "architecture",
-    "budget",
-    "by_gene",
-    "conversions",
-    "held_out",
-    "intervals",
-    "learning_curves",
-    "loss_against_parameters",
-    "matched",
-    "protocols",
-    "published_audit",
-    "realism",
-    "recipe",
-    "save",
-    "section",
-    "splits",
-    "tables",
-    "use",
-]  # fmt: skip
