@@ -101,12 +101,12 @@ def test_splits_of_unlike_cells_are_compared_by_what_they_could_explain():
 
 def test_a_leak_between_cells_of_a_donor_is_found_and_sized():
     rows, known = splits(leak=0.1)
-    view = conditions.held_out(rows, fit_laws(rows, 100, 0), known)
-    assert view.leak["leak"].iloc[-1] == pytest.approx(0.1) and view.leak["leak"].iloc[0] == pytest.approx(0)
-    assert view.leak["se"].iloc[-1] == pytest.approx(np.hypot(0.0005 / 0.12, 0.0005 / 0.10), rel=1e-6)
-    assert set(view.laws["split"]) == {"validation", "test", "test_random"} and view.regime == rows["regime"].iloc[0]
+    leak = conditions.leak(conditions.explained(rows, known))
+    assert leak["leak"].iloc[-1] == pytest.approx(0.1) and leak["leak"].iloc[0] == pytest.approx(0)
+    assert leak["se"].iloc[-1] == pytest.approx(np.hypot(0.0005 / 0.12, 0.0005 / 0.10), rel=1e-6)
+    assert set(conditions.laws_by_split(fit_laws(rows, 100, 0))["split"]) == {"validation", "test", "test_random"}
     alone = rows.drop(columns=[name for name in rows if name.startswith("test")])
-    assert conditions.held_out(alone, {}, known).shares is None
+    assert conditions.explained(alone, known).empty and conditions.laws_by_split(fit_laws(alone, 100, 0)).empty
 
 
 def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 METRIC = "validation_mse"
 TRUTH = {"data-rich": (512, 180_000, 1.9, 0.42, 0.0712), "data-limited": (1024, 9_000, 0.9, 0.25, 0.093)}
 DATA = io.CODE / "data"
+LADDER = pd.read_csv(DATA / "results/ladder/runs.csv")
+KEPT = io.read_json(DATA / "results/ladder/laws.json")
 
 
 def make_runs(names=tuple(PUBLISHED), regimes=tuple(TRUTH), seeds=(7, 8, 9)):
@@ -118,46 +120,13 @@ def make_examined():
     return View(run="d64, seed 7, of counts", genes=genes, bits=bits, sentence="")
 
 
-def make_held_out():
-    parameters_of = {"XXS": 85, "d8": 1_417, "d16": 4_369, "d32": 14_881}
-    cells = {"test_random": "cells of training donors", "validation": "other donors", "test": "other donors again"}
-    shares = pd.DataFrame([
-        {"regime": "rich", "size": size, "seed": 7, "split": split, "cells": of, "parameters": parameters, "se": 0.02,
-         "explained": 0.1 * np.log10(parameters) + 0.02 * len(of)}
-        for (split, of), (size, parameters) in itertools.product(cells.items(), parameters_of.items())
-    ])  # fmt: skip
-    leak = {"regime": "rich", "parameters": list(parameters_of.values()), "leak": 0.1, "se": 0.02, "gaussian": 0.12}
-    return View(regime="rich", shares=shares, leak=pd.DataFrame(leak), sentence="")
-
-
 def make_matched():
     few = test_compared.table(test_compared.apart, (200, 500), donors=2)
     return conditions.matched(pd.concat([test_compared.table(test_compared.apart), few]))
 
 
-@cache
-def make_switched():
-    """Runs of a study of seven protocols, each a little better than the one before, and their laws."""
-    names = ("published", "split", "library-size", "initialisation", "learning-rate", "optimiser", "updates")
-    parts = [
-        test_compared.table(lambda N, D, fall=0.1 + 0.15 * n: 0.2 - fall * (0.08 - 0.6 * N**-0.5), (20_000,))
-        .assign(regime=name, protocol="published") for n, name in enumerate(names)
-    ]  # fmt: skip
-    rows = pd.concat(parts, ignore_index=True)
-    rows["test_mse"] = rows["validation_mse"] + 0.01
-    return rows, summary.fit_laws(rows, 100, 0)
-
-
-def make_protocols():
-    rows, laws = make_switched()
-    known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in laws}
-    return conditions.protocols(rows, laws, known), rows
-
-
 def make_budgets():
-    rows = pd.read_csv(DATA / "results/ladder/runs.csv")
-    laws = io.read_json(DATA / "results/ladder/laws.json")
-    return capacity.budgets(rows, laws, {"data-rich": rows["bayes_mse"].mean()})
+    return capacity.budgets(LADDER, KEPT, {"data-rich": LADDER["bayes_mse"].mean()})
 
 
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
@@ -168,8 +137,7 @@ DRAWN = {
     "intervals": lambda: figures.intervals(LAWS, floors={"data-rich": 0.0705}),
     "budget": lambda: figures.budget(make_budgets()),
     "matched": lambda: figures.matched(make_matched()),
-    "held_out": lambda: figures.held_out(make_held_out()),
-    "protocols": lambda: figures.protocols(*make_protocols()),
+    "held_out": lambda: figures.held_out(conditions.explained(*test_compared.splits(leak=0.1))),
     "genes": lambda: figures.by_gene(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "audit": lambda: figures.published_audit(*make_published()),
@@ -244,8 +212,8 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, shares=None, genes=None, bits=None)
-VIEWS = ["matched", "held_out", "by_gene", "conversions"]
+NOTHING = View(sentence="three numbers of cells", gains=None, genes=None, bits=None)
+VIEWS = ["matched", "by_gene", "conversions"]
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -261,7 +229,7 @@ def test_a_study_without_laws_losses_or_sizes_gets_notes():
     notes = [figures.budget(None), figures.intervals(NO_LAW, {}), figures.learning_curves({}),
              figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
              tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
-             tables.forms(empty), figures.protocols(empty, failed)]  # fmt: skip
+             tables.forms(empty), figures.held_out(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
 
 
@@ -316,40 +284,6 @@ def test_every_axis_has_a_label_and_a_unit(drawn):
                 labels.append(axes.get_ylabel())
             for label in labels:
                 assert re.search(r"\w.*\(.+\)$", label, re.DOTALL), (name, label)
-
-
-# Machado, Oliveira & Fernandes 2009, severity 1, for linear RGB.
-VISION = {
-    "normal": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}
-
-
-def cielab(colour, vision):
-    """CIELAB (D65) of a colour as seen with that vision."""
-    rgb = np.array(matplotlib.colors.to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-    xyz = to_xyz @ np.clip(np.array(VISION[vision]) @ linear, 0, 1) / [0.95047, 1, 1.08883]
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-def nearest(colours, vision):
-    return min(np.linalg.norm(cielab(a, vision) - cielab(b, vision)) for a, b in itertools.combinations(colours, 2))
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_colours_of_one_figure_are_told_apart_by_everyone(vision):
-    """20 units of CIELAB is about nine just noticeable differences; the palette of regimes keeps 15."""
-    lines = [colour for _, colour, _ in style.BASELINES.values()]
-    assert nearest([*style.PALETTE[:2], *lines], vision) > 20
-    assert nearest(style.PALETTE, vision) > 15
-    assert nearest(list(style.SPLITS.values()), vision) > 20
-    assert nearest(list(interval_coverage.EFFECT.values()), vision) > 20
-    assert nearest({*beside.COLOURS.values(), style.GREY}, vision) > 10, "they differ in marker or dashes, too"
 
 
 def test_a_colour_means_one_thing():
@@ -436,9 +370,6 @@ def test_means_gains_and_bands_are_those_given(drawn):
     curve = make_curves(["data-rich"])
     edges = [band.get_paths()[0].vertices[:, 1] for band in drawn["loss"].axes[0].collections if band.get_paths()]
     assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
-    law = make_switched()[1]["updates"][METRIC]
-    ends = whiskers(drawn["protocols"].axes[0])[6]
-    assert ends == pytest.approx(law["intervals"]["profile_size_means"]["alpha"])
 
 
 FOUND = pd.DataFrame({
@@ -449,9 +380,9 @@ FOUND = pd.DataFrame({
 })  # fmt: skip
 TABLES = {
     "laws": lambda: tables.laws(FOUND),
-    "forms": lambda: tables.forms(summary.comparison_table(make_switched()[1])),
-    "rollout": lambda: tables.rollout(summary.rollout_table(make_switched()[1])),
-    "runs": lambda: tables.runs(runs.summary(make_switched()[0])),
+    "forms": lambda: tables.forms(summary.comparison_table(KEPT)),
+    "rollout": lambda: tables.rollout(summary.rollout_table(KEPT)),
+    "runs": lambda: tables.runs(runs.summary(LADDER)),
     "sizes": lambda: tables.sizes(sizes.table(load_study("published"))),
 }
 

@@ -215,27 +215,6 @@ def test_replicates_are_counted_whose_intervals_hold_the_floor():
 # ---------------------------------------------------------------- the table of runs
 
 
-def converging(**columns):
-    rows = {
-        "regime": ["data-rich"] * 3, "size": ["b", "a", "c"], "parameters": [20, 10, 30], "status": ["ok"] * 3,
-        "validation_mse": [1.0, 2.0, 3.0], "validation_mse_half": [1.02, 2.5, 3.0],
-        "convergence": ["not converged", "not converged", "converged"],
-    }  # fmt: skip
-    return pd.DataFrame(rows | columns)
-
-
-def test_sizes_that_still_move_are_named_with_how_much_they_moved():
-    (said,) = runs.unconverged(converging())
-    assert said.startswith("data-rich: 2 of 3 runs have not converged (a, b): ")
-    assert "by 2.0% to 25.0%" in said
-
-
-def test_converged_and_given_runs_are_not_called_unconverged():
-    assert runs.unconverged(converging(convergence=["converged"] * 3)) == []
-    assert runs.unconverged(converging(convergence=[None] * 3)) == []
-    assert runs.unconverged(converging(status=["diverged"] * 3)) == []
-
-
 ROWS = "regime,size,seed,parameters,validation_mse,status\n2000,d4,7,400,1.6451,finished\n2000,d8,7,1500,1.25,crashed\n"
 
 

@@ -1,7 +1,7 @@
 """Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited.
 
-A view of `lib.fit.conditions` or `lib.train.evaluate`, whose class says what it holds, is drawn, or its sentence given
-where a study has no such thing.
+A view of `lib.fit.capacity`, `lib.fit.conditions` or `lib.train.evaluate`, whose class says what it holds, is drawn, or
+a sentence given where a study has no such thing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 from lib.figures import style
 from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit import conditions
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lib.fit.capacity import Budgets
-    from lib.fit.conditions import HeldOut, Matched
+    from lib.fit.conditions import Matched
     from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
@@ -72,27 +73,31 @@ def matched(view: Matched) -> Figure | Note:
     )
 
 
-def held_out(view: HeldOut) -> Figure | Note:
-    """The same models on every held-out split: reducible error explained, and what a random split leaks."""
-    if view.shares is None:
-        return Note(view.sentence)
-    leak = view.leak[view.leak["regime"] == view.regime].astype(dict.fromkeys(("leak", "se", "gaussian"), float))
+def held_out(explained: pd.DataFrame) -> Figure | Note:
+    """The first regime's models on every held-out split: reducible error explained, and what a random split leaks.
+
+    `explained` is what `lib.fit.conditions.explained` gives.
+    """
+    if explained.empty:
+        return Note("These runs were measured on one held-out split alone.")
+    regime = explained["regime"].iloc[0]
+    shares, keys = explained[explained["regime"] == regime], {}
+    leak = conditions.leak(shares)
     figure, axes = style.panels(1, 1 + (len(leak) > 0), height=70)
-    shares, keys = view.shares[view.shares["regime"] == view.regime], {}
     for (split, cells), rows in shares.groupby(["split", "cells"], sort=False):
         of, line = rows.groupby("parameters")[["explained", "se"]].mean(), {"color": style.SPLITS[split]}
         axes.flat[0].errorbar(of.index, 100 * of["explained"], 196 * of["se"], fmt=f"{SHAPES[split]}-", markersize=3,
                               capsize=1.5, linewidth=0.9, **line)  # fmt: skip
         keys[cells] = key(marker=SHAPES[split], **line)
     axes.flat[0].set(xlabel=style.PARAMETERS, ylabel="explained share of the reducible error (%)")
-    style.header(axes.flat[0], view.regime, ["relative to each split's own gene mean and floor"])
+    style.header(axes.flat[0], regime, ["relative to each split's own gene mean and floor"])
     style.log_axis(axes.flat[0].xaxis)
     if len(leak):
         keys["conditional Gaussian"] = _leak(axes.flat[1], leak)
     style.legend(figure, keys)
     return style.settle(
         figure,
-        f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {view.regime} "
+        f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} "
         f"explain on {shares['split'].nunique()} held-out splits"
         + ("; right: what cells of training donors make look better" * bool(len(leak)) + ". Bars: 95 % over cells."),
     )
@@ -143,41 +148,6 @@ def budget(view: Budgets | None) -> Figure | Note:
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
         "Right: the floor of each budget's law, and in the limit of the budget.",
-    )
-
-
-def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
-    """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
-
-    `table` is what `lib.fit.conditions.protocols` gives, and `runs` the content of runs.csv.
-    """
-    if table.empty:
-        return Note("This study has one protocol. `make run STUDY=protocol` goes from the published to the tuned one.")
-    runs = runs[runs["status"] == "ok"]
-    figure, axes = style.panels(1, 3, height=78)
-    alpha, floor, losses = axes.flat
-    regimes, colour = list(table["regime"]), style.colours(table["regime"])
-    for axis, name in ((alpha, "alpha"), (floor, "relative_c")):
-        ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).fillna({f"{name}_low": 0}).clip(lower=0)
-        axis.set_xlim(0, 1.05 * np.nanmax(ends) if name == "alpha" else 1.15)
-        for y, (regime, status) in enumerate(zip(regimes, table["status"], strict=True)):
-            style.interval(axis, y, ends.iloc[y], colour[regime], **{} if status == "ok" else OPEN)
-        style.listed(axis, regimes, shown=axis is alpha)
-    alpha.set(xlabel="exponent α (no unit)", ylabel="switch (each keeps those above it)")
-    floor.set(xlabel="floor c (share of the gene mean)")
-    relative = runs["validation_mse"] / runs["gene_mean_mse"]
-    for regime, of in relative.groupby(runs["regime"]):
-        mean = of.groupby(runs["parameters"]).mean()
-        losses.plot(mean.index, mean, color=colour[regime], marker="o", markersize=3, linewidth=0.9)
-    losses.axhline(1, color=style.BASELINES["gene_mean"][1], linestyle=":", linewidth=0.9, zorder=0)
-    losses.set(xlabel=style.PARAMETERS, ylabel="validation MSE (relative to the gene mean)", yscale="log")
-    style.log_axis(losses.xaxis)
-    style.log_ticks(losses.yaxis)
-    style.legend(figure, DETERMINED)
-    return style.settle(
-        figure,
-        f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "
-        f"losses of all sizes relative to the gene mean, in the colours of the steps ({counted(len(runs), 'run')}).",
     )
 
 

@@ -1,7 +1,7 @@
 """Conditions compared: training cells, held-out splits, protocols.
 
-Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it. `laws` is
-the content of laws.json, and `known` are the baselines, {regime: {split: {...}}}.
+Each takes the table of runs and gives what its figure draws. `laws` is the content of laws.json, and `known` are the
+baselines, {regime: {split: {...}}}.
 """
 
 from dataclasses import dataclass
@@ -121,31 +121,11 @@ CELLS = {
 """Whose cells a held-out split has."""
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Does the law hold on other donors and other data sets, and what does a random split leak?
-
-    The same models are measured on every held-out split. Splits differ in how hard their cells are, so what is compared
-    is the share explained of each split's reducible error: from its gene mean to its exact floor, or to zero.
-    """
-
-    sentence: str
-    laws: pd.DataFrame | None = None  # of `laws_by_split`
-    shares: pd.DataFrame | None = None  # of `explained`
-    leak: pd.DataFrame | None = None  # of `leak`
-    regime: str = ""  # that is drawn
-
-
-def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
-    """The held-out splits of a study."""
-    shares = explained(table, known)
-    if shares.empty or shares["split"].nunique() < 2:
-        return HeldOut("These runs were measured on one held-out split alone.")
-    return HeldOut("", laws_by_split(laws), shares, leak(shares), table["regime"].iloc[0])
-
-
 def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     """Share of each split's reducible squared error that every run explains.
+
+    Splits differ in how hard their cells are; what can be compared is the share of the error from each split's gene
+    mean to its exact floor, or to zero. One split alone gives no rows.
 
     Returns
     -------
@@ -153,7 +133,7 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
         regime, size, seed, parameters, split, cells (whose they are), explained, se (of explained, over cells),
         gaussian (explained by the conditional Gaussian).
     """
-    parts = [pd.DataFrame()]
+    parts = []
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
         for regime, runs in (usable(table, metric) if metric in table else table[:0]).groupby("regime", sort=False):
@@ -165,18 +145,22 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
                     split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible, se=errors / reducible,
                     gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    shares = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"split": []})
+    return shares if shares["split"].nunique() > 1 else shares[:0]
 
 
 def laws_by_split(laws: dict) -> pd.DataFrame:
-    """The law of the squared error of every regime and split: regime, split, cells, alpha, c and their ends, status."""
+    """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, status.
+
+    No rows where there is one split alone.
+    """
     rows = [
         {"regime": regime, "split": split, "cells": cells, **columns_of(law), "status": law["status"]}
         for regime, by_metric in laws.items()
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse"))
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows if len({row["split"] for row in rows}) > 1 else [])
 
 
 def leak(shares: pd.DataFrame) -> pd.DataFrame:
