@@ -43,7 +43,7 @@ def test_every_budget_has_the_floor_of_its_law_and_the_limit_has_that_of_all():
     for name, share in {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2, "whole": 1.0}.items():
         assert found[name] == pytest.approx(FLOOR + 2e-2 * share**-0.5, abs=1e-4)
     assert law["c"] == pytest.approx(FLOOR + 2e-2, abs=1e-4)
-    assert found["limit"] == pytest.approx(FLOOR, abs=2e-3) and found["joint"] == pytest.approx(FLOOR, abs=2e-3)
+    assert found["limit"] == pytest.approx(FLOOR, abs=2e-3)
 
 
 def test_the_interval_of_the_limit_holds_the_floor_and_knows_of_the_extrapolation():
@@ -150,8 +150,8 @@ def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
     table = trained()
     laws = fit_laws(table, 100, 0)
     view = capacity.budgets(table, laws, {"r": FLOOR})
-    assert list(view.table["name"]) == ["eighth", "quarter", "half", "whole", "limit", "joint"] and view.exact == FLOOR
-    assert list(view.table["cells_seen"]) == [125, 250, 500, 1000, np.inf, np.inf] and len(view.runs) == 4 * len(table)
+    assert list(view.table["name"]) == ["eighth", "quarter", "half", "whole", "limit"] and view.exact == FLOOR
+    assert list(view.table["cells_seen"]) == [125, 250, 500, 1000, np.inf] and len(view.runs) == 4 * len(table)
     assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
     rows = capacity.sensitivity_table(laws)
-    assert rows["choice"].iloc[0] == "headline" and len(rows) == 7
+    assert rows["choice"].iloc[0] == "headline" and len(rows) == 6

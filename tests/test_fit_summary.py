@@ -163,6 +163,8 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_
     rich, limited, counts = laws_table(laws | bits, known).to_dict("records")
     assert (rich["exact_floor"], rich["gaussian"], counts["exact_floor"], counts["gaussian"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
+    intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
+    assert len(intervals) == 7 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
     assert np.isnan(limited["exact_floor"])
 
 
@@ -194,11 +196,6 @@ def test_bits_of_a_floor_and_its_interval_are_converted_end_by_end():
     assert floor_bits("test_mse", -0.1, [-0.5, 0.2])["interval"][0] is None
     bits = floor_bits("validation_nll", 2.1, [2.0, 2.2])
     assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
-    law = {"floor_bits": {"value": 1.0, "interval": [0.9, None]}}
-    known = {"r": {"validation": {"bayes_mse": 0.1, "bayes_bits": 2.5}}}
-    row = summary.bits_table({"r": {"validation_mse": law}}, known).iloc[0]
-    assert row["exact_bits_of_the_count"] == 2.5
-    assert row["gaussian_bits_of_exact_floor"] == pytest.approx(gaussian_bits(0.1))
 
 
 def test_replicates_are_counted_whose_intervals_hold_the_floor():

@@ -3,5 +3,5 @@
 from lib.figures import tables
 from lib.figures.conditions import budget, by_gene, conversions, held_out, matched, published_audit
 from lib.figures.inputs import architecture, realism, recipe, splits
-from lib.figures.study import intervals, learning_curves, loss_against_parameters
+from lib.figures.study import learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, section, use

@@ -32,8 +32,6 @@ DETERMINED = {
     "not determined": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
 """What a legend says of both."""
-NAMES = {"limit": "limit, size by size", "joint": "limit, joint law"}
-"""What the rows of the floors of budgets are called that are no budget."""
 RUN, EXACT = "#999933", style.BASELINES["floor"][1]
 COLOURS = {"run": RUN, "exact posterior": EXACT}
 """Of each predictor."""
@@ -126,7 +124,7 @@ def budget(view: Budgets | None) -> Figure | Note:
     style.log_axis(losses.xaxis)
     style.log_ticks(losses.xaxis)
     style.header(losses, view.regime)
-    names = [NAMES.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()]
+    names = [f"{seen:,.0f} cells seen" if np.isfinite(seen) else "limit" for seen in view.table["cells_seen"]]
     near = [*view.runs["loss"], *[view.exact] * (view.exact is not None)]
     room = 0.1 * np.ptp(near)
     floors.set(

@@ -12,7 +12,6 @@ from scipy import optimize, stats
 from scipy.special import expit, logit
 
 from lib.fit.intervals import HEADLINE, brief, columns_of, with_cells
-from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
 from lib.fit.runs import UNITS, Ladder, sees_context, usable
 from lib.model.sizes import BUDGETS
@@ -38,8 +37,7 @@ def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str
     -------
     dict
         `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the
-        law of every size's own limit; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and alpha. Empty
-        without earlier budgets.
+        law of every size's own limit. Empty without earlier budgets.
     """
     columns = {name: f"{metric}_{name}" for name in BUDGETS if f"{metric}_{name}" in rows}
     columns = {name: column for name, column in columns.items() if rows[column].notna().all()} | {"whole": metric}
@@ -53,8 +51,7 @@ def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str
     if len(columns) >= 3 and rows["parameters"].nunique() >= FEWEST_SIZES:
         losses = rows.groupby("parameters")[list(columns.values())].mean().to_numpy(float)
         shares = np.array([law["share"] for law in laws.values()])
-        data = ladder(rows, metric)
-        laws["limit"], laws["joint"] = limit(data, losses, shares, level), joint(data, losses, shares, level)
+        laws["limit"] = limit(ladder(rows, metric), losses, shares, level)
     return laws
 
 
@@ -99,17 +96,6 @@ def to_the_limit(law: dict) -> dict[str, list[float]]:
     """
     both = [of["intervals"][HEADLINE] for of in (law, law["budget"]["limit"])]
     return {name: [min(of[name][0] for of in both), max(of[name][1] for of in both)] for name in ("alpha", "c")}
-
-
-def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
-    """E and a of the joint law in parameters and budget, as `c` and `alpha`; for the arguments see `limit`."""
-    sizes, budgets = losses.shape
-    grid = {"parameters": np.repeat(data.parameters, budgets), "cells_train": np.tile(shares, sizes)}
-    law = joint_law(pd.DataFrame(grid | {"loss": losses.ravel()}))
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    alpha, c = (np.quantile(draws, tails) for draws in (law.draws.theta[:, 0], law.draws.linear[:, 0]))
-    ends = {"alpha": alpha.tolist(), "c": with_cells(law.linear[0], *c, data, level)}
-    return {"alpha": law.theta[0], "c": law.linear[0], "status": law.status, "intervals": {HEADLINE: ends}}
 
 
 # ---------------------------------------------------------------- what a law hangs on
@@ -175,23 +161,13 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Budgets:
-    """More updates: the loss of every size at every budget, and the floor of each budget's law.
-
-    Attributes
-    ----------
-    runs : DataFrame
-        size, parameters, cells_seen, loss.
-    table : DataFrame
-        name, cells_seen, c, c_low, c_high, status: of every budget, and the limit.
-    exact : float or None
-        The exact floor.
-    """
+    """More updates: the loss of every size at every budget, and the floor of each budget's law."""
 
     regime: str
     metric: str
-    runs: pd.DataFrame
-    table: pd.DataFrame
-    exact: float | None
+    runs: pd.DataFrame  # size, parameters, cells_seen, loss
+    table: pd.DataFrame  # name, cells_seen, c, c_low, c_high, status: of every budget, and the limit
+    exact: float | None  # floor
 
 
 def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
@@ -203,7 +179,8 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
     runs = usable(table[table["regime"] == regime], metric)
     runs = runs[sees_context(runs)]
     rows, parts = [], []
-    for name, of in law["budget"].items():
+    for name in [name for name in (*BUDGETS, "whole", "limit") if name in law["budget"]]:
+        of = law["budget"][name]
         seen = of.get("share", np.inf) * runs["cells_seen"].max()
         rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
         if "share" in of:
@@ -214,11 +191,10 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
     """What each regime's headline law hangs on: regime, choice, alpha and c with their ends, status."""
-    names = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}
     rows = []
     for regime, by_metric in laws.items():
         law = next(iter(by_metric.values()))
-        limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
+        limits = {"limit of the budget": law["budget"]["limit"]} if "limit" in law["budget"] else {}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, region_of
+from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, columns_of, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
@@ -239,6 +239,16 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
 
+def intervals_table(laws: dict) -> pd.DataFrame:
+    """Every interval of each regime's headline law, by method: regime, interval, alpha and c with their ends."""
+    rows = [
+        {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
+        for regime, law in of_metric(laws).items()
+        for method, ends in law["intervals"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def comparison_table(laws: dict) -> pd.DataFrame:
     """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters."""
     fitted = {regime: law["comparison"] for regime, law in of_metric(laws).items()}
@@ -307,28 +317,11 @@ def _limit(law):
     return {"limit": columns["c"], "limit_low": columns["c_low"], "limit_high": columns["c_high"]}
 
 
-def bits_table(laws: dict, known: dict) -> pd.DataFrame:
-    """Gaussian bits of the fitted floor beside the exact entropy of a hidden count, where the truth is known.
-
-    Parameters
-    ----------
-    laws, known : dict
-        See `laws_table`.
-
-    Returns
-    -------
-    DataFrame, one row per regime
-    """
-    rows = []
-    for regime, law in of_metric(laws, "validation_mse").items():
-        exact = known.get(regime, {}).get("validation", {})
-        floor, (low, high) = exact.get("bayes_mse"), law["floor_bits"]["interval"]
-        rows.append({
-            "regime": regime, "gaussian_bits_of_fitted_floor": law["floor_bits"]["value"], "low": low, "high": high,
-            "gaussian_bits_of_exact_floor": None if floor is None else gaussian_bits(floor),
-            "exact_bits_of_the_count": exact.get("bayes_bits"),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+def bits_table(laws: dict) -> pd.DataFrame:
+    """The floor of the squared error as Gaussian bits: regime, bits and its ends."""
+    bits = {regime: law["floor_bits"] for regime, law in of_metric(laws, "validation_mse").items()}
+    rows = [(regime, of["value"], *of["interval"]) for regime, of in bits.items()]
+    return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"])
 
 
 def read_replicates() -> pd.DataFrame:
