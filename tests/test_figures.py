@@ -9,7 +9,6 @@ from io import BytesIO, StringIO
 from types import SimpleNamespace as View
 
 import interval_coverage
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,63 +28,26 @@ from lib.study import load_study
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 METRIC = "validation_mse"
-TRUTH = {"data-rich": (512, 180_000, 1.9, 0.42, 0.0712), "data-limited": (1024, 9_000, 0.9, 0.25, 0.093)}
 DATA = io.CODE / "data"
 LADDER = pd.read_csv(DATA / "results/ladder/runs.csv")
 KEPT = io.read_json(DATA / "results/ladder/laws.json")
-
-
-def make_runs(names=tuple(PUBLISHED), regimes=tuple(TRUTH), seeds=(7, 8, 9)):
-    """A table of runs.csv in which one run diverged and one was interrupted."""
-    rng, rows = np.random.default_rng(0), []
-    for regime, size, seed in itertools.product(regimes, names, seeds):
-        genes, cells, a, alpha, c = TRUTH[regime]
-        parameters = PUBLISHED[size].parameters(genes)
-        loss = c + a * parameters**-alpha + rng.normal(0, 0.002)
-        rows.append({
-            "regime": regime, "size": size, "seed": seed, "parameters": parameters, "genes": genes,
-            "cells_train": cells, "cells_seen": 240_000, METRIC: loss, "gene_mean_mse": 0.182, "status": "ok",
-        })  # fmt: skip
-    table = pd.DataFrame(rows)
-    table.loc[1, ["status", METRIC]] = ["diverged", np.nan]
-    interrupted = {"regime": regimes[0], "size": names[0], "seed": 10, "status": "interrupted"}
-    return pd.concat([table, pd.DataFrame([interrupted])])
-
-
-def make_curves(regimes=tuple(TRUTH)):
-    parameters = np.geomspace(300, 5e8, 60)
-    loss = {regime: TRUTH[regime][4] + TRUTH[regime][2] * parameters ** -TRUTH[regime][3] for regime in regimes}
-    return pd.concat(
-        pd.DataFrame({"regime": regime, "parameters": parameters, "loss": y, "lo": y - 0.004, "hi": y + 0.004})
-        for regime, y in loss.items()
-    )
-
-
-def make_law(regime):
-    alpha, c = TRUTH[regime][3:]
-    between = {"alpha": [0.8 * alpha, 1.3 * alpha], "c": [0.97 * c, 1.02 * c]}
-    return {"alpha": alpha, "c": c, "status": "ok", "level": 0.95, "intervals": {"profile_size_means": between}}
-
-
-LAWS = {regime: {METRIC: make_law(regime)} for regime in TRUTH}
+FAILED = LADDER.head(2).assign(**{"seed": 99, METRIC: np.nan, "status": ["diverged", "interrupted"]})
+RUNS = pd.concat([LADDER, LADDER.assign(regime="data-limited"), FAILED])
+"""The kept study twice, with two runs that ended without a loss."""
+LAWS = {regime: {METRIC: KEPT["data-rich"][METRIC]} for regime in RUNS["regime"].unique()}
+CURVES = summary.curves(LAWS)
+MEASURED = {"validation": {name: LADDER[name].iloc[0] for name in ("gene_mean_mse", "gaussian_mse", "bayes_mse")}}
 NO_LAW = {"data-rich": {METRIC: {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}}}
-BASELINES = {
-    regime: {"validation": {"gene_mean_mse": 0.182, "gaussian_mse": 0.104, "bayes_mse": 0.0705}} for regime in TRUTH
-}
 
 
-def make_histories(regimes=tuple(TRUTH)):
+def make_histories():
     """Learning curves; one seed stopped early."""
-    cells, found = np.unique(np.geomspace(32, 240_000, 20).astype(int)), {}
-    for regime in regimes:
-        parts = []
-        for size, seed in itertools.product(PUBLISHED, (7, 8)):
-            parameters = PUBLISHED[size].parameters(512)
-            loss = 0.07 + 1.9 * parameters**-0.42 * (1 + 1e4 / (cells + 1e3)) + 0.001 * (seed - 7)
-            part = pd.DataFrame({"size": size, "seed": seed, "cells_seen": cells, METRIC: loss})
-            parts.append(part[:12] if (size, seed) == ("XS", 8) else part)
-        found[regime] = pd.concat(parts)
-    return found
+    cells, parts = np.unique(np.geomspace(32, 240_000, 20).astype(int)), []
+    for size, seed in itertools.product(PUBLISHED, (7, 8)):
+        loss = 0.07 + 1.9 * PUBLISHED[size].parameters(512) ** -0.42 * (1 + 1e4 / (cells + 1e3)) + 0.001 * (seed - 7)
+        part = pd.DataFrame({"size": size, "seed": seed, "cells_seen": cells, METRIC: loss})
+        parts.append(part[:12] if (size, seed) == ("XS", 8) else part)
+    return {"data-rich": pd.concat(parts)}
 
 
 def make_cells():
@@ -121,16 +83,12 @@ def make_matched():
     return conditions.matched(pd.concat([test_compared.table(test_compared.apart), few]))
 
 
-def make_budgets():
-    return capacity.budgets(LADDER, KEPT, {"data-rich": LADDER["bayes_mse"].mean()})
-
-
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
 DRAWN = {
-    "loss": lambda: figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, LAWS),
+    "loss": lambda: figures.loss_against_parameters(RUNS, CURVES, dict.fromkeys(LAWS, MEASURED), LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
-    "budget": lambda: figures.budget(make_budgets()),
+    "budget": lambda: figures.budget(capacity.budgets(LADDER, KEPT, {"data-rich": 0.515})),
     "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(conditions.explained(*test_compared.splits(leak=0.1))),
     "genes": lambda: figures.by_gene(make_examined()),
@@ -179,17 +137,17 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
         width, height = figure.get_size_inches() * 25.4
         assert round(width, 6) in (85, 175) and height <= 120 + 1e-6, name
         assert 8 < len(figure.caption.split()) <= 40 and not re.search(r"[<{\[]\w+", figure.caption), name
-    assert "41 runs of 7 sizes in 2 regimes" in drawn["loss"].caption
+    assert "56 runs of 11 sizes in 2 regimes" in drawn["loss"].caption
     assert "2 runs without a final loss" in drawn["loss"].caption
 
 
 def test_many_regimes_fit_a_page_too():
     regimes = [f"regime {n}" for n in range(11)]
-    one = make_runs(regimes=["data-rich"])
-    rows = pd.concat([one.assign(regime=regime) for regime in regimes])
-    curves = pd.concat([make_curves(["data-rich"]).assign(regime=regime) for regime in regimes])
-    laws = {regime: {METRIC: make_law("data-rich")} for regime in regimes}
-    figure = figures.loss_against_parameters(rows, curves, {}, laws)
+    rows, laws = (
+        pd.concat([LADDER.assign(regime=regime) for regime in regimes]),
+        dict.fromkeys(regimes, LAWS["data-rich"]),
+    )
+    figure = figures.loss_against_parameters(rows, summary.curves(laws), {}, laws)
     assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
 
 
@@ -204,25 +162,17 @@ def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monk
     assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
 
 
-NOTHING = View(sentence="three numbers of cells", gains=None, genes=None, bits=None)
-VIEWS = ["matched", "by_gene", "conversions"]
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_without_runs_to_draw_one_line_says_why_and_an_earlier_figure_goes(name, tmp_path, drawn):
-    figures.save(drawn["matched"], tmp_path, "drawn", ("svg",))
-    note = figures.save(getattr(figures, name)(NOTHING), tmp_path, "drawn")
-    assert note.content()[0]["text/markdown"] == "three numbers of cells" and list(tmp_path.iterdir()) == []
-
-
-def test_a_study_without_laws_losses_or_sizes_gets_notes():
-    failed = make_runs().assign(status="diverged", validation_mse=np.nan)
-    empty, given = pd.DataFrame(), View(sizes=[], regimes={})
-    notes = [figures.budget(None), figures.learning_curves({}),
-             figures.loss_against_parameters(failed, make_curves()[:0], {}, NO_LAW), figures.architecture(given),
-             tables.sizes(empty), tables.plain(empty), tables.plain(None), tables.rollout(empty),
-             tables.forms(empty), figures.held_out(empty)]  # fmt: skip
+def test_what_a_study_has_no_runs_for_is_a_note_and_an_earlier_figure_of_it_goes(tmp_path, drawn):
+    failed, empty = RUNS.assign(status="diverged", validation_mse=np.nan), pd.DataFrame()
+    nothing = View(sentence="three numbers of cells", gains=None, genes=None, bits=None, sizes=[])
+    notes = [figures.matched(nothing), figures.by_gene(nothing), figures.conversions(nothing), figures.budget(None),
+             figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, NO_LAW),
+             figures.architecture(nothing), figures.held_out(empty), tables.sizes(empty), tables.plain(empty),
+             tables.plain(None), tables.rollout(empty), tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
+    figures.save(drawn["matched"], tmp_path, "drawn", ("svg",))
+    note = figures.save(notes[0], tmp_path, "drawn")
+    assert note.content()[0]["text/markdown"] == "three numbers of cells" and list(tmp_path.iterdir()) == []
 
 
 def test_a_section_is_shown_with_what_there_is_and_left_out_without(drawn, monkeypatch):
@@ -294,20 +244,20 @@ def test_what_is_shown_alone_looks_as_it_does_among_all_of_its_study(study, monk
     assert style.shades(sizes[-1:])[sizes[-1]] == style.shades(sizes)[sizes[-1]] != style.shades(sizes)[sizes[0]]
 
 
-def test_points_lines_and_floor_are_those_given(drawn):
-    for axes, regime in zip(drawn["loss"].axes, TRUTH, strict=True):
-        rows = make_runs().query("regime == @regime and status == 'ok'")
-        small = [y for line in axes.lines if line.get_alpha() for y in line.get_ydata()]
-        assert sorted(small) == sorted(rows[METRIC].astype(float))
-        pairs = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 2]
-        flat = {ends[0] for ends in pairs if ends[0] == ends[1]}
-        assert flat == {TRUTH[regime][4], *BASELINES[regime]["validation"].values()}
-        curve = make_curves([regime])
-        assert any(np.array_equal(line.get_ydata(), curve["loss"]) for line in axes.lines)
+def test_points_lines_band_and_floor_are_those_given(drawn):
+    axes, law = drawn["loss"].axes[0], LAWS["data-rich"][METRIC]
+    small = [y for line in axes.lines if line.get_alpha() for y in line.get_ydata()]
+    assert sorted(small) == sorted(LADDER[METRIC])
+    pairs = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 2]
+    assert {ends[0] for ends in pairs if ends[0] == ends[1]} == {law["c"], *MEASURED["validation"].values()}
+    curve = CURVES[CURVES["regime"] == "data-rich"]
+    assert any(np.array_equal(line.get_ydata(), curve["loss"]) for line in axes.lines)
+    edges = [band.get_paths()[0].vertices[:, 1] for band in axes.collections if band.get_paths()]
+    assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
 
 
 @pytest.mark.parametrize("name", ["learning", "matched", "budget"])
-def test_labels_point_at_the_ends_of_their_lines_from_small_to_large(name, drawn):
+def test_labels_point_at_the_ends_of_their_lines(name, drawn):
     axes = drawn[name].axes[0]
     ends = [line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata())]
     labels = {
@@ -317,29 +267,22 @@ def test_labels_point_at_the_ends_of_their_lines_from_small_to_large(name, drawn
     for label, text in labels.items():
         _, y = (axes.transScale + axes.transLimits).inverted().transform((1, text.xy[1]))
         assert np.isclose(y, ends).any(), label
-    shades = [matplotlib.colors.to_rgb(text.get_color()) for text in labels.values()]
-    heights = [text.xy[1] for text in labels.values()]
-    order = np.argsort(heights)[::-1]  # the largest loss is of the smallest size, drawn lightest
-    assert np.all(np.diff([sum(shades[i]) for i in order]) < 0), "the larger a size, the darker"
 
 
 def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
-    law = make_law("data-rich") | {"status": "floor not identified"}
+    law = LAWS["data-rich"][METRIC] | {"status": "floor not identified"}
     law["intervals"] = {"profile_size_means": {"alpha": [None, 0.5], "c": [None, None]}}
-    figures.loss_against_parameters(make_runs(), make_curves(), BASELINES, {"data-rich": {METRIC: law}})
-    figure = figures.loss_against_parameters(make_runs(("XXS", "XS"), ["data-rich"]), make_curves()[:0], {}, NO_LAW)
+    figures.loss_against_parameters(RUNS, CURVES, {}, {"data-rich": {METRIC: law}})
+    figure = figures.loss_against_parameters(LADDER[LADDER["width"] < 6], CURVES[:0], {}, NO_LAW)
     assert "no law: too few sizes" in texts(figure) and figure.get_figwidth() * 25.4 == pytest.approx(85)
 
 
-def test_means_gains_and_bands_are_those_given(drawn):
+def test_means_and_gains_are_those_given(drawn):
     view, axes = make_matched(), drawn["matched"].axes
     means = view.all_donors.groupby(["size", "cells_train"])["loss"].mean()
     lines = [line.get_ydata() for line in axes[0].lines if len(line.get_ydata()) > 2]
     assert all(any(np.allclose(line, of) for line in lines if len(line) == len(of)) for _, of in means.groupby("size"))
     assert axes[1].lines[0].get_ydata() == pytest.approx(view.gains["gain"].to_numpy())
-    curve = make_curves(["data-rich"])
-    edges = [band.get_paths()[0].vertices[:, 1] for band in drawn["loss"].axes[0].collections if band.get_paths()]
-    assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
 
 
 FOUND = pd.DataFrame({
