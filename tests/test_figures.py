@@ -256,19 +256,6 @@ def test_points_lines_band_and_floor_are_those_given(drawn):
     assert any(min(y) == curve["lo"].min() and max(y) == curve["hi"].max() for y in edges)
 
 
-@pytest.mark.parametrize("name", ["learning", "matched", "budget"])
-def test_labels_point_at_the_ends_of_their_lines(name, drawn):
-    axes = drawn[name].axes[0]
-    ends = [line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata())]
-    labels = {
-        text.get_text(): text for text in axes.texts if text.get_text() in {*PUBLISHED, "d4", "d8", "d16", "d64", "d96"}
-    }
-    assert len(labels) >= 5
-    for label, text in labels.items():
-        _, y = (axes.transScale + axes.transLimits).inverted().transform((1, text.xy[1]))
-        assert np.isclose(y, ends).any(), label
-
-
 def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
     law = LAWS["data-rich"][METRIC] | {"status": "floor not identified"}
     law["intervals"] = {"profile_size_means": {"alpha": [None, 0.5], "c": [None, None]}}

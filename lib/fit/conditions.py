@@ -89,18 +89,17 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row per number of cells, fewest first
-        cells_train; best, the size of the least mean loss; gain, the loss that it saves against the smallest size, with
-        its standard error from the seeds; relative, the gain as a share of the smallest size's loss.
+        cells_train; gain, the loss that the best size saves against the smallest one, with its standard error from the
+        seeds; relative, the gain as a share of the smallest size's loss.
     """
     groups = rows.groupby(["cells_train", "parameters"])
-    means = groups.agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size")).reset_index()
+    means = groups.agg(loss=("loss", "mean"), n=("loss", "size")).reset_index()
     free, squares = len(rows) - len(means), ((rows["loss"] - groups["loss"].transform("mean")) ** 2).sum()
     smallest = means.groupby("cells_train").first()
     best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
     gain = smallest["loss"] - best["loss"]
     se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
-    table = {"best": best["size"], "gain": gain, "se": se, "relative": gain / smallest["loss"]}
-    return pd.DataFrame(table).reset_index()
+    return pd.DataFrame({"gain": gain, "se": se, "relative": gain / smallest["loss"]}).reset_index()
 
 
 def trend(table: pd.DataFrame) -> dict[str, float]:
