@@ -163,13 +163,6 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
 
 
-def _over_draws(law, level, quantity):
-    """A quantity of a law that was fitted with draws, and the ends of its interval over them."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(quantity(law.draws), tails, method="closest_observation")
-    return float(quantity(law)), float(low), float(high)
-
-
 def capacity_share(law: Joint, parameters: float, cells: float) -> float:
     """Share of the draws in which more parameters save more than as many times more training cells."""
     (a, b), (_, A, B), (N, D) = law.draws.theta.T, law.draws.linear.T, law.unit
@@ -178,13 +171,13 @@ def capacity_share(law: Joint, parameters: float, cells: float) -> float:
 
 def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
     """What more of either saves a run: of (parameters or cells), factor, gain, low, high; NaN beyond `REACH`."""
-    rows = []
+    rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
     for of, column, value in (("parameters", "parameters", parameters), ("cells", "cells_train", cells)):
         for factor in FACTORS:
             more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
-            saved = _over_draws(law, level, lambda x, more=more: x.predict(parameters, cells) - x.predict(*more))
-            within = factor * value <= REACH * law.cells[column].max()
-            rows.append((of, factor, *(saved if within else [np.nan] * 3)))
+            saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
+            ends = saved, *np.quantile(draws, tails, method="closest_observation")
+            rows.append((of, factor, *(ends if factor * value <= REACH * law.cells[column].max() else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["of", "factor", "gain", "low", "high"])
 
 
