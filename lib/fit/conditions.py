@@ -31,7 +31,7 @@ class Matched:
     sentence: str
     all_donors: pd.DataFrame | None = None  # usable runs with a column `loss`
     few_donors: pd.DataFrame | None = None
-    gains: pd.DataFrame | None = None  # of `gains`
+    gains: pd.DataFrame | None = None  # of `gains`, with the crossover of `joint.frontier`
     metric: str = METRIC
     outlook: str = ""  # what limits the largest run
     more: pd.DataFrame | None = None  # what more parameters or cells save it, of `joint.gains`
@@ -46,18 +46,11 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
         law = joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    saved = gains(all_donors)
+    saved = gains(all_donors).assign(crossover=lambda table: frontier(law, table["cells_train"]))
     slope = trend(saved)
-    many, few = saved.iloc[-1], saved.iloc[0]
-    cells = saved["cells_train"]
-    ratios = [
-        f"{D / N:.3g} at {D:,.0f} cells" for D, N in zip(cells, frontier(law, cells), strict=True) if 0 < N < np.inf
-    ]
     sentence = (
-        f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
-        f"loss, with {few['cells_train']:,.0f} {few['gain']:.4f} ({few['relative']:.0%}); per tenfold cells the gain "
-        f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
-        f"size and cells limit equally: {', '.join(ratios) or 'out of reach'}."
+        f"Per tenfold training cells what size saves changes by {slope['slope']:+.4f} "
+        f"({slope['low']:+.4f} to {slope['high']:+.4f})."
     )
     return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
 

@@ -182,13 +182,13 @@ def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> p
 
 
 def frontier(law: Joint, cells: np.ndarray) -> np.ndarray:
-    """Parameters at which capacity and data limit equally, at each number of training cells; +-inf out of reach."""
+    """Parameters at which capacity and data limit equally, at each number of training cells; NaN out of reach."""
     (a, b), (_, A, B) = law.theta, np.maximum(law.linear, 0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ratio = a * A / (b * B * (np.asarray(cells, float) / law.unit[1]) ** -b)
         crossover = law.unit[0] * ratio ** (1 / a)
     least, most = law.cells["parameters"].agg(["min", "max"])
-    return np.select([crossover < least / REACH, crossover > most * REACH], [-np.inf, np.inf], crossover)
+    return np.where((least / REACH <= crossover) & (crossover <= most * REACH), crossover, np.nan)
 
 
 def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame]:
