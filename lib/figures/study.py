@@ -33,7 +33,8 @@ def loss_against_parameters(
     """
     metrics = {regime: metric or next(iter(laws.get(regime, {})), "validation_mse") for regime in runs["regime"]}
     ended = {regime: usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()}
-    shown = {regime: rows.sort_values(["parameters", "seed"]) for regime, rows in ended.items() if len(rows)}
+    ended = {regime: rows.astype({metrics[regime]: float}) for regime, rows in ended.items() if len(rows)}
+    shown = {regime: rows.sort_values(["parameters", "seed"]) for regime, rows in ended.items()}
     if not shown:
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.abreast(len(shown), height=82)
