@@ -308,9 +308,9 @@ def test_numbers_have_the_digits_their_interval_supports():
     assert list(printed["exponent α"]) == ["0.53 [0.45, 0.64]", "–", "−15.3 (≤ −12.0)"]
     assert list(printed["floor c"]) == ["1.470 [1.450, 1.489]", "–", "0.500 (not bounded)"]
     assert list(printed["regime"]) == ["rich", "", "limited"] and "exact floor" not in printed
-    table = pd.DataFrame({"loss": [0.15, 1200.4], "loss_se": [0.001, 2.0], "held": [True, False], "n": [7, 12_000]})
+    table = pd.DataFrame({"loss": [0.15, 1200.4], "loss_se": [0.001, 2.0], "held": [True, False], "n": [477.3, 12_000]})
     assert tables.plain(table).printed.values.tolist() == [
-        ["0.1500 ± 0.0010", "yes", "7"], ["1200.4000 ± 2.0000", "no", "12,000"],
+        ["0.1500 ± 0.0010", "yes", "477"], ["1200.4000 ± 2.0000", "no", "12,000"],
     ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def _text(value, digits):
     if not isinstance(value, (int, float, np.number)):
         return str(value)
     whole = abs(value) >= 10**digits or float(value).is_integer()
-    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}".rstrip(".")
     return text if "e-" in text else text.replace("-", "−")
 
 
