@@ -14,8 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.figures import style
-from lib.figures.study import METHODS
-from lib.fit.intervals import BOOTSTRAPS, HEADLINE, bca, fit_draws, leave_one_out, percentile, resample
+from lib.fit.intervals import BOOTSTRAPS, HEADLINE, METHODS, bca, fit_draws, leave_one_out, percentile, resample
 from lib.fit.law import profile, size_weights
 from lib.fit.runs import Ladder
 

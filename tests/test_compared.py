@@ -37,29 +37,15 @@ def vanishing(N, D):
     return 0.21 - 0.02 * np.log(N / 85) / np.log(640) * np.log10(D / 200)
 
 
-def test_size_that_gains_equally_everywhere_shows_no_trend():
-    rows, few = conditions.data_axis(table(apart))
-    gains = conditions.gains(rows)
-    trend = conditions.trend(gains)
-    assert len(few) == 0 and gains["gain"].std() < 3e-4
-    assert trend["low"] < 0 < trend["high"]
-
-
-def test_a_gain_that_vanishes_with_few_cells_is_found():
+def test_a_gain_that_vanishes_with_few_cells_is_found_and_an_equal_one_shows_no_trend():
+    equal = conditions.gains(conditions.data_axis(table(apart))[0])
+    assert equal["gain"].std() < 3e-4 and conditions.trend(equal)["low"] < 0 < conditions.trend(equal)["high"]
     rows, _ = conditions.data_axis(table(vanishing))
     trend, gains = conditions.trend(conditions.gains(rows)), conditions.gains(rows)["gain"]
     assert trend["slope"] == pytest.approx(0.02, rel=0.05) and trend["low"] > 0.018
     assert gains.iloc[0] == pytest.approx(0, abs=3e-4) and gains.iloc[-1] == pytest.approx(0.04, rel=0.05)
     line = OLS(gains.to_numpy(), add_constant(np.log10(CELLS))).fit()
     assert list(trend.values()) == pytest.approx([line.params[1], *line.conf_int()[1]], rel=1e-9)
-
-
-def test_a_size_too_large_for_its_cells_is_seen():
-    def overfitting(N, D):
-        return apart(N, D) + (0.05 if D <= 500 and N > 50_000 else 0)
-
-    gains = conditions.matched(table(overfitting)).gains.set_index("cells_train")
-    assert gains.loc[200, "best"] == "d32" and (gains.loc[1200:, "best"] == "d64").all()
 
 
 def test_runs_on_cells_of_few_donors_are_shown_apart():
@@ -93,20 +79,16 @@ def splits(leak=0.0, se=0.0005):
     return rows, dict.fromkeys(rows["regime"].unique(), known)
 
 
-def test_splits_of_unlike_cells_are_compared_by_what_they_could_explain():
-    shares = conditions.explained(*splits())
-    wide = shares.pivot_table(index="parameters", columns="split", values="explained")
-    assert np.ptp(wide.to_numpy(), axis=1).max() < 1e-9
-
-
 def test_a_leak_between_cells_of_a_donor_is_found_and_sized():
+    shares = conditions.explained(*splits()).pivot_table(index="parameters", columns="split", values="explained")
+    assert np.ptp(shares.to_numpy(), axis=1).max() < 1e-9, "cells unlike each other, of which as much is explained"
     rows, known = splits(leak=0.1)
-    view = conditions.held_out(rows, fit_laws(rows, 100, 0), known)
-    assert view.leak["leak"].iloc[-1] == pytest.approx(0.1) and view.leak["leak"].iloc[0] == pytest.approx(0)
-    assert view.leak["se"].iloc[-1] == pytest.approx(np.hypot(0.0005 / 0.12, 0.0005 / 0.10), rel=1e-6)
-    assert set(view.laws["split"]) == {"validation", "test", "test_random"} and view.regime == rows["regime"].iloc[0]
+    leak = conditions.leak(conditions.explained(rows, known))
+    assert leak["leak"].iloc[-1] == pytest.approx(0.1) and leak["leak"].iloc[0] == pytest.approx(0)
+    assert leak["se"].iloc[-1] == pytest.approx(np.hypot(0.0005 / 0.12, 0.0005 / 0.10), rel=1e-6)
+    assert set(conditions.laws_by_split(fit_laws(rows, 100, 0))["split"]) == {"validation", "test", "test_random"}
     alone = rows.drop(columns=[name for name in rows if name.startswith("test")])
-    assert conditions.held_out(alone, {}, known).shares is None
+    assert conditions.explained(alone, known).empty and conditions.laws_by_split(fit_laws(alone, 100, 0)).empty
 
 
 def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():

@@ -95,19 +95,6 @@ def four(study_file):
     return study_file(census=MANY, split=SPLITS | {"cells": 20}, regimes=regimes, genes_from="rich")
 
 
-def test_whole_data_sets_and_single_cells_are_set_aside(four):
-    adata = built(four, "rich")
-    assert adata.obs["split"].cat.categories.tolist() == ["train", "validation", "test", "test_dataset", "test_random"]
-    assert adata.obs["split"].value_counts().to_dict() == {"train": 200} | dict.fromkeys(split.SPLITS[1:], 20)
-    apart = set(held(adata, "test_dataset").obs["dataset_id"])
-    others = adata[adata.obs["split"] != "test_dataset"]
-    assert apart and not apart & set(others.obs["dataset_id"])
-    for name in ("validation", "test", "test_dataset"):
-        assert not donors(adata, name) & (donors(adata) | donors(adata, "test_random"))
-    assert donors(adata, "test_random") & donors(adata)
-    assert adata.obs["soma_joinid"].is_unique
-
-
 def test_every_held_out_split_is_the_same_cells_in_every_regime_and_each_has_masks_of_its_own(four):
     rich, limited = (panel.arrays(built(four, regime)) for regime in ("rich", "limited"))
     assert list(rich.held) == list(split.SPLITS[1:]) == list(limited.held) and set(rich.masks) == set(rich.held)
@@ -196,9 +183,3 @@ RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
 def test_a_condition_of_one_regime_reruns_what_depends_on_it_and_only_that(changed, expected):
     before, after = rules(), rules(**changed)
     assert {rule for rule in before if before[rule] != after[rule]} == expected
-
-
-def test_cost_is_that_of_the_regimes_own_training(project):
-    study = parse_study(TINY | SAME | regimes(limited={"train": {"cells_seen": 640}}), "tiny")
-    longer, shorter = (workflow.Step(study, "train", regime, "XXS") for regime in ("limited", "rich"))
-    assert 1.5 * shorter.flops < longer.flops < 2 * shorter.flops  # what branches see does not double

@@ -163,6 +163,8 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_
     rich, limited, counts = laws_table(laws | bits, known).to_dict("records")
     assert (rich["exact_floor"], rich["gaussian"], counts["exact_floor"], counts["gaussian"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
+    intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
+    assert len(intervals) == 7 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
     assert np.isnan(limited["exact_floor"])
 
 
@@ -182,23 +184,14 @@ def test_what_the_runs_do_not_determine_is_no_number_in_the_table_of_laws(status
     assert [None if np.isnan(row[name]) else row[name] for name in ("alpha", "c")] == list(shown)
 
 
-def test_gaussian_bits_are_those_of_the_paper_and_depend_on_the_scale():
+def test_gaussian_bits_are_those_of_the_paper_and_a_floor_is_converted_end_by_end():
     assert gaussian_bits(1.443758) == pytest.approx(2.312, abs=5e-4)
-    assert gaussian_bits(4 * 0.3) - gaussian_bits(0.3) == pytest.approx(1)
-    series = gaussian_bits(pd.Series([1.0, 0.0, np.nan]))
-    assert series.isna().tolist() == [False, True, True] and np.isnan(gaussian_bits(-1.0))
-
-
-def test_bits_of_a_floor_and_its_interval_are_converted_end_by_end():
+    assert gaussian_bits(4 * 0.3) - gaussian_bits(0.3) == pytest.approx(1), "they depend on the scale"
+    assert gaussian_bits(pd.Series([1.0, 0.0, np.nan])).isna().tolist() == [False, True, True]
     assert floor_bits("validation_mse", 1.47, [None, 1.49])["interval"] == [None, pytest.approx(gaussian_bits(1.49))]
     assert floor_bits("test_mse", -0.1, [-0.5, 0.2])["interval"][0] is None
     bits = floor_bits("validation_nll", 2.1, [2.0, 2.2])
     assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
-    law = {"floor_bits": {"value": 1.0, "interval": [0.9, None]}}
-    known = {"r": {"validation": {"bayes_mse": 0.1, "bayes_bits": 2.5}}}
-    row = summary.bits_table({"r": {"validation_mse": law}}, known).iloc[0]
-    assert row["exact_bits_of_the_count"] == 2.5
-    assert row["gaussian_bits_of_exact_floor"] == pytest.approx(gaussian_bits(0.1))
 
 
 def test_replicates_are_counted_whose_intervals_hold_the_floor():
@@ -213,27 +206,6 @@ def test_replicates_are_counted_whose_intervals_hold_the_floor():
 
 
 # ---------------------------------------------------------------- the table of runs
-
-
-def converging(**columns):
-    rows = {
-        "regime": ["data-rich"] * 3, "size": ["b", "a", "c"], "parameters": [20, 10, 30], "status": ["ok"] * 3,
-        "validation_mse": [1.0, 2.0, 3.0], "validation_mse_half": [1.02, 2.5, 3.0],
-        "convergence": ["not converged", "not converged", "converged"],
-    }  # fmt: skip
-    return pd.DataFrame(rows | columns)
-
-
-def test_sizes_that_still_move_are_named_with_how_much_they_moved():
-    (said,) = runs.unconverged(converging())
-    assert said.startswith("data-rich: 2 of 3 runs have not converged (a, b): ")
-    assert "by 2.0% to 25.0%" in said
-
-
-def test_converged_and_given_runs_are_not_called_unconverged():
-    assert runs.unconverged(converging(convergence=["converged"] * 3)) == []
-    assert runs.unconverged(converging(convergence=[None] * 3)) == []
-    assert runs.unconverged(converging(status=["diverged"] * 3)) == []
 
 
 ROWS = "regime,size,seed,parameters,validation_mse,status\n2000,d4,7,400,1.6451,finished\n2000,d8,7,1500,1.25,crashed\n"

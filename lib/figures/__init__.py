@@ -14,30 +14,5 @@ from lib.figures.conditions import (
     published_audit,
 )
 from lib.figures.inputs import architecture, realism, recipe, splits
-from lib.figures.study import intervals, learning_curves, loss_against_parameters
+from lib.figures.study import closeness, learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, section, use
-
-__all__ = [
-    "Figure",
-    "architecture",
-    "budget",
-    "by_gene",
-    "compute",
-    "conversions",
-    "depth",
-    "held_out",
-    "intervals",
-    "learning_curves",
-    "loss_against_parameters",
-    "matched",
-    "probe",
-    "protocols",
-    "published_audit",
-    "realism",
-    "recipe",
-    "save",
-    "section",
-    "splits",
-    "tables",
-    "use",
-]  # fmt: skip

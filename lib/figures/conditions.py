@@ -1,7 +1,7 @@
 """Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited.
 
-A view of `lib.fit.conditions` or `lib.train.evaluate`, whose class says what it holds, is drawn, or its sentence given
-where a study has no such thing.
+A view of `lib.fit.capacity`, `lib.fit.conditions` or `lib.train.evaluate`, whose class says what it holds, is drawn, or
+a sentence given where a study has no such thing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from lib.figures import style
 from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit import conditions
 from lib.fit.capacity import compute_frontier
 from lib.fit.runs import UNITS
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lib.fit.capacity import Budgets
-    from lib.fit.conditions import Depth, HeldOut, Matched
+    from lib.fit.conditions import Depth, Matched
     from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
@@ -32,8 +33,6 @@ DETERMINED = {
     "not determined": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
 """What a legend says of both."""
-NAMES = {"limit": "limit, size by size", "joint": "limit, joint law"}
-"""What the rows of the floors of budgets are called that are no budget."""
 RUN, EXACT = "#999933", style.BASELINES["floor"][1]
 COLOURS = {"run": RUN, "exact posterior": EXACT}
 """Of each predictor."""
@@ -73,27 +72,31 @@ def matched(view: Matched) -> Figure | Note:
     )
 
 
-def held_out(view: HeldOut) -> Figure | Note:
-    """The same models on every held-out split: reducible error explained, and what a random split leaks."""
-    if view.shares is None:
-        return Note(view.sentence)
-    leak = view.leak[view.leak["regime"] == view.regime].astype(dict.fromkeys(("leak", "se", "gaussian"), float))
+def held_out(explained: pd.DataFrame) -> Figure | Note:
+    """The first regime's models on every held-out split: reducible error explained, and what a random split leaks.
+
+    `explained` is what `lib.fit.conditions.explained` gives.
+    """
+    if explained.empty:
+        return Note("These runs were measured on one held-out split alone.")
+    regime = explained["regime"].iloc[0]
+    shares, keys = explained[explained["regime"] == regime], {}
+    leak = conditions.leak(shares)
     figure, axes = style.panels(1, 1 + (len(leak) > 0), height=70)
-    shares, keys = view.shares[view.shares["regime"] == view.regime], {}
     for (split, cells), rows in shares.groupby(["split", "cells"], sort=False):
         of, line = rows.groupby("parameters")[["explained", "se"]].mean(), {"color": style.SPLITS[split]}
         axes.flat[0].errorbar(of.index, 100 * of["explained"], 196 * of["se"], fmt=f"{SHAPES[split]}-", markersize=3,
                               capsize=1.5, linewidth=0.9, **line)  # fmt: skip
         keys[cells] = key(marker=SHAPES[split], **line)
     axes.flat[0].set(xlabel=style.PARAMETERS, ylabel="explained share of the reducible error (%)")
-    style.header(axes.flat[0], view.regime, ["relative to each split's own gene mean and floor"])
+    style.header(axes.flat[0], regime, ["relative to each split's own gene mean and floor"])
     style.log_axis(axes.flat[0].xaxis)
     if len(leak):
         keys["conditional Gaussian"] = _leak(axes.flat[1], leak)
     style.legend(figure, keys)
     return style.settle(
         figure,
-        f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {view.regime} "
+        f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} "
         f"explain on {shares['split'].nunique()} held-out splits"
         + ("; right: what cells of training donors make look better" * bool(len(leak)) + ". Bars: 95 % over cells."),
     )
@@ -122,7 +125,10 @@ def budget(view: Budgets | None) -> Figure | Note:
     style.log_axis(losses.xaxis)
     style.log_ticks(losses.xaxis)
     style.header(losses, view.regime)
-    names = [NAMES.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()]
+    limits = {"limit": "limit, size by size", "joint": "limit, joint law"}
+    names = [
+        limits.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()
+    ]
     near = [*view.runs["loss"], *[view.exact] * (view.exact is not None)]
     room = 0.1 * np.ptp(near)
     floors.set(
@@ -191,7 +197,7 @@ def depth(view: Depth | None) -> Figure | Note:
     losses.set_xscale("log", base=2)
     losses.xaxis.set_major_formatter(style.FuncFormatter(style.short))
     style.header(losses, "Loss", ["the fewer counts, the less there is to predict"])
-    colour = dict(zip(view.levels["depth"], style.spectrum(len(view.levels), "viridis_r"), strict=True))
+    colour = dict(zip(view.levels["depth"], style.PALETTE, strict=False))
     names = []
     for level in view.levels.itertuples():
         of, line = view.runs[view.runs["depth"] == level.depth], {"color": colour[level.depth]}

@@ -1,5 +1,9 @@
 """Figures of trained runs and of the laws fitted to them. Curves, bands and intervals arrive ready made."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import seaborn
@@ -9,22 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, counted, key, loss_label
-from lib.fit.runs import UNITS, sees_context
+from lib.fit.intervals import headline_ends
+from lib.fit.runs import UNITS, sees_context, usable
 
-METHODS = {
-    "profile_size_means": "profile, size means",
-    "profile_runs": "profile, runs",
-    "bootstrap_runs": "bootstrap, runs",
-    "bootstrap_runs_bca": "bootstrap, runs (BCa)",
-    "bootstrap_within_sizes": "bootstrap, within sizes",
-    "bootstrap_sizes": "bootstrap, sizes",
-    "two_stage": "bootstrap, sizes then seeds",
-}
-"""Names of the intervals in laws.json, the headline first, and what figures call them."""
-HEADLINE = next(iter(METHODS))
-OPEN = (None, None)
+if TYPE_CHECKING:
+    from lib.fit.summary import Closeness
+
 FEW = 4
-"""Regimes that intervals have room for, and panels that have room for labels beside them."""
+"""Panels that have room for labels beside them."""
 
 
 def loss_against_parameters(
@@ -44,8 +40,9 @@ def loss_against_parameters(
         Column of `runs`; the headline loss of each regime when left out.
     """
     metrics = {regime: metric or next(iter(laws.get(regime, {})), "validation_mse") for regime in runs["regime"]}
-    usable = {regime: _usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()}
-    shown = {regime: rows for regime, rows in usable.items() if len(rows)}
+    ended = {regime: usable(runs[runs["regime"] == regime], name) for regime, name in metrics.items()}
+    ended = {regime: rows.astype({metrics[regime]: float}) for regime, rows in ended.items() if len(rows)}
+    shown = {regime: rows.sort_values(["parameters", "seed"]) for regime, rows in ended.items()}
     if not shown:
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.abreast(len(shown), height=82)
@@ -56,8 +53,7 @@ def loss_against_parameters(
         labels = _law(axis, curves[curves["regime"] == regime], law, levels[regime], colour[regime])
         if len(shown) <= FEW:
             style.end_labels(axis, labels)
-            lines = [_size_of(rows, int((runs["regime"] == regime).sum()) - len(rows)), "   ".join(_numbers(law))]
-            style.header(axis, regime, lines, style.size_names(axis, places))
+            style.header(axis, regime, [_size_of(rows), "   ".join(_numbers(law))], style.size_names(axis, places))
         else:
             style.header(axis, regime, _numbers(law))
             axis.set(ylabel="", xlabel=style.PARAMETERS if axis.get_subplotspec().is_last_row() else "")
@@ -80,11 +76,6 @@ def _runs_of(runs):
     several = runs["regime"].nunique()
     where = f" in {several} regimes" if several > 1 else ""
     return f"{counted(len(runs), 'run')} of {counted(runs['size'].nunique(), 'size')}{where}"
-
-
-def _usable(runs, metric):
-    good = (runs["status"] == "ok") & np.isfinite(runs[metric].astype(float))
-    return runs[good].astype({metric: float}).sort_values(["parameters", "seed"])
 
 
 def _levels(baselines, regime, metric):
@@ -127,7 +118,7 @@ def _law(axis, curve, law, levels, colour):
     floor = of.get("c")
     if floor is not None and low - span < floor < high:
         low = min(low, floor)
-        lo, hi = of["intervals"].get(HEADLINE, {}).get("c") or OPEN
+        lo, hi = headline_ends(of, "c")
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
         axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
                      linewidth=0, zorder=0)  # fmt: skip
@@ -137,13 +128,13 @@ def _law(axis, curve, law, levels, colour):
     return labels
 
 
-def _size_of(runs, left_out):
-    """512 genes · 10,000 training cells · 1 of 22 runs left out."""
+def _size_of(runs):
+    """512 genes · 10,000 training cells."""
     text = []
     for column, of in (("genes", "genes"), ("cells_train", "training cells")):
         if len(values := runs[column].dropna().astype(int)):
             text.append(" to ".join(f"{end:,}" for end in dict.fromkeys((values.min(), values.max()))) + f" {of}")
-    return " · ".join([*text, *[f"{left_out} of {left_out + len(runs)} runs left out"] * bool(left_out)])
+    return " · ".join(text)
 
 
 def _numbers(law):
@@ -154,8 +145,8 @@ def _numbers(law):
         return ["budget-limited: no law of capacity"]
     if law["status"] != "ok":
         return [f"{law['status']}:", f"α = {law['alpha']:.3g}, c = {law['c']:.3g}".replace("= -", "= −")]
-    ends = law["intervals"].get(HEADLINE, {})
-    return [f"{sign} = {style.rounded(law[name], ends.get(name))}" for sign, name in (("α", "alpha"), ("c", "c"))]
+    numbers = (("α", "alpha"), ("c", "c"))
+    return [f"{sign} = {style.rounded(law[name], headline_ends(law, name))}" for sign, name in numbers]
 
 
 def _loss_legend(figure, level, named):
@@ -214,86 +205,70 @@ def _curves(axis, history, metric):
     style.end_labels(axis, labels)
 
 
-def intervals(laws: dict, floors: dict) -> Figure | Note:
-    """Every interval of the exponent and of the floor, by method, beside the estimate; the headline one emphasised.
-
-    Parameters
-    ----------
-    laws : dict
-        Content of laws.json. Methods that bound nothing are not drawn, nor regimes whose headline bounds nothing.
-    floors : dict
-        {regime: exact floor}, drawn where it is known.
-    """
-    found = {regime: _bounded(law) for regime, law in _headline(laws).items()}
-    shown = _few({regime: law for regime, law in _headline(laws).items() if HEADLINE in found[regime]})
-    if not shown:
-        return Note("No law of this study has an interval with an end.")
-    methods = [method for method in METHODS if any(method in found[regime] for regime in shown)]
-    shape = (2, len(shown)) if len(shown) > 1 else (1, 2)
-    figure, axes = style.panels(*shape, 25 + 5 * len(methods))
-    axes = axes.reshape(2, -1)
-    for column, (regime, law) in enumerate(shown.items()):
-        exact, unit = floors.get(regime), "bits" if next(iter(laws[regime])).endswith("nll") else "MSE"
-        labels = (("alpha", "exponent α (no unit)", None), ("c", f"floor c ({unit})", exact))
-        for axis, (name, label, line) in zip(axes[:, column], labels, strict=True):
-            ends = {method: found[regime].get(method, {}).get(name) or OPEN for method in methods}
-            _whiskers(axis, law[name], ends, style.colours(laws)[regime], line)
-            axis.set_xlabel(label)
-            style.listed(axis, [METHODS[method] for method in methods], axis.get_subplotspec().is_first_col())
-            if axis.get_subplotspec().is_first_col():
-                axis.set_ylabel("interval (by method)")
-                axis.get_yticklabels()[0].set_fontweight("bold")
-        style.header(axes[0, column], regime, [f"{law['n_sizes']} sizes, {law['n_runs']} runs"])
+def closeness(view: Closeness | None) -> Figure | Note:
+    """What a law leaves over above its floor, and how its exponent and floor scatter over bootstraps."""
+    if view is None:
+        return Note("No law of this study has an interval.")
+    figure = Figure(figsize=(style.DOUBLE / 25.4, 76 / 25.4), dpi=200, layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(3, 1), width_ratios=(1.3, 1, 1))
+    above = figure.add_subplot(grid[0, 0])
+    below, alpha, c = (
+        figure.add_subplot(grid[1, 0], sharex=above),
+        figure.add_subplot(grid[:, 1]),
+        figure.add_subplot(grid[:, 2]),
+    )
+    _excess(above, below, view.means)
+    style.header(above, view.regime)
+    colour = dict(zip(("runs", "sizes"), style.PALETTE[3:5], strict=True))
+    for axis, name, label, line in (
+        (alpha, "alpha", "exponent α (no unit)", None),
+        (c, "c", _floor_label(view.metric), view.exact),
+    ):
+        _scatter(axis, view, name, colour, line)
+        axis.set_xlabel(label)
+    alpha.set_ylabel("bootstraps (density)")
+    keys = {f"{unit} drawn again": key(color=shade) for unit, shade in colour.items()}
+    keys["headline interval"] = Patch(color=style.GREY, alpha=0.2, linewidth=0)
+    style.legend(figure, keys | ({} if view.exact is None else {"exact floor": key(color=style.BASELINES["floor"][1])}))
     return style.settle(
         figure,
-        f"Intervals of exponent and floor by {counted(len(methods), 'method')}, in bold the headline. An arrow is an "
-        "interval without an end, or one that ends at the number beside it. Black: the exact floor, where known.",
+        f"Left: mean loss of {counted(len(view.means), 'size')} above the fitted floor (those below it are not drawn), "
+        f"with the law and what it misses. Right: exponent and floor over {len(view.draws):,} bootstraps.",
     )
 
 
-def _headline(laws):
-    """{regime: headline law}."""
-    return {regime: next(iter(of.values())) for regime, of in laws.items()}
+def _excess(above, below, means):
+    """L - c against P on logarithmic axes, and the residuals below."""
+    shown = means[means["excess"] > 0]
+    bars = style.DOT | {"fmt": "o", "capsize": 1.5, "color": style.PALETTE[0]}
+    above.errorbar(shown["parameters"], shown["excess"], 1.96 * shown["se"], **bars)
+    above.plot(means["parameters"], means["fitted"], color=style.INK, linewidth=1)
+    below.errorbar(means["parameters"], means["excess"] - means["fitted"], 1.96 * means["se"], **bars)
+    below.axhline(0, color=style.INK, linewidth=0.6)
+    above.set(ylabel="loss above the floor, L − c")
+    below.set(xlabel=style.PARAMETERS, ylabel="residual")
+    style.log_axis(above.xaxis, above.yaxis)
+    style.log_ticks(above.yaxis)
+    above.tick_params(labelbottom=False)
 
 
-def _few(laws):
-    """As many laws as there is room for, those that are determined first."""
-    chosen = sorted(laws, key=lambda regime: laws[regime]["status"] != "ok")[:FEW]
-    return {regime: law for regime, law in laws.items() if regime in chosen}
-
-
-def _bounded(law):
-    """{method: {alpha, c}} of the intervals that have an end."""
-    given = {method: law["intervals"][method] for method in METHODS if method in law["intervals"]}
-    return {method: of for method, of in given.items() if any(set(ends or OPEN) != {None} for ends in of.values())}
-
-
-def _whiskers(axis, estimate, intervals, colour, exact):
-    """One row per method; where an interval leaves the axis stands where it ends."""
-    low, high = _window(estimate, list(intervals.values()), exact)
-    axis.set_xlim(low, high)
-    for y, (method, ends) in enumerate(intervals.items()):
-        main = method == HEADLINE
-        line = {"colour": colour, "width": 1.8} if main else {"colour": style.GREY, "width": 0.8}
-        dot = {"markersize": 4.5} if main else {"markersize": 3, "markerfacecolor": "white"}
-        style.interval(axis, y, (ends[0], estimate, ends[1]), **line, **dot)
-        for end, edge, side in zip(ends, (low, high), ("left", "right"), strict=True):
-            if end is not None and not low <= end <= high:
-                axis.annotate(f"{end:.3g}".replace("-", "−"), (edge, y), (0, 2), textcoords="offset points",
-                              ha=side, va="bottom", fontsize=style.SMALL, color=style.GREY)  # fmt: skip
-    axis.axvline(estimate, color=colour, linewidth=0.5, zorder=0)
+def _scatter(axis, view, name, colour, exact):
+    """Distribution of one constant over bootstraps, its estimate and headline interval."""
+    draws, ends = view.draws, [end for end in headline_ends(view.law, name) if end is not None]
+    near = [*draws.groupby("of")[name].quantile([0.02, 0.98]), *ends, view.law[name], *[exact] * (exact is not None)]
+    room = 0.05 * np.ptp(near)
+    limits = min(near) - room, max(near) + room
+    for unit, shade in colour.items():
+        values = draws.loc[draws["of"] == unit, name]
+        axis.hist(values[values.between(*limits)], 40, limits, density=True, histtype="step", color=shade)
+    low, high = (edge if end is None else end for end, edge in zip(headline_ends(view.law, name), limits, strict=True))
+    axis.axvspan(low, high, color=style.GREY, alpha=0.2, linewidth=0, zorder=0)
+    axis.axvline(view.law[name], color=style.INK, linewidth=0.8)
     if exact is not None:
-        axis.axvline(exact, color=style.BASELINES["floor"][1], linewidth=0.9, zorder=1)
-    axis.xaxis.set_major_locator(MaxNLocator(3))
-    axis.spines["left"].set_visible(False)
+        axis.axvline(exact, color=style.BASELINES["floor"][1], linewidth=1.4)
+    axis.set(xlim=limits, yticks=[])
+    axis.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _window(estimate, intervals, exact):
-    """Limits that hold every finite end, except ends more than four times as far out as the median one."""
-    ends = np.array([end for interval in intervals for end in interval if end is not None], float)
-    limit = 4 * np.median(abs(ends - estimate)) if len(ends) else 0
-    limit = limit or max(abs(estimate), 0.1)
-    near = [estimate, *np.clip(ends, estimate - limit, estimate + limit), *[exact] * (exact is not None)]
-    low, high = min(near), max(near)
-    room = 0.15 * (high - low or 2 * limit)
-    return low - room, high + room
+def _floor_label(metric):
+    return f"floor c ({'bits' if metric.endswith('nll') else 'MSE'})"

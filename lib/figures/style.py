@@ -186,7 +186,8 @@ def _ordered(kind, names):
 def colours(regimes: Iterable[str]) -> dict[str, str]:
     """{regime: colour}."""
     names = _ordered("regimes", dict.fromkeys(regimes))
-    palette = PALETTE if len(names) <= len(PALETTE) else spectrum(len(names), "viridis")
+    few = len(names) <= len(PALETTE)
+    palette = PALETTE if few else seaborn.color_palette("viridis", len(names) + 1).as_hex()[1:]
     return {name: palette[names.index(name)] for name in regimes}
 
 
@@ -199,12 +200,7 @@ def markers(sizes: Iterable[str]) -> dict[str, str]:
 def shades(sizes: Iterable[str]) -> dict[str, str]:
     """{size: colour} from light (smallest) to dark (largest)."""
     names = _ordered("sizes", dict.fromkeys(sizes))
-    return dict(zip(names, spectrum(len(names)), strict=True))
-
-
-def spectrum(number: int, colour_map: str = "crest") -> list[str]:
-    """So many colours from light to dark, evenly from a colour map of seaborn."""
-    return seaborn.color_palette(colour_map, number + 1).as_hex()[1:]
+    return dict(zip(names, seaborn.color_palette("crest", len(names) + 1).as_hex()[1:], strict=True))
 
 
 def panels(rows: int, columns: int, height: float, width: float | None = None) -> tuple[Figure, np.ndarray]:
@@ -224,7 +220,7 @@ def abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat[:number])
 
 
-def settle(figure: Figure, caption: str = "") -> Figure:
+def settle(figure: Figure, caption: str) -> Figure:
     """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout.
 
     `caption` says what is shown: what lines, bands and bars are, and how many runs stand behind them.
@@ -332,7 +328,7 @@ def listed(axis: Axes, names: Iterable[str], shown: bool = True) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def interval(axis: Axes, y: float, ends: Iterable[float], colour: str = INK, width: float = 1, **dot: object) -> None:
+def interval(axis: Axes, y: float, ends: Iterable[float], colour: str = INK, **dot: object) -> None:
     """An estimate with its interval, `ends` is (low, estimate, high); arrows where it leaves the axis or has no end.
 
     Call it when the limits of x are final.
@@ -340,7 +336,7 @@ def interval(axis: Axes, y: float, ends: Iterable[float], colour: str = INK, wid
     low, value, high = (np.nan if end is None else end for end in ends)
     left, right = axis.get_xlim()
     whisker = [np.fmax(left, low), np.fmin(right, high)]
-    axis.plot(whisker, [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
     for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
         if not inside:
             axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)

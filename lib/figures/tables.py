@@ -19,8 +19,6 @@ TEX = str.maketrans({
     "×": r"$\times$",
 })  # fmt: skip
 """What LaTeX cannot read as it is."""
-FAILS = 100
-"""A form that predicts a left-out size so many times worse than the best form does not predict it."""
 NONE = "–"
 """Stands where there is no number."""
 
@@ -105,7 +103,7 @@ def _text(value, digits):
     if not isinstance(value, (int, float, np.number)):
         return str(value)
     whole = abs(value) >= 10**digits or float(value).is_integer()
-    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}".rstrip(".")
     return text if "e-" in text else text.replace("-", "−")
 
 
@@ -160,16 +158,13 @@ def forms(table: pd.DataFrame) -> Table | Note:
     if table.empty:
         return Note("No regime has enough sizes to compare forms of the law.")
     table = table.reset_index()
-    error = table["loso_rmse"].astype(float)
-    fails = error > FAILS * error.groupby(table["regime"]).transform("min")
-    error = ["fails" if bad else _text(value, 3) for value, bad in zip(error, fails, strict=True)]
     columns = {"regime": "regime", "form": "form", "parameters": "constants", "delta_aicc": "ΔAICc",
-               "error": "leave-one-size-out error"}  # fmt: skip
+               "loso_rmse": "leave-one-size-out error"}  # fmt: skip
     caption = (
         "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
         "predicting the mean of a size that was left out."
     )
-    shown = table.assign(error=error, delta_aicc=_fixed(table["delta_aicc"], 1))
+    shown = table.assign(delta_aicc=_fixed(table["delta_aicc"], 1))
     return plain(shown, columns, 3, caption, raw=table)
 
 

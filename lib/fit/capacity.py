@@ -175,23 +175,13 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Budgets:
-    """More updates: the loss of every size at every budget, and the floor of each budget's law.
-
-    Attributes
-    ----------
-    runs : DataFrame
-        size, parameters, cells_seen, loss; flops of training to that budget, where they are known.
-    table : DataFrame
-        name, cells_seen, c, c_low, c_high, status: of every budget, and the limit.
-    exact : float or None
-        The exact floor.
-    """
+    """More updates: the loss of every size at every budget, and the floor of each budget's law."""
 
     regime: str
     metric: str
-    runs: pd.DataFrame
-    table: pd.DataFrame
-    exact: float | None
+    runs: pd.DataFrame  # size, parameters, cells_seen, loss; flops, where they are known
+    table: pd.DataFrame  # name, cells_seen, c, c_low, c_high, status: of every budget, and the limit
+    exact: float | None  # floor
 
 
 def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
@@ -203,7 +193,8 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
     runs = usable(table[table["regime"] == regime], metric)
     runs = runs[sees_context(runs)]
     rows, parts = [], []
-    for name, of in law["budget"].items():
+    for name in [name for name in (*BUDGETS, "whole", "limit", "joint") if name in law["budget"]]:
+        of = law["budget"][name]
         seen = of.get("share", np.inf) * runs["cells_seen"].max()
         rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
         if "share" in of:
@@ -224,8 +215,7 @@ def compute_frontier(view: Budgets) -> pd.DataFrame:
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
     """What each regime's headline law hangs on: regime, choice, alpha and c with their ends, status."""
-    names = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}
-    rows = []
+    names, rows = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}, []
     for regime, by_metric in laws.items():
         law = next(iter(by_metric.values()))
         limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}

@@ -1,7 +1,7 @@
 """Conditions compared: training cells, held-out splits, donor splits, depth, protocols.
 
-Each takes the table of runs and gives what its figure draws, or in `sentence` why these runs do not allow it. `laws` is
-the content of laws.json, and `known` are the baselines, {regime: {split: {...}}}.
+Each takes the table of runs and gives what its figure draws. `laws` is the content of laws.json, and `known` are the
+baselines, {regime: {split: {...}}}.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.fit.intervals import columns_of
-from lib.fit.joint import best_joint_law, frontier, joint_law, outlook
+from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.runs import UNITS, headline, usable
 from lib.io import InputError
 
@@ -31,7 +31,7 @@ class Matched:
     sentence: str
     all_donors: pd.DataFrame | None = None  # usable runs with a column `loss`
     few_donors: pd.DataFrame | None = None
-    gains: pd.DataFrame | None = None  # of `gains`
+    gains: pd.DataFrame | None = None  # of `gains`, with the crossover of `joint.frontier`
     metric: str = METRIC
     outlook: str = ""  # what limits the largest run
     more: pd.DataFrame | None = None  # what more parameters or cells save it, of `joint.gains`
@@ -43,21 +43,14 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     metric = next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
-        best, law = best_joint_law(all_donors), joint_law(all_donors, seed=seed)
+        law = joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    saved = gains(all_donors)
+    saved = gains(all_donors).assign(crossover=lambda table: frontier(law, table["cells_train"]))
     slope = trend(saved)
-    many, few = saved.iloc[-1], saved.iloc[0]
-    cells = saved["cells_train"]
-    ratios = [
-        f"{D / N:.3g} at {D:,.0f} cells" for D, N in zip(cells, frontier(best, cells), strict=True) if 0 < N < np.inf
-    ]
     sentence = (
-        f"With {many['cells_train']:,.0f} training cells size saves {many['gain']:.4f} ({many['relative']:.0%}) of the "
-        f"loss, with {few['cells_train']:,.0f} {few['gain']:.4f} ({few['relative']:.0%}); per tenfold cells the gain "
-        f"changes by {slope['slope']:+.4f} ({slope['low']:+.4f} to {slope['high']:+.4f}). Cells per parameter at which "
-        f"size and cells limit equally: {', '.join(ratios) or 'out of reach'}."
+        f"Per tenfold training cells what size saves changes by {slope['slope']:+.4f} "
+        f"({slope['low']:+.4f} to {slope['high']:+.4f})."
     )
     return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
 
@@ -90,19 +83,17 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row per number of cells, fewest first
-        cells_train; best (size of the least mean loss) and its parameters; gain, the loss that it saves against the
-        smallest size, with its standard error from the seeds; relative, the gain as a share of the smallest size's
-        loss.
+        cells_train; gain, the loss that the best size saves against the smallest one, with its standard error from the
+        seeds; relative, the gain as a share of the smallest size's loss.
     """
     groups = rows.groupby(["cells_train", "parameters"])
-    means = groups.agg(size=("size", "first"), loss=("loss", "mean"), n=("loss", "size")).reset_index()
+    means = groups.agg(loss=("loss", "mean"), n=("loss", "size")).reset_index()
     free, squares = len(rows) - len(means), ((rows["loss"] - groups["loss"].transform("mean")) ** 2).sum()
     smallest = means.groupby("cells_train").first()
     best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
     gain = smallest["loss"] - best["loss"]
     se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
-    table = {"best": best["size"], "parameters": best["parameters"], "gain": gain, "se": se}
-    return pd.DataFrame(table | {"relative": gain / smallest["loss"]}).reset_index()
+    return pd.DataFrame({"gain": gain, "se": se, "relative": gain / smallest["loss"]}).reset_index()
 
 
 def trend(table: pd.DataFrame) -> dict[str, float]:
@@ -123,39 +114,19 @@ CELLS = {
 """Whose cells a held-out split has."""
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Does the law hold on other donors and other data sets, and what does a random split leak?
-
-    The same models are measured on every held-out split. Splits differ in how hard their cells are, so what is compared
-    is the share explained of each split's reducible error: from its gene mean to its exact floor, or to zero.
-    """
-
-    sentence: str
-    laws: pd.DataFrame | None = None  # of `laws_by_split`
-    shares: pd.DataFrame | None = None  # of `explained`
-    leak: pd.DataFrame | None = None  # of `leak`
-    regime: str = ""  # that is drawn
-
-
-def held_out(table: pd.DataFrame, laws: dict, known: dict) -> HeldOut:
-    """The held-out splits of a study."""
-    shares = explained(table, known)
-    if shares.empty or shares["split"].nunique() < 2:
-        return HeldOut("These runs were measured on one held-out split alone.")
-    return HeldOut("", laws_by_split(laws), shares, leak(shares), table["regime"].iloc[0])
-
-
 def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     """Share of each split's reducible squared error that every run explains.
+
+    Splits differ in how hard their cells are; what can be compared is the share of the error from each split's gene
+    mean to its exact floor, or to zero. One split alone gives no rows.
 
     Returns
     -------
     DataFrame
-        regime, size, seed, parameters, split, cells (whose they are), loss, explained, se (of explained, over cells),
+        regime, size, seed, parameters, split, cells (whose they are), explained, se (of explained, over cells),
         gaussian (explained by the conditional Gaussian).
     """
-    parts = [pd.DataFrame()]
+    parts = []
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
         for regime, runs in (usable(table, metric) if metric in table else table[:0]).groupby("regime", sort=False):
@@ -164,22 +135,25 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
                 reducible = gene_mean - baselines.get("bayes_mse", 0.0)
                 errors = runs[f"{metric}_se"].astype(float) if f"{metric}_se" in runs else np.nan
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
-                    split=split, cells=cells, loss=runs[metric], explained=(gene_mean - runs[metric]) / reducible,
-                    se=errors / reducible,
+                    split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible, se=errors / reducible,
                     gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    shares = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"split": []})
+    return shares if shares["split"].nunique() > 1 else shares[:0]
 
 
 def laws_by_split(laws: dict) -> pd.DataFrame:
-    """The law of the squared error of every regime and split: regime, split, cells, alpha, c and their ends, status."""
+    """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, status.
+
+    No rows where there is one split alone.
+    """
     rows = [
         {"regime": regime, "split": split, "cells": cells, **columns_of(law), "status": law["status"]}
         for regime, by_metric in laws.items()
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse"))
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows if len({row["split"] for row in rows}) > 1 else [])
 
 
 def leak(shares: pd.DataFrame) -> pd.DataFrame:

@@ -22,6 +22,17 @@ BOOTSTRAPS = {
 
 HEADLINE = "profile_size_means"
 
+METHODS = {
+    HEADLINE: "profile, size means",
+    "profile_runs": "profile, runs",
+    "bootstrap_runs": "bootstrap, runs",
+    "bootstrap_runs_bca": "bootstrap, runs (BCa)",
+    "bootstrap_within_sizes": "bootstrap, within sizes",
+    "bootstrap_sizes": "bootstrap, sizes",
+    "two_stage": "bootstrap, sizes then seeds",
+}
+"""What tables and figures call the intervals in laws.json."""
+
 
 def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` resampled ladders: their size means and weights, each (size, sizes).

@@ -1,16 +1,11 @@
 """Laws of loss in parameters N and training cells D together, and what they say about the next run.
 
-With N and D in units of their smallest values:
+The law is L = E + A N^-a + B D^-b (Hoffmann et al. 2022), with N and D in units of their smallest values. For fixed
+exponents it is linear, so the fit is again variable projection: a grid over the exponents, then Levenberg-Marquardt on
+the projected residual, batched over bootstrap draws.
 
-- additive: E + A N^-a + B D^-b (Hoffmann et al. 2022);
-- interaction: additive plus G N^-a D^-b.
-
-For fixed exponents both are linear, so the fit is again variable projection: a grid over the exponents, then
-Levenberg-Marquardt on the projected residual, batched over bootstrap draws.
-
-At the crossover a little more N and a little more D save the same: below it (in N) capacity limits, above it data. For
-an additive law that is a A N^-a = b B D^-b, which is also the optimal split of a FLOP budget proportional to N D
-(Hoffmann et al. 2022); here it is computed numerically, for every joint law.
+At the crossover a little more N and a little more D save the same, a A N^-a = b B D^-b: below it (in N) capacity
+limits, above it data. It is also the optimal split of a FLOP budget proportional to N D (Hoffmann et al. 2022).
 """
 
 from dataclasses import dataclass, replace
@@ -18,25 +13,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lib.fit.law import Status, aicc
+from lib.fit.law import Status
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
-FORMS = ("additive", "interaction")
 FACTORS = (2, 10)
 """Times the parameters or the cells of a run for which a plan says what they save."""
 REACH = 10.0
 """Furthest extrapolation, as a factor beyond the fitted range of N and of D."""
-STEP = 0.01  # half-width, in log N or log D, of the numerical derivatives
 
 
 @dataclass(frozen=True, eq=False)
 class Joint:
     """A fitted joint law; `draws` is the same law fitted to redrawn tables: theta and linear gain a leading axis."""
 
-    form: str
     theta: np.ndarray  # a, b
-    linear: np.ndarray  # E, A, B[, G]
+    linear: np.ndarray  # E, A, B
     cells: pd.DataFrame  # what it was fitted to, of `grid_means`
     unit: tuple[float, float]  # smallest N, smallest D
     rss: float
@@ -46,18 +38,16 @@ class Joint:
     def predict(self, parameters: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Expected loss; arguments broadcast with each other (and with the draws, if these are draws)."""
         N, D = np.broadcast_arrays(*(np.asarray(x, float) for x in (parameters, cells)))
-        return (_columns(self.form, self.theta, N, D, *self.unit) * self.linear).sum(-1)
+        return (_columns(self.theta, N, D, *self.unit) * self.linear).sum(-1)
 
 
-def _columns(form, theta, N, D, N0, D0):
-    """Linear columns of a form, (..., k); theta (..., t) broadcasts against N."""
-    a, b = theta[..., 0], theta[..., 1]
-    f, g = np.exp(-a * np.log(N / N0)), np.exp(-b * np.log(D / D0))
-    columns = [np.ones_like(f * g), f + 0 * g, g + 0 * f] + ([f * g] if form == "interaction" else [])
-    return np.stack(columns, -1)
+def _columns(theta, N, D, N0, D0):
+    """Linear columns of the law, (..., 3); theta (..., 2) broadcasts against N."""
+    f, g = np.exp(-theta[..., 0] * np.log(N / N0)), np.exp(-theta[..., 1] * np.log(D / D0))
+    return np.stack(np.broadcast_arrays(1.0, f, g), -1)
 
 
-def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400, seed: int = 0) -> Joint:
+def joint_law(table: pd.DataFrame, resamples: int = 400, seed: int = 0) -> Joint:
     """Fit a joint law to a grid of sizes x training cells.
 
     Parameters
@@ -65,7 +55,6 @@ def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400,
     table : DataFrame
         Columns parameters, cells_train, loss. Runs of one (parameters, cells_train) are averaged: what is drawn and
         weighed is a cell of the grid, not a seed.
-    form : {"additive", "interaction"}
     resamples : int
         Draws, see `_redraw`.
 
@@ -74,14 +63,14 @@ def joint_law(table: pd.DataFrame, form: str = "additive", resamples: int = 400,
     InputError
         For fewer than three distinct N or D, or no degree of freedom left.
     """
-    cells = grid_means(table, form)
-    theta, linear, rss = _fit(form, cells, cells["loss"].to_numpy()[None])
+    cells = grid_means(table)
+    theta, linear, rss = _fit(cells, cells["loss"].to_numpy()[None])
     unit = cells["parameters"].min(), cells["cells_train"].min()
-    law = Joint(form, theta[0], linear[0], cells, unit, float(rss[0]))
+    law = Joint(theta[0], linear[0], cells, unit, float(rss[0]))
     law = replace(law, status=_status(law))
     if not resamples:
         return law
-    theta, linear, _ = _fit(form, cells, _redraw(law, resamples, np.random.default_rng(seed)))
+    theta, linear, _ = _fit(cells, _redraw(law, resamples, np.random.default_rng(seed)))
     return replace(law, draws=replace(law, theta=theta, linear=linear))
 
 
@@ -110,15 +99,14 @@ def _redraw(law, resamples, rng):
     return drawn
 
 
-def grid_means(table: pd.DataFrame, form: str) -> pd.DataFrame:
+def grid_means(table: pd.DataFrame) -> pd.DataFrame:
     """Mean loss of each (parameters, cells_train), checked: the cells of the grid."""
     cells = table.groupby(["parameters", "cells_train"], as_index=False)[["loss"]].mean().astype(float)
     for column, what in (("parameters", "model sizes"), ("cells_train", "numbers of training cells")):
         if cells[column].nunique() < 3:
             raise InputError(f"a joint law needs three {what} at least, and the table has {cells[column].nunique()}")
-    needed = 6 + (form == "interaction")
-    if len(cells) < needed:
-        raise InputError(f"{form!r} needs {needed} cells of the grid, and the table has {len(cells)}: train more")
+    if len(cells) < 6:
+        raise InputError(f"a joint law needs 6 cells of the grid, and the table has {len(cells)}: train more")
     return cells
 
 
@@ -132,22 +120,22 @@ def _status(law):
     return Status.OK
 
 
-def _fit(form, cells, losses):
+def _fit(cells, losses):
     """Least squares of `losses` (draws, n): theta (draws, 2), linear (draws, k), rss (draws,)."""
     N, D = (cells[c].to_numpy(float) for c in ("parameters", "cells_train"))
     axes = [EXPONENTS / np.log(N.max() / N.min()), EXPONENTS / np.log(D.max() / D.min())]
     starts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
     def residual(log_theta, y):
-        X = _columns(form, np.exp(log_theta)[:, None], N, D, N.min(), D.min())
+        X = _columns(np.exp(log_theta)[:, None], N, D, N.min(), D.min())
         Q, _ = np.linalg.qr(X)
         return y - (Q @ (np.swapaxes(Q, -1, -2) @ y[..., None]))[..., 0]
 
-    Q, _ = np.linalg.qr(_columns(form, starts[:, None], N, D, N.min(), D.min()))
+    Q, _ = np.linalg.qr(_columns(starts[:, None], N, D, N.min(), D.min()))
     explained = sum((losses @ Q[:, :, k].T) ** 2 for k in range(Q.shape[-1]))
     bounds = np.log([[axis[0], axis[-1]] for axis in axes])
     theta = np.exp(_descend(residual, np.log(starts[explained.argmax(1)]), losses, bounds))
-    X = _columns(form, theta[:, None], N, D, N.min(), D.min())
+    X = _columns(theta[:, None], N, D, N.min(), D.min())
     linear = (np.linalg.pinv(X) @ losses[..., None])[..., 0]
     return theta, linear, ((losses - (X @ linear[..., None])[..., 0]) ** 2).sum(-1)
 
@@ -172,60 +160,35 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
     return x
 
 
-def best_joint_law(table: pd.DataFrame) -> Joint:
-    """The law of least AICc over the cells of the grid, without draws; for `table` and errors see `joint_law`."""
-    laws = [joint_law(table, form, resamples=0) for form in FORMS]  # without AICc (NaN) the first, additive one
-    return min(laws, key=lambda law: aicc(law.rss, len(law.cells), len(law.theta) + len(law.linear)))
-
-
 # ---------------------------------------------------------------- the next run: more parameters, or more cells?
-
-
-def _over_draws(law, level, quantity):
-    """A quantity of a law that was fitted with draws, and the ends of its interval over them."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(quantity(law.draws), tails, method="closest_observation")
-    return float(quantity(law)), float(low), float(high)
-
-
-def _elasticity(law, N, D):
-    """Loss saved per unit of log N less loss saved per unit of log D: positive where capacity limits."""
-    up, down = np.exp(STEP), np.exp(-STEP)
-    by_N = law.predict(N * down, D) - law.predict(N * up, D)
-    return (by_N - (law.predict(N, D * down) - law.predict(N, D * up))) / (2 * STEP)
 
 
 def capacity_share(law: Joint, parameters: float, cells: float) -> float:
     """Share of the draws in which more parameters save more than as many times more training cells."""
-    return float((_elasticity(law.draws, parameters, cells) > 0).mean())
+    (a, b), (_, A, B), (N, D) = law.draws.theta.T, law.draws.linear.T, law.unit
+    return float((a * A * (parameters / N) ** -a > b * B * (cells / D) ** -b).mean())
 
 
 def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
     """What more of either saves a run: of (parameters or cells), factor, gain, low, high; NaN beyond `REACH`."""
-    rows = []
+    rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
     for of, column, value in (("parameters", "parameters", parameters), ("cells", "cells_train", cells)):
         for factor in FACTORS:
             more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
-            saved = _over_draws(law, level, lambda x, more=more: x.predict(parameters, cells) - x.predict(*more))
-            within = factor * value <= REACH * law.cells[column].max()
-            rows.append((of, factor, *(saved if within else [np.nan] * 3)))
+            saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
+            ends = saved, *np.quantile(draws, tails, method="closest_observation")
+            rows.append((of, factor, *(ends if factor * value <= REACH * law.cells[column].max() else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["of", "factor", "gain", "low", "high"])
 
 
-def frontier(law: Joint, cells: np.ndarray, rounds: int = 50) -> np.ndarray:
-    """Parameters at which capacity and data limit equally, at each number of training cells; +-inf out of reach.
-
-    By bisection in log N: capacity limits small N and data limits large N, so their difference falls through zero once.
-    """
-    D, (least, most) = np.asarray(cells, float), law.cells["parameters"].agg(["min", "max"])
-    low, high = np.full_like(D, least / REACH), np.full_like(D, most * REACH)
-    at_low, at_high = (_elasticity(law, N, D) for N in (low, high))
-    bottom, top = np.log(low), np.log(high)
-    for _ in range(rounds):
-        middle = (bottom + top) / 2
-        capacity = _elasticity(law, np.exp(middle), D) > 0
-        bottom, top = np.where(capacity, middle, bottom), np.where(capacity, top, middle)
-    return np.select([at_low <= 0, at_high >= 0], [-np.inf, np.inf], np.exp(middle))
+def frontier(law: Joint, cells: np.ndarray) -> np.ndarray:
+    """Parameters at which capacity and data limit equally, at each number of training cells; NaN out of reach."""
+    (a, b), (_, A, B) = law.theta, np.maximum(law.linear, 0)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        ratio = a * A / (b * B * (np.asarray(cells, float) / law.unit[1]) ** -b)
+        crossover = law.unit[0] * ratio ** (1 / a)
+    least, most = law.cells["parameters"].agg(["min", "max"])
+    return np.where((least / REACH <= crossover) & (crossover <= most * REACH), crossover, np.nan)
 
 
 def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame]:

@@ -118,29 +118,3 @@ def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
     ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})
     drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]
     return pd.concat([ours, pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})], ignore_index=True)
-
-
-def audit(table: pd.DataFrame) -> pd.DataFrame:
-    """What else enters the losses of each regime, as far as the table says: regime, question, found.
-
-    Sizes no better than the gene mean, best-of-many losses and how unequally many, and the count of cells seen.
-    """
-    rows = []
-    for regime, runs in table.groupby("regime", sort=False):
-        runs, answers = usable(runs, "validation_mse"), {}
-        if not np.isnan(baseline := runs["gene_mean_mse"].mean()):
-            losses = runs.groupby("size", sort=False)["validation_mse"].mean()
-            worse = [f"{size} ({loss:.3f})" for size, loss in losses.items() if loss >= baseline]
-            answers[f"sizes no better than the gene mean ({baseline:.3f})"] = ", ".join(worse) or "none"
-        if len(runs) and {"evaluations", "final_val_mse"} <= set(runs):
-            fewest, most = runs["evaluations"].min(), runs["evaluations"].max()
-            gap = (runs["final_val_mse"] - runs["validation_mse"]).max()
-            answers["evaluations that the best loss is chosen from"] = f"{fewest} to {most}"
-            answers["largest difference between final and best loss"] = f"{gap:.3f}"
-        if len(runs) and {"micro_steps", "micro_batch", "accumulation"} <= set(runs):
-            largest = runs.loc[runs["micro_steps"].idxmax()]
-            seen, times = int(largest["micro_steps"] * largest["micro_batch"]), largest["accumulation"]
-            counted = f"{seen:,}; micro-steps x accumulated batch would count {times:.0f} times as many"
-            answers["most cells seen by a run"] = counted
-        rows += [(regime, question, answer) for question, answer in answers.items()]
-    return pd.DataFrame(rows, columns=["regime", "question", "found"])

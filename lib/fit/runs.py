@@ -207,26 +207,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def unconverged(table: pd.DataFrame) -> list[str]:
-    """One sentence for each regime in which some sizes would still move with more updates; none where all have settled.
-
-    A run has converged when half its updates would have given a loss within the study's tolerance.
-    """
-    sentences = []
-    for regime, runs in table[table["status"] == "ok"].groupby("regime", sort=False):
-        moving = runs[runs["convergence"] == "not converged"]
-        if len(moving):
-            loss = headline(moving)[regime]
-            gain = (moving[f"{loss}_half"] / moving[loss] - 1).astype(float)
-            sizes = ", ".join(moving.sort_values("parameters")["size"].unique())
-            sentences.append(
-                f"{regime}: {len(moving)} of {len(runs)} runs have not converged ({sizes}): the second half of their "
-                f"updates changed the loss by {gain.abs().min():.1%} to {gain.abs().max():.1%}. Their law is that of "
-                "this budget, not of the sizes' capacity."
-            )
-    return sentences
-
-
 def with_provenance(laws: dict, study: Study) -> dict:
     """The laws, each with where it comes from: study, code, libraries and, for trained runs, the census."""
     origin = {"study": study.name, "code_version": io.code_version(), "versions": io.versions()}

@@ -4,6 +4,8 @@ Besides the law itself: is there scaling and a floor (forms compared), does the 
 small sizes predict large ones (roll-out), and what is the floor in bits.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -11,7 +13,7 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import HEADLINE, all_intervals, band, columns_of, region_of
+from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, bootstrap, columns_of, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
@@ -213,6 +215,44 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     return rows
 
 
+# ---------------------------------------------------------------- how close, and how it scatters
+
+
+@dataclass(frozen=True, eq=False)
+class Closeness:
+    """How close one regime's headline law lies to its sizes, and how its constants scatter over bootstraps."""
+
+    regime: str
+    metric: str
+    means: (
+        pd.DataFrame
+    )  # size, parameters, excess (mean loss minus c), fitted (that of the law), se (known, of the mean)
+    draws: pd.DataFrame  # of (what is drawn again: runs or sizes), alpha, c; a row for each bootstrap that has a law
+    law: dict  # entry of laws.json
+    exact: float | None  # floor
+
+
+def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, seed: int) -> Closeness | None:
+    """That of the first regime whose law is ok, or else of the first that has an interval; None where none has."""
+    laws = {regime: next(iter(by_metric.items())) for regime, by_metric in laws.items()}
+    able = {regime: law for regime, (_, law) in laws.items() if law["intervals"]}
+    if not able:
+        return None
+    regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
+    metric, law = laws[regime]
+    rows = usable(table[table["regime"] == regime], metric)
+    data = ladder(rows[sees_context(rows)], metric)
+    means = pd.DataFrame({"size": data.labels, "parameters": data.parameters, "excess": data.means - law["c"]})
+    means["fitted"] = means_law(data).predict(data.parameters) - law["c"]
+    means["se"] = np.sqrt(np.maximum(data.known, data.known_variance))
+    rng, parts = np.random.default_rng(seed), []
+    for unit in ("runs", "sizes"):
+        alpha, c = bootstrap(data, unit, resamples, rng)
+        parts.append(pd.DataFrame({"of": unit, "alpha": alpha, "c": c}))
+    draws = pd.concat(parts, ignore_index=True).replace([np.inf, -np.inf], np.nan).dropna()
+    return Closeness(regime, metric, means, draws, law, floors.get(regime))
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -237,6 +277,16 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
             drawn = {"parameters": grid, "loss": fitted.predict(grid), "lo": low, "hi": high}
             parts.append(pd.DataFrame({"regime": regime} | drawn))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
+
+
+def intervals_table(laws: dict) -> pd.DataFrame:
+    """Every interval of each regime's headline law, by method: regime, interval, alpha and c with their ends."""
+    rows = [
+        {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
+        for regime, law in of_metric(laws).items()
+        for method, ends in law["intervals"].items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def comparison_table(laws: dict) -> pd.DataFrame:
@@ -307,28 +357,11 @@ def _limit(law):
     return {"limit": columns["c"], "limit_low": columns["c_low"], "limit_high": columns["c_high"]}
 
 
-def bits_table(laws: dict, known: dict) -> pd.DataFrame:
-    """Gaussian bits of the fitted floor beside the exact entropy of a hidden count, where the truth is known.
-
-    Parameters
-    ----------
-    laws, known : dict
-        See `laws_table`.
-
-    Returns
-    -------
-    DataFrame, one row per regime
-    """
-    rows = []
-    for regime, law in of_metric(laws, "validation_mse").items():
-        exact = known.get(regime, {}).get("validation", {})
-        floor, (low, high) = exact.get("bayes_mse"), law["floor_bits"]["interval"]
-        rows.append({
-            "regime": regime, "gaussian_bits_of_fitted_floor": law["floor_bits"]["value"], "low": low, "high": high,
-            "gaussian_bits_of_exact_floor": None if floor is None else gaussian_bits(floor),
-            "exact_bits_of_the_count": exact.get("bayes_bits"),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+def bits_table(laws: dict) -> pd.DataFrame:
+    """The floor of the squared error as Gaussian bits: regime, bits and its ends."""
+    bits = {regime: law["floor_bits"] for regime, law in of_metric(laws, "validation_mse").items()}
+    rows = [(regime, of["value"], *of["interval"]) for regime, of in bits.items()]
+    return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"])
 
 
 def read_replicates() -> pd.DataFrame:
