@@ -139,23 +139,6 @@ def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
     assert np.array_equal(adata.X.toarray()[:, :3], summed)
 
 
-def test_a_union_says_which_data_set_measured_which_gene(h5ad, study_file, counts):
-    """Data set x has genes 0 to 19 in one of its files, and 0 to 24 in another; y and z have genes 10 to 29."""
-    names = np.array([f"G{gene}" for gene in range(30)])
-    h5ad("a", counts[:, :20], genes=names[:20], dataset_id="x")
-    h5ad("b", counts[:, 10:] + 1, genes=names[10:], dataset_id=np.repeat(["y", "z"], 100), donors=("E",))
-    h5ad("c", counts[:, :25] + 2, genes=names[:25], dataset_id="x", donors=("F",))
-    with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
-        presence = cellxgene_census.get_presence_matrix(collection, HUMAN).toarray()
-        var = cellxgene_census.get_var(collection, HUMAN)
-        adata = cellxgene_census.get_anndata(collection, HUMAN)
-        assert np.flatnonzero(census.measured(collection, ["x", "y"])).tolist() == list(range(10, 20))
-    assert var["feature_id"].tolist() == names.tolist()
-    assert np.array_equal(presence, np.repeat([[1, 1, 0], [0, 1, 1]], [1, 2], axis=0).repeat(10, axis=1))
-    assert var["n_measured_obs"].tolist() == [400] * 10 + [600] * 10 + [200] * 10
-    assert np.array_equal(adata.X.toarray()[:200, :20], counts[:, :20]) and not adata.X[:200, 20:].nnz
-
-
 # ---------------------------------------------------------------- samples
 
 
