@@ -149,7 +149,10 @@ def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     with all that is related to them; single cells of training donors last. Returns for each cell an index into SPLITS.
     """
     if split.by == "random":
-        return _at_random(len(cells), split)
+        assigned, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
+        validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
+        assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
+        return assigned
     group = related(*(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     assigned = np.zeros(len(sizes), int)  # of each group
@@ -168,14 +171,6 @@ def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
         number = SPLITS.index("test_random")
         order = np.random.default_rng([split.seed, number]).permutation(np.flatnonzero(assigned == 0))
         assigned[order[: round(split.random * len(assigned))]] = number
-    return assigned
-
-
-def _at_random(cells, split):
-    """Index into SPLITS of each of so many cells, (cells,) int, drawn by itself."""
-    assigned, order = np.zeros(cells, int), np.random.default_rng(split.seed).permutation(cells)
-    validation, test = round(split.validation * cells), round(split.test * cells)
-    assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
     return assigned
 
 
