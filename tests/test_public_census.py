@@ -292,6 +292,16 @@ def test_a_panel_from_s3_is_that_of_the_same_census_in_a_folder(mirror, local, p
     assert sorted(path.name for path in mirror.folder("all").iterdir()) == [".panel.lock", "panel.h5ad"]
 
 
+def test_a_private_mirror_is_sent_the_credentials_of_the_environment(study_file, proxy, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    server = {"endpoint": proxy.endpoint, "region": "eu-west-1", "signed": True}
+    with census.open_census(study_file(census={"uri": "s3://census/soma", "s3": server})) as collection:
+        assert census.describe(collection)["cells"] == 800
+    signed = [request for request in proxy.requests if "Credential=mine/" in request and "/eu-west-1/s3/" in request]
+    assert len(signed) == len(proxy.requests) > 0
+
+
 def test_the_proxy_of_the_environment_is_asked_for_what_does_not_go_past_it(study_file, proxy, hasty, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy.endpoint)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
