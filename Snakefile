@@ -28,7 +28,7 @@ workdir: study.data
 wildcard_constraints: regime="[^/]+", size="[^/]+"
 
 PYTHON, NOTEBOOKS = sys.executable, plan.relative(study, io.CODE / "notebooks")
-SOURCES = [plan.relative(study, path) for path in plan.sources(study)]
+SOURCES = plan.marks(study)  # no inputs: Snakemake refuses a job whose input is dated in the future
 PANELS = expand("notebooks/01_data/{regime}.done", regime=study.regimes)
 RUNS = expand("notebooks/03_train/{regime}/{size}.done", regime=study.regimes, size=[size.name for size in study.sizes])
 EXECUTE = (
@@ -65,10 +65,10 @@ rule all:
 
 rule data:
     message: "01_data {wildcards.regime}"
-    input: **code("data"), files=SOURCES
+    input: **code("data")
     output: "notebooks/01_data/{regime}.done"
     log: **logs("01_data/{regime}")
-    params: **step("data", "settings", "results")
+    params: **step("data", "settings", "results"), files=SOURCES
     resources: **needs("data")
     priority: 10 ** 9  # all training waits for it
     shell: EXECUTE % "regime={wildcards.regime}"
@@ -95,10 +95,10 @@ rule train:
 
 rule fit:
     message: "04_fit"
-    input: **code("fit"), panels=[] if study.runs else PANELS, runs=[] if study.runs else RUNS, given=SOURCES if study.runs else []
+    input: **code("fit"), panels=[] if study.runs else PANELS, runs=[] if study.runs else RUNS
     output: "notebooks/04_fit.done"
     log: **logs("04_fit")
-    params: **step("fit", "settings", "results")
+    params: **step("fit", "settings", "results"), given=SOURCES if study.runs else []
     resources: **needs("fit")
     shell: EXECUTE % ""
 

@@ -494,7 +494,7 @@ def load_study(name: str) -> Study:
     if str(name) not in studies:
         raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {', '.join(studies)}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date
         raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):

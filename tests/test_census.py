@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import socket
-import time
 
 import cellxgene_census
 import numpy as np
@@ -97,35 +95,6 @@ def test_what_is_no_census_is_refused(study_file, project):
     assert "data/absent" in said and "census.uri" in said
     tiledbsoma.Collection.create(str(project / "other")).close()
     assert "no Census of human cells" in unavailable(study_file(census={"uri": "other"}))
-
-
-def test_a_server_that_stays_silent_is_given_up(study_file, monkeypatch):
-    from cellxgene_census import _release_directory
-
-    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        monkeypatch.setattr(_release_directory, "CELL_CENSUS_MIRRORS_DIRECTORY_URL", address)
-        monkeypatch.setattr(census, "PATIENCE", 0.5)
-        start = time.monotonic()
-        said = unavailable(study_file(census={"version": "2025-11-08"}))
-    assert "2025-11-08" in said and "no answer in 0.5 s" in said and "census.uri" in said
-    assert time.monotonic() - start < 30  # without the limit it would never end
-
-
-def test_files_are_pooled_over_shared_genes_and_keep_their_whole_totals(h5ad, study_file, counts):
-    names = [f"G{gene}" for gene in range(30)]
-    h5ad("a", counts, genes=names, tissue="lung")
-    h5ad("b", counts[:, ::-1], genes=[*names[:9:-1], *[f"H{gene}" for gene in range(10)]], donors=("E",))
-    study = study_file(census={"h5ad": ["input/a.h5ad", "input/*.h5ad"]})
-    with census.open_census(study) as collection:
-        adata = cellxgene_census.get_anndata(collection, HUMAN)
-        report = census.sources(collection)
-    assert adata.var["feature_name"].tolist() == names[10:]
-    assert np.array_equal(adata.X.toarray(), np.vstack([counts[:, 10:], counts[:, 10:]]))
-    assert np.array_equal(adata.obs["raw_sum"], np.tile(counts.sum(axis=1), 2))
-    assert adata.obs["tissue_general"].astype(str).tolist() == ["lung"] * 200 + ["unknown"] * 200
-    assert report["file"].tolist() == ["input/a.h5ad", "input/b.h5ad"] and report["donors"].tolist() == [4, 1]
-    assert set(report["cells"]) == {200} and set(report["genes"]) == {30} and set(report["genes_shared"]) == {20}
 
 
 def test_named_columns_are_read_as_donor_data_set_and_tissue(h5ad, study_file, counts):

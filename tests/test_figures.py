@@ -96,7 +96,7 @@ DRAWN = {
     "audit": lambda: figures.published_audit(*make_published()),
     "coverage": lambda: interval_coverage.draw(pd.read_csv(DATA / "coverage.csv")),
     "splits": lambda: figures.splits(make_cells()),
-    "realism": lambda: figures.realism(REALISM, REALISM.tail(25), "data-rich"),
+    "realism": lambda: figures.realism(REALISM),
     "architecture": lambda: figures.architecture(XL),
     "recipe": lambda: figures.recipe(sizes.recipe()),
 }

@@ -94,15 +94,6 @@ def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(pro
 # ---------------------------------------------------------------- genes
 
 
-def test_ids_lose_genome_and_version_but_keep_the_y_copy():
-    names = pd.Series(
-        ["ENSG00000000003.15", "GRCh38_ENSG00000000005", "ENSG00000002586.20_PAR_Y", "ENSA", "CD8A", None]
-    )
-    found = user_files._ensembl(names)
-    assert found[:3].tolist() == ["ENSG00000000003", "ENSG00000000005", "ENSG00000002586_PAR_Y"]
-    assert found[3:].isna().all()
-
-
 @pytest.mark.parametrize(
     ("files", "keys"),
     [
@@ -129,7 +120,8 @@ def test_genes_of_several_files_meet_by_id_and_symbol(files, keys):
 
 def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, study_file, counts):
     ids, symbols = [f"ENSG{gene:011d}" for gene in range(30)], [f"G{gene}" for gene in range(30)]
-    h5ad("census", counts, genes=[f"{name}.{gene}" for gene, name in enumerate(ids)], var={"feature_name": symbols})
+    versions = [f"GRCh38_{name}.{gene}" for gene, name in enumerate(ids)]
+    h5ad("census", counts, genes=versions, var={"feature_name": symbols})
     h5ad("scanpy", counts[:, ::-1] + 1, genes=symbols[::-1], donors=("E",))
     path = tenx("cellranger", counts + 2)
     study = study_file(census={"files": ["input/*.h5ad", {"path": f"input/{path.name}", "donor_id": "F"}]})
@@ -139,33 +131,12 @@ def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, stu
     assert set(report["genes_shared"]) == {30}
 
 
-def test_repeated_genes_are_summed_when_that_is_asked_and_symbols_may_repeat_beside_ids(h5ad, tenx, study_file, counts):
+def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
     h5ad("one", counts, genes=["A", "B", "A", *(f"G{gene}" for gene in range(27))])
     adata, _ = read(study_file(census={"h5ad": ["input/one.h5ad"], "genes": {"duplicates": "sum"}}))
     assert adata.var["feature_id"].tolist()[:3] == ["A", "B", "G0"]
     summed = np.column_stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]])
     assert np.array_equal(adata.X.toarray()[:, :3], summed)
-    adata, _ = read(
-        study_file(census={"files": [{"path": str(tenx("ids", counts, symbols=["same"] * 30)), "donor_id": "a"}]})
-    )
-    assert np.array_equal(adata.X.toarray(), counts)
-
-
-def test_a_union_says_which_data_set_measured_which_gene(h5ad, study_file, counts):
-    """Data set x has genes 0 to 19 in one of its files, and 0 to 24 in another; y and z have genes 10 to 29."""
-    names = np.array([f"G{gene}" for gene in range(30)])
-    h5ad("a", counts[:, :20], genes=names[:20], dataset_id="x")
-    h5ad("b", counts[:, 10:] + 1, genes=names[10:], dataset_id=np.repeat(["y", "z"], 100), donors=("E",))
-    h5ad("c", counts[:, :25] + 2, genes=names[:25], dataset_id="x", donors=("F",))
-    with census.open_census(study_file(census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}})) as collection:
-        presence = cellxgene_census.get_presence_matrix(collection, HUMAN).toarray()
-        var = cellxgene_census.get_var(collection, HUMAN)
-        adata = cellxgene_census.get_anndata(collection, HUMAN)
-        assert np.flatnonzero(census.measured(collection, ["x", "y"])).tolist() == list(range(10, 20))
-    assert var["feature_id"].tolist() == names.tolist()
-    assert np.array_equal(presence, np.repeat([[1, 1, 0], [0, 1, 1]], [1, 2], axis=0).repeat(10, axis=1))
-    assert var["n_measured_obs"].tolist() == [400] * 10 + [600] * 10 + [200] * 10
-    assert np.array_equal(adata.X.toarray()[:200, :20], counts[:, :20]) and not adata.X[:200, 20:].nnz
 
 
 # ---------------------------------------------------------------- samples
@@ -256,6 +227,7 @@ def test_identifiers_of_a_pipeline_do_not_go_before_symbols(tenx, counts, layout
     tenx("b", counts[:, 5:] + 1, layout, ids=[f"unknown_{gene:05}" for gene in range(25)], symbols=symbols[5:])
     pool = user_files.survey(Census(files=["input/*"]), labelled=False)
     assert pool.var["feature_id"].tolist() == symbols[5:] and pool.report["ensembl_ids"].tolist() == [0, 0]
+    assert pool.obs[0]["raw_sum"].tolist() == counts.sum(axis=1).tolist()  # of all its genes, also those not shared
 
 
 def test_tables_of_10x_folders_with_quotes_uneven_rows_or_other_columns(tenx, counts):
@@ -281,6 +253,14 @@ def test_names_with_brackets_and_columns_with_slashes_are_found(h5ad, project, c
     for name in ("[1] one.h5ad", "*.h5ad", str(inner / "[1] one.h5ad")):
         pool = user_files.survey(Census(h5ad=[name], donor="Patient/Sample"))
         assert pool.report["file"].tolist() == ["[1] one.h5ad"] and pool.report["donors"].tolist() == [2]
+
+
+def test_two_files_of_one_name_are_two_data_sets(h5ad, project, counts):
+    for number, folder in enumerate(("one", "two")):
+        (project / "input" / folder).mkdir(parents=True)
+        h5ad("same", counts + number).rename(project / "input" / folder / "same.h5ad")
+    pool = user_files.survey(Census(h5ad=["input/*/*"]))
+    assert [*pool.presence] == ["input/one/same.h5ad", "input/two/same.h5ad"]
 
 
 def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):

@@ -198,10 +198,15 @@ def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends
 
 
 def test_runs_that_are_given_are_fitted_and_drawn_also_where_data_is_a_link_to_another_disk(project, tmp_path):
-    (project / "params" / "given.yaml").write_text("runs: {table: given.csv}\n")
+    (project / "params" / "given.yaml").write_text("runs: {table: given.csv}\nseeds: []\n")
     (project / "given.csv").touch()
     assert planned(project, "given") == END
     assert "given: 0 of 2 notebooks done" in call(project, "lib", "status", "given").stdout
+    os.utime(project / "given.csv", (time.time() + 9 * 3600,) * 2)  # of a colleague some time zones ahead
+    assert call(project, "snakemake", "--cores", "2", "--config", "study=given").returncode == 0
+    assert planned(project, "given") == set()
+    (project / "given.csv").write_text("changed")
+    assert planned(project, "given") == END
     shutil.rmtree(project / "data")
     (disk := tmp_path / "another" / "disk" / "scratch").mkdir(parents=True)
     (project / "data").symlink_to(disk)

@@ -8,8 +8,6 @@ import hashlib
 import json
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -303,13 +301,12 @@ def _counts(matrix, ids, genes):
 
 
 def _kept(path, block):
-    """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
+    """The counts in a file; where there is none, those that `block()` gives, which are written to it."""
     if path is None:
         return block()
-    try:
+    if path.exists():
         return sparse.load_npz(path)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        counts = block()
+    counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:
         sparse.save_npz(file, counts)
     return counts
@@ -378,24 +375,13 @@ def _write_counts(uri, chunks, genes):
         counts.eliminate_zeros()
         total = obs.get("raw_sum", np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel())
         nnz = np.diff(counts.indptr).astype(np.int64)
-        parts.append(_complete(obs.assign(raw_sum=np.asarray(total, np.float64), nnz=nnz)))
+        filled = {name: value for name, value in OBS.items() if name not in obs}
+        parts.append(obs.assign(**filled | {"raw_sum": np.asarray(total, np.float64), "nnz": nnz}))
         _append(uri, cells, counts)
         seen += np.bincount(counts.indices, minlength=genes)
         cells += len(obs)
-    obs = {name: [part[name] for part in parts] for name in OBS}
-    joined = {
-        name: pd.api.types.union_categoricals(each, sort_categories=True)
-        if isinstance(each[0].dtype, pd.CategoricalDtype)
-        else np.concatenate(each)
-        for name, each in obs.items()
-    }
-    return pd.DataFrame(joined), seen
-
-
-def _complete(obs):
-    """Columns of OBS for one chunk, in that order: what is missing filled in, text as categories."""
-    obs = obs.assign(**{name: value for name, value in OBS.items() if name not in obs})
-    return obs.astype({name: "category" for name, value in OBS.items() if isinstance(value, str)})
+    text = {name: "category" for name, value in OBS.items() if isinstance(value, str)}
+    return pd.concat(parts, ignore_index=True)[list(OBS)].astype(text), seen
 
 
 def _append(uri, start, counts):

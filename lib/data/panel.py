@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 COUNTS = "layers/counts"
 IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
-DESCRIBED = 4000
-"""Cells at most that enter the marginal statistics of a panel."""
 THINNING = 5
 """The stream of random numbers, beside those of the split, that thins counts."""
-QUANTILES = (np.arange(25) + 0.5) / 25
 Progress = Callable[[int, int], None]
 
 
@@ -414,10 +411,6 @@ def origin(adata) -> dict[str, str]:
     parts = [f"{held['cells'][name]:,} {name} ({held['groups'][name]} groups)" for name in names]
     asked = f" ({made['asked']['donors']:,} asked)" if "donors" in made["asked"] else ""
     thin = f", thinned to {made['asked']['thin']:.3g} of the counts" if "thin" in made["asked"] else ""
-    leak = {}
-    if "random" in held:
-        trained = f"{held['test_random_donors_that_train']:,} of its {len(held['donors']['test_random']):,} donors"
-        leak = {"leak that test_random shows": f"{trained} train here"}
     return {
         "census": f"{source['uri']} ({kind}), {source['cells']:,} cells x {source['genes']:,} genes",
         "cells that pass the filter": f"{made['cells_available']:,} ({made['filter']})",
@@ -427,52 +420,8 @@ def origin(adata) -> dict[str, str]:
         "donors that train": f"{len(held['donors']['train']):,}{asked}",
         "donors, cells in two splits": f"{held['donors_in_two_splits']}, {held['cells_in_two_splits']}",
         "cells whose counts another data set has": f"{made.get('cells_of_two_datasets', 'not counted')}",
-        **leak,
-        "genes": f"{adata.n_vars:,}, {made['gene_selection']} on {made['statistics_from']} cells",
-        "genes chosen on the cells of": made["genes_from"],
+        "genes": f"{adata.n_vars:,}, {made['gene_selection']}",
+        "genes chosen on": f"{made['statistics_from']} cells of {made['genes_from']}",
         "library size": str(made["library_size"]),
         "median library size": f"{adata.obs['total_counts'].median():,.0f} counts{thin}",
     }
-
-
-def marginals(counts: np.ndarray, library: np.ndarray, x: np.ndarray):
-    """What counts, (cells, genes) int, and the values x that a model sees look like: a DataFrame, a row a quantile.
-
-    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
-    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
-    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
-    """
-    import pandas as pd
-
-    mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
-    varying = x[:, x.std(0) > 0]
-    correlation = np.corrcoef(varying, rowvar=False)[np.triu_indices(varying.shape[1], 1)]
-    centre, reach = QUANTILES * (len(mean) - 1), len(mean) / len(QUANTILES) / 2
-    ranked = variance[np.argsort(mean, kind="stable")]
-    near = [ranked[round(max(0, c - reach)) : round(c + reach) + 1] for c in centre]
-    over = {"library": library, "zeros": zeros, "mean": mean, "correlation": correlation}
-    table = pd.DataFrame({"quantile": QUANTILES} | {name: np.quantile(each, QUANTILES) for name, each in over.items()})
-    table.insert(4, "variance", [np.median(values) for values in near])
-    return table.assign(sparsity=zeros.mean(), cells=len(counts), genes=len(mean))
-
-
-def beside_references(adata, name: str):
-    """`marginals` of real data sets and of the simulator, and those of a panel under `name`, of evenly spaced cells.
-
-    The first have a source, reference and simulated (bool), and are carried with the code: benchmarks/realism.py
-    measured them.
-    """
-    import pandas as pd
-
-    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, DESCRIBED)).astype(int))
-    library = adata.obs["total_counts"].to_numpy()[rows]
-    references = pd.read_csv(io.CODE / "data" / "realism.csv", keep_default_na=False)
-    return references, marginals(adata.layers["counts"][rows], library, adata.X[rows]).assign(source=name)
-
-
-def typical(table):
-    """Of `marginals` with a source, one row each: medians, and the correlations that 6 % of the pairs are beyond."""
-    by_source = table.assign(spread=table["variance"] / table["mean"]).groupby("source", sort=False)
-    middle = by_source[["library", "mean", "spread"]].median().add_prefix("median_")
-    ends = {f"correlation_{100 * QUANTILES[row]:.0f}%": by_source["correlation"].nth(row).to_numpy() for row in (1, -2)}
-    return by_source[["cells", "genes", "sparsity"]].first().join(middle).assign(**ends)

@@ -93,28 +93,22 @@ def _raised(rng, node_of_state, share, genes):
 
 
 def genes(truth: Truth) -> pd.DataFrame:
-    """The gene table, one row per column of the counts: feature_id, feature_name, feature_length (base pairs)."""
-    n = truth.settings.genes
-    length = np.random.default_rng([truth.settings.seed, 1]).lognormal(8, 0.7, n).round().astype(np.int64)
-    ids = [f"ENSGSIM{gene:011d}" for gene in range(1, n + 1)]
-    return pd.DataFrame({"feature_id": ids, "feature_name": _numbered("SIM", n), "feature_length": length})
+    """The gene table, one row per column of the counts: feature_id and feature_name."""
+    ids = [f"ENSGSIM{gene:011d}" for gene in range(1, truth.settings.genes + 1)]
+    return pd.DataFrame({"feature_id": ids, "feature_name": _numbered("SIM", len(ids))})
 
 
 def chunks(truth: Truth, size: int = 5000) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
     """Draw the census `size` cells at a time: their obs, as in the Census, and counts, (cells, genes) float32.
 
-    Memory is bounded by one chunk, and the same cells come whatever the size. Those of a donor, and of a data set,
-    follow each other, as in the public Census.
+    Memory is bounded by one chunk, and the same cells come whatever the size, a multiple of BLOCK. Those of a donor,
+    and of a data set, follow each other, as in the public Census.
     """
-    cells = truth.settings.cells
-    for start in range(0, cells, size):
-        stop = min(start + size, cells)
-        blocks = range(start // BLOCK, (stop - 1) // BLOCK + 1)
+    for start in range(0, truth.settings.cells, size):
+        blocks = range(start // BLOCK, -(-min(start + size, truth.settings.cells) // BLOCK))
         state, library, counts = zip(*(_block(truth, block) for block in blocks), strict=True)
-        wanted = slice(start - blocks[0] * BLOCK, stop - blocks[0] * BLOCK)
-        counts = sparse.vstack(counts, format="csr")[wanted]
-        state, library = np.concatenate(state)[wanted], np.concatenate(library)[wanted]
-        yield _obs(truth, np.arange(start, stop), state, library, counts), counts
+        state, library, counts = np.concatenate(state), np.concatenate(library), sparse.vstack(counts, format="csr")
+        yield _obs(truth, start + np.arange(len(state)), state, library, counts), counts
 
 
 def _block(truth, block):
@@ -143,15 +137,10 @@ def _obs(truth, cell, state, library, counts):
     tissues, kinds = truth.tree[-1, :2] + 1
     columns = {
         "dataset_id": (donor // PER_DATA_SET, _numbered("simulated ", -(-donors // PER_DATA_SET))),
-        "assay": (0 * cell, ["10x 3' v3"]),
         "cell_type": (kind, _numbered("type ", kinds)),
         "tissue": (tissue, _numbered("tissue ", tissues)),
         "tissue_general": (tissue, _numbered("tissue ", tissues)),
         "donor_id": (donor, _numbered("donor ", donors)),
-        "suspension_type": (0 * cell, ["cell"]),
-        "disease": (0 * cell, ["normal"]),
-        "sex": (donor % 2, ["female", "male"]),
-        "development_stage": (0 * cell, ["adult stage"]),
     }
     obs = pd.DataFrame({name: pd.Categorical.from_codes(*column) for name, column in columns.items()})
     return obs.assign(is_primary_data=True, raw_sum=library, nnz=np.diff(counts.indptr).astype(np.int64))

@@ -81,7 +81,7 @@ def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
             rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
                          "counts_in": counts.counts_in, "left_out": counts.left_out})  # fmt: skip
     paths, keys = list(named), gene_keys(genes)
-    _name_datasets(paths, obs, labelled)
+    _name_datasets(paths, obs)
     if settings.genes.duplicates == "refuse":
         advice = "add their counts up with census: {genes: {duplicates: sum}}, or run adata.var_names_make_unique()"
         for row, table, key in zip(rows, genes, keys, strict=True):
@@ -93,12 +93,12 @@ def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
     _check_copies(paths, obs, cells)
     for row, key, labels, read in zip(rows, keys, obs, cells, strict=True):
         row |= {"genes_shared": int(shared.sum()), "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum())}
-        row |= _numbers(row, labels, read)
+        row |= _numbers(labels, read)
         labels["raw_sum"] = read["total"].to_numpy()
     return Pool(paths, obs, _var(genes, keys, chosen), placed, pd.DataFrame(rows))
 
 
-def _numbers(row, labels, read):
+def _numbers(labels, read):
     """What a file's cells add to its row of the report."""
     return {
         "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
@@ -106,7 +106,6 @@ def _numbers(row, labels, read):
         "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
         "primary_cells": int(_primary(labels).sum()),
         "median_counts": float(read["total"].median()),
-        "zeros": round(1 - read["stored"].sum() / (row["cells"] * row["genes"]), 4),
         "empty_cells": int((read["total"] == 0).sum()),
     }
 
@@ -232,18 +231,12 @@ def _column(counts, key, needed):
     return text.fillna("unknown")
 
 
-def _name_datasets(paths, obs, distinct):
-    """A file whose cells have no data set is one by itself, called like the file."""
-    names = {}
-    for path, labels in zip(paths, obs, strict=True):
+def _name_datasets(paths, obs):
+    """A file whose cells have no data set is one by itself, called like the file, with its folder where others are."""
+    names = [path.name if path.is_dir() else path.stem.removesuffix("matrix.mtx").rstrip("_.") for path in paths]
+    for path, name, labels in zip(paths, names, obs, strict=True):
         if "dataset_id" not in labels:
-            name = path.name if path.is_dir() else path.stem.removesuffix("matrix.mtx").rstrip("_.")
-            if names.setdefault(name, path) is not path and distinct:
-                raise InputError(
-                    f"{shown(names[name])} and {shown(path)} would both be called data set {name}; give each a "
-                    "dataset_id in a sample sheet or in an obs column."
-                )
-            labels["dataset_id"] = name
+            labels["dataset_id"] = name if names.count(name) == 1 else shown(path)
 
 
 # ---------------------------------------------------------------- genes
@@ -344,18 +337,15 @@ def _check_values(counts, start, block):
 
 
 def _read(path, placed, chosen):
-    """Check every count of a file; for each cell its total and stored (non-zero) counts, for copies also two more.
-
-    `seen` says how many of the chosen genes it shows, and `mark` is that of `cell_marks`.
-    """
+    """Check every count of a file; for each cell its total, how many of the chosen genes are `seen`, and its mark."""
     parts = []
     with opened(path) as counts:
         for start, block in counts.blocks():
             _check_values(counts, start, block)
             block.eliminate_zeros()
             common = block @ placed
-            part = {"total": block.sum(axis=1).A1, "stored": np.diff(block.indptr)}
-            parts.append(pd.DataFrame(part | {"seen": np.diff(common.indptr), "mark": cell_marks(common, chosen)}))
+            marks, seen = cell_marks(common, chosen), np.diff(common.indptr)
+            parts.append(pd.DataFrame({"total": block.sum(axis=1).A1, "seen": seen, "mark": marks}))
     cells = pd.concat(parts, ignore_index=True)
     empty = int((cells["total"] == 0).sum())
     if empty > EMPTY * len(cells):
