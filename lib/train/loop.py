@@ -331,7 +331,7 @@ class Run:
         raw = self.at_masks(split, lambda predict, rows, *inputs: predict(*inputs))
         library = self.cells.library[rows].cpu()[:, None]
         counts = transformer.distribution(raw, library, self.settings.objective)
-        mean, _ = evaluate.moments(*counts, library.numpy()[..., None])
+        mean = evaluate.log_mean(*counts, library.numpy()[..., None])
         truth = self.cells.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1).gather(2, masks)
         return (torch.as_tensor(mean) - truth).square().mean(2).mean(1).numpy()
 
