@@ -191,7 +191,6 @@ RULES = {
     r"papermill notebooks/03_train.ipynb .*": runs(),
     r"papermill notebooks/04_fit.ipynb .* published-runs": elsewhere,  # test_notebooks runs it
     r"snakemake -n --config study=demo": runs(),
-    r"python -m lib (train|pack) STUDY": runs("", {"STUDY": "demo"}),
     r"python benchmarks/\w+.py": elsewhere,  # each benchmark has a test that runs it in small
     r"\.venv/bin/python -m lib run demo": nothing_to_do,
     r"python3\.11 -m venv \.venv && \.venv/bin/pip install .*": installed,

@@ -68,7 +68,7 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     runs = pd.read_csv(results / "runs.csv").set_index("size")
     assert list(runs.index) == ["XXS", "TINY", "d4"] and (runs["status"] == "ok").all()
     data, settings = panel.load(study.folder("data-rich")), study.training("data-rich")
-    for size in study.sizes:  # `python -m lib train` finds these runs and would not train them again
+    for size in study.sizes:  # 03_train finds these runs and would not train them again
         assert runs.loc[size.name, "fingerprint"] == loop.fingerprint(data, size, 7, settings)
     gpu.table(gpu.read_plan("small"), results)
     laws = io.read_json(results / "laws.json")
