@@ -109,7 +109,7 @@ BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
 TARGETS = 512
 """Hidden genes of one update, see `batch`."""
 
-OUTPUTS = {"mse": 1, "poisson": 1, "negative_binomial": 2}
+OUTPUTS = {"mse": 1, "negative_binomial": 2}
 """Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""
 
 

@@ -129,7 +129,7 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
     measured = [np.take_along_axis(part[rows][:, None, :], masked, axis=2) for part in (data.x, data.counts)]
     if objective == "mse":
         return Predictions(rows, masked, library, *measured, raw.numpy().astype(np.float64))
-    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32), objective)
+    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32))
     return Predictions(rows, masked, library, *measured, log_mean(*counts, library), *counts)
 
 
@@ -224,7 +224,7 @@ def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> n
     Everything broadcasts. Small means are summed count by count until less than 1e-7 of the probability is left. For
     large ones the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
     """
-    arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, np.minimum(dispersion, 1e9), library)))
+    arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, dispersion, library)))
     flat = [np.ravel(array) for array in arrays]
     parts = (slice(start, start + CHUNK) for start in range(0, flat[0].size, CHUNK))
     return np.concatenate([_log_mean(*(array[part] for array in flat)) for part in parts]).reshape(arrays[0].shape)
