@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata
@@ -186,6 +187,15 @@ def tenx(project):
         return path
 
     return write
+
+
+def wait(true, step=0.1, failure=lambda: ""):
+    """What `true` gives as soon as it is true; a busy machine needs many seconds."""
+    end = time.monotonic() + 400
+    while not (found := true()):
+        assert time.monotonic() < end, f"it did not happen in time {failure()}"
+        time.sleep(step)
+    return found
 
 
 def bases(cells, seed=0):

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
-from test_workflow import PAPERMILL, STUDY, call, finished, planned, project, wait_until, working, write_study
+from conftest import wait
+from test_workflow import PAPERMILL, STUDY, call, finished, planned, project, working, write_study
 
 from lib import io
 from lib.study import parse_study
@@ -41,8 +42,8 @@ def panel():
     rng = np.random.default_rng(0)
     rows, masks = np.split(np.arange(80), [60, 70]), np.argsort(rng.random((10, 2, 16)))[..., :3]
     held, x = {"validation": rows[1], "test": rows[2]}, rng.random((80, 16), dtype=np.float32)
-    masks = dict.fromkeys(held, masks)
-    return SimpleNamespace(x=x, counts=None, library=np.ones(80), train=rows[0], held=held, masks=masks)
+    cells = {"x": x, "counts": None, "library": np.ones(80), "donor": np.arange(80) % 5}
+    return SimpleNamespace(**cells, train=rows[0], held=held, masks=dict.fromkeys(held, masks))
 
 def hold(done, total, loss):
     while done == 40 and os.path.exists(os.environ.get("HOLD", "")):
@@ -114,7 +115,7 @@ def held(project):
     hold.touch()
     run = call(project, "lib", "run", "tiny", wait=False, environment={"HOLD": str(hold)})
     try:
-        wait_until(lambda: run.poll() is not None or all(_stands(project, size) for size in ("d8", "d16")))
+        wait(lambda: run.poll() is not None or all(_stands(project, size) for size in ("d8", "d16")))
         assert run.poll() is None, run.communicate()[0]
         yield run, hold
     finally:
@@ -147,7 +148,7 @@ def test_a_killed_kernel_and_a_killed_job_lose_nothing_and_write_nothing_more(tr
         )
         kernel.kill()
         large.kill()
-        wait_until(lambda: not orphan.is_running())
+        wait(lambda: not orphan.is_running())
         hold.unlink()
         said, _ = run.communicate(timeout=240)
     assert run.returncode == 1 and "Traceback" not in said and said.count("FAILED") == 2, said
@@ -189,7 +190,7 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project, both):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     (project / "hold").touch()
     run = call(project, "lib", "run", "tiny", wait=False)
-    wait_until(lambda: len(working(project)) == 2)
+    wait(lambda: len(working(project)) == 2)
     scheduler = process(run, "-m snakemake")
     if both:
         run.send_signal(signal.SIGSTOP)  # so that it hears nothing of the scheduler's end
@@ -197,7 +198,7 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project, both):
     if both:
         run.kill()
     said, _ = run.communicate(timeout=240)
-    wait_until(lambda: not working(project))
+    wait(lambda: not working(project))
     assert run.returncode == (-9 if both else 1) and "FAILED" not in said, said
     (project / "hold").unlink()
     assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
