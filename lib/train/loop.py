@@ -145,7 +145,7 @@ class Run:
         self.size, self.seed, self.settings, self.folder, self.identity = size, seed, settings, folder, identity
         self.device = machine.device()
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
-        machine.prepare(size, self.genes)
+        torch.set_num_threads(size.threads(self.genes))
         self.cells, self.held, self.donor = machine.Cells(data, settings, seed, self.device), data.held, data.donor
         self.unit, self.loss = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
