@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import fcntl
-import glob
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from lib import io
 from lib.io import InputError
 from lib.run import workflow
-from lib.study import Census, Study, load_study, parse_study
+from lib.study import Study, load_study, parse_study
 
 KUBERNETES = """
 import snakemake_executor_plugin_kubernetes as plugin
@@ -54,12 +53,10 @@ def parser() -> argparse.ArgumentParser:
         added[work] = commands.add_parser(work.__name__, help=work.__doc__.split(".\n")[0].split("\n")[0])
         added[work].set_defaults(work=work)
         demo = {"default": "demo", "nargs": "?"} if work in (run, status, report) else {}
-        if work != check:
-            added[work].add_argument("study", help="name of a file in params/, without .yaml", **demo)
+        added[work].add_argument("study", help="name of a file in params/, without .yaml", **demo)
     jobs = "notebooks that run at the same time (2, or what the profile says)"
     added[run].add_argument("--jobs", type=int, help=jobs)
     added[run].add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
-    added[check].add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     return parser
 
 
@@ -188,23 +185,18 @@ def status(study: str) -> int:
     return int(bool(failures))
 
 
-def check(what: list[str]) -> None:
-    """Check the user files of a study, or files given by their paths, and say what they hold and what trains."""
+def check(study: str) -> None:
+    """Check the user files of a study, and say what they hold and what trains."""
     from lib.data import split, user_files
 
-    study = None
-    if len(what) > 1 or (not (io.ROOT / "params" / f"{what[0]}.yaml").is_file() and os.path.exists(what[0])):
-        pool = user_files.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
-    else:
-        study = load_study(what[0])
-        if not (study.census and (study.census.h5ad or study.census.files)):
-            raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
-        pool = user_files.survey(study.census)
+    study = load_study(study)
+    if not (study.census and (study.census.h5ad or study.census.files)):
+        raise InputError(f"study {study.name} reads no user files; name them in census.h5ad or census.files.")
+    pool = user_files.survey(study.census)
     print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
-    if study:
-        found, regimes = split.outlook(study, pool)
-        print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
-        print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+    found, regimes = split.outlook(study, pool)
+    print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
+    print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
 
 
 def report(study: str) -> None:
