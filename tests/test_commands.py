@@ -162,15 +162,10 @@ def installed(page, command):
 
 
 def other_tool(page, command):
-    """A rule for other installers: they get pip's list; where the tool is missing, the test says so."""
+    """A rule for other installers, which are not called: they get pip's list."""
     environment = yaml.safe_load((io.CODE / "environment.yml").read_text())
-    listed = environment["dependencies"][-1]["pip"]
-    assert listed == ["-c constraints.txt", "-e .[dev]"] and "python=3.11" in environment["dependencies"]
+    assert environment["dependencies"][-1]["pip"] == ["-c constraints.txt", "-e .[dev]"]
     assert "environment.yml" in command or "-c constraints.txt -e '.[dev]'" in command
-    tool = command.split()[0]
-    if shutil.which(tool) is None:
-        pytest.skip(f"NO {tool.upper()} HERE: `{command}` was not run")
-    shell(page, f"{tool} --version")
 
 
 SHORT = "ARGS='-q -n 0 -p no:cacheprovider -k imports tests/test_io.py'"

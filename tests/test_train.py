@@ -145,12 +145,6 @@ def test_each_pass_visits_every_training_cell_once_and_held_out_cells_only_as_pu
     assert set(np.bincount(large, minlength=200)[data.train]) == {3, 4}
 
 
-def test_masks_hide_exactly_k_genes_of_each_cell(data, tmp_path):
-    hidden, positions = started(data, tmp_path).draw_masks(50)
-    assert hidden.sum(1).tolist() == [MASKED] * 50
-    assert torch.equal(hidden.nonzero()[:, 1].reshape(50, MASKED), positions.sort(1).values)
-
-
 def test_the_published_protocol_reports_the_best_of_many_evaluations(data, tmp_path):
     record = run(data, tmp_path, protocol="published", learning_rate=1e-2)
     curve = np.genfromtxt(tmp_path / "history.csv", delimiter=",", names=True)
