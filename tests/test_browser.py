@@ -112,8 +112,12 @@ def run_all(page, place, path):
         rests(place, notebook)
         before = os.stat(path).st_mtime_ns
         press(page, *SAVE)
-        wait(lambda: os.stat(path).st_mtime_ns != before)
-        cells = [cell for cell in code(path) if "".join(cell["source"]).strip()]
+
+        def saved():
+            with suppress(ValueError):  # half of it is written
+                return os.stat(path).st_mtime_ns != before and code(path)
+
+        cells = [cell for cell in wait(saved) if "".join(cell["source"]).strip()]
         failed = any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
         return failed or all(cell["execution_count"] for cell in cells)
 
