@@ -148,7 +148,7 @@ def h5ad(project):
 def tenx(project):
     """Write input/<name> as Cell Ranger does: layout `v3` or `v2` (.h5), `mtx` or `mtx.gz` (a folder); return its path.
 
-    Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy, see test_own.
+    Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy.
     """
 
     def write(name, counts, layout="v3", ids=None, symbols=None, types=None, barcodes=None):
