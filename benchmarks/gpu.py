@@ -82,7 +82,7 @@ def read_plan(study: str) -> dict:
 
 
 def run_folder(plan: dict, regime: str, size: str, seed: int) -> Path:
-    """Where `python -m lib train` has it, too."""
+    """Where a notebook has it, too."""
     return plan["folder"] / regime / "runs" / size / f"seed-{seed}"
 
 

@@ -244,7 +244,7 @@ class Train(Strict):
     """How every size is trained. The published protocol does some things otherwise so that it can be compared."""
 
     protocol: Literal["tuned", "published"] = "tuned"  # sets what the study file leaves out, see PROTOCOLS
-    objective: Literal["mse", "poisson", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
+    objective: Literal["mse", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
     cells_seen: Count = 240_000  # the training budget
     optimiser: Literal["adamw", "muon"] = "muon"  # of the blocks' matrices; all else is adamw's
     batch: Count | None = None  # cells of one update; by default what lib.model.sizes.batch says

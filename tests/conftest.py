@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata
@@ -147,7 +148,7 @@ def h5ad(project):
 def tenx(project):
     """Write input/<name> as Cell Ranger does: layout `v3` or `v2` (.h5), `mtx` or `mtx.gz` (a folder); return its path.
 
-    Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy, see test_own.
+    Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy.
     """
 
     def write(name, counts, layout="v3", ids=None, symbols=None, types=None, barcodes=None):
@@ -186,6 +187,15 @@ def tenx(project):
         return path
 
     return write
+
+
+def wait(true, step=0.1, failure=lambda: ""):
+    """What `true` gives as soon as it is true; a busy machine needs many seconds."""
+    end = time.monotonic() + 400
+    while not (found := true()):
+        assert time.monotonic() < end, f"it did not happen in time {failure()}"
+        time.sleep(step)
+    return found
 
 
 def bases(cells, seed=0):

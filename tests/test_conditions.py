@@ -176,7 +176,7 @@ RICH, LIMITED = {("data", "rich")}, {("data", "limited")}
         (regimes(limited={"train": {"library_size": "panel"}}), LIMITED | {("train", "limited")}),
         (regimes(limited={"train": {"statistics_from": "all"}}), {("train", "limited")}),
         (regimes(rich={"train": {"statistics_from": "all"}}), RICH | LIMITED | {("train", "rich")}),
-        (regimes(limited={"train": {"objective": "poisson"}}), {("train", "limited"), ("model", None)}),
+        (regimes(limited={"train": {"objective": "negative_binomial"}}), {("train", "limited"), ("model", None)}),
         ({"split": SAME["split"] | {"random": 0.1}}, RICH | LIMITED),
     ],
 )  # fmt: skip

@@ -68,20 +68,11 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     runs = pd.read_csv(results / "runs.csv").set_index("size")
     assert list(runs.index) == ["XXS", "TINY", "d4"] and (runs["status"] == "ok").all()
     data, settings = panel.load(study.folder("data-rich")), study.training("data-rich")
-    for size in study.sizes:  # `python -m lib train` finds these runs and would not train them again
+    for size in study.sizes:  # 03_train finds these runs and would not train them again
         assert runs.loc[size.name, "fingerprint"] == loop.fingerprint(data, size, 7, settings)
     gpu.table(gpu.read_plan("small"), results)
     laws = io.read_json(results / "laws.json")
     assert laws["data-rich"]["validation_mse"]["status"] == "too few sizes" and (results / "loss.svg").is_file()
-
-
-def test_runs_come_in_the_order_of_what_they_are_worth():
-    study = parse_study(gpu.REHEARSAL | {"sizes": ["XXS", "L", "XL"], "seeds_of": {"XL": [7]}}, "small")
-    assert gpu.in_order(study) == [
-        ["data-rich", "XXS", 7], ["data-rich", "L", 7], ["data-limited", "XXS", 7], ["data-limited", "L", 7],
-        ["data-rich", "XXS", 8], ["data-rich", "L", 8], ["data-limited", "XXS", 8], ["data-limited", "L", 8],
-        ["data-rich", "XL", 7], ["data-limited", "XL", 7],
-    ]  # fmt: skip
 
 
 def test_a_device_that_rounds_is_refused(monkeypatch, tmp_path):

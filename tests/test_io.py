@@ -11,29 +11,21 @@ from nbclient import NotebookClient
 from lib import io
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "result.json"
-    io.write_json(target, {"a": 1})
+def test_a_file_or_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    file, folder = tmp_path / "result.json", tmp_path / "census"
+    io.write_json(file, {"a": 1})
     with pytest.raises(ValueError):
-        io.write_json(target, {"a": float("nan")})
-    with pytest.raises(OSError), io.atomic(target) as partial:
-        partial.write_text("half")
-        raise OSError("no space left")
-    assert io.read_json(target) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "census"
+        io.write_json(file, {"a": float("nan")})
     for content in ("old", "new"):
-        with io.atomic(target) as partial:
+        with io.atomic(folder) as partial:
             partial.mkdir()
             (partial / content).touch()
-    with pytest.raises(OSError), io.atomic(target) as partial:
-        partial.mkdir()
-        raise OSError("no space left")
-    assert [path.name for path in target.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [target]
+    for target in (file, folder):
+        with pytest.raises(OSError), io.atomic(target) as partial:
+            partial.write_text("half")
+            raise OSError("no space left")
+    assert io.read_json(file) == {"a": 1} and [path.name for path in folder.iterdir()] == ["new"]
+    assert set(tmp_path.iterdir()) == {file, folder}
 
 
 def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_path):
@@ -67,30 +59,17 @@ def repository(tmp_path, monkeypatch):
     return project
 
 
-def outputs(notebook):
-    notebook["cells"][0] |= {"outputs": [{"text": "1"}], "execution_count": 1}
-
-
-def source(notebook):
-    notebook["cells"][0]["source"] = ["print(2)"]
-
-
-@pytest.mark.parametrize("change, modified", [(outputs, False), (source, True)])
-def test_a_notebook_is_modified_when_its_source_is_and_not_by_being_executed(repository, change, modified):
-    path = repository / "notebooks" / "01 data.ipynb"
+def test_code_studies_and_sources_of_notebooks_are_modified_and_outputs_and_prose_are_not(repository):
     assert len(io.code_version()) == 12
-    notebook = json.loads(path.read_text())
-    change(notebook)
-    path.write_text(json.dumps(notebook))
-    assert io.code_version().endswith("-modified") == modified
-
-
-def test_code_and_studies_are_modified_and_prose_is_not(repository):
+    path = repository / "notebooks" / "01 data.ipynb"
+    cell = io.read_json(path)["cells"][0]
+    io.write_json(path, {"cells": [cell | {"outputs": [{"text": "1"}], "execution_count": 1}]})
     (repository / "README.md").write_text("changed")
     assert not io.code_version().endswith("-modified")
-    for name in ("lib/new.py", "params/demo.yaml", "Snakefile"):
+    changes = {"lib/new.py": "", "params/demo.yaml": "", "Snakefile": ""}
+    for name, text in (changes | {path: json.dumps({"cells": [cell | {"source": ["print(2)"]}]})}).items():
         before = (repository / name).read_text() if (repository / name).exists() else None
-        (repository / name).write_text("changed")
+        (repository / name).write_text(text)
         assert io.code_version().endswith("-modified"), name
         (repository / name).unlink() if before is None else (repository / name).write_text(before)
         assert not io.code_version().endswith("-modified"), name
@@ -119,16 +98,6 @@ def test_a_saved_notebook_has_one_line_that_says_how_a_run_ended():
         shown = [output for output in cell.outputs if output.output_type != "error"]
         assert {output.output_type for output in shown} == {"display_data"}
         assert [output.data["text/plain"] for output in shown] == lines
-
-
-def test_progress_counts_from_its_first_call_so_that_finished_blocks_do_not_inflate_the_rate(monkeypatch):
-    clock, shown = iter([100.0, 110.0, 120.0]), []
-    monkeypatch.setattr(io.time, "monotonic", lambda: next(clock))
-    progress = io.Progress("reading", "cells")
-    progress.write = lambda text, end="": shown.append(text)
-    for done in (5000, 5500, 6000):
-        progress(done, 10_000)
-    assert shown == ["5,500 of 10,000 cells, 50 cells/s, 90 s left", "6,000 of 10,000 cells, 50 cells/s, 80 s left"]
 
 
 # ---------------------------------------------------------------- imports

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
-from test_workflow import call, finished, planned, project, wait_until, working
+from conftest import wait
+from test_workflow import call, finished, planned, project, working
 
 DIES = {
     "cells": [{"cell_type": "code", "source": "import os; os.kill(os.getpid(), 9)", "metadata": {}, "outputs": [],
@@ -51,7 +52,7 @@ def test_a_killed_job_is_named_and_its_finished_seeds_stay(project):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     (project / "hold").touch()
     run = call(project, "lib", "run", "tiny", wait=False)
-    wait_until(lambda: len(working(project)) == 2 and len(results(project)) == 6)
+    wait(lambda: len(working(project)) == 2 and len(results(project)) == 6)
     kept = results(project)
     process(run, "lib.run.workflow", "size=XXS").kill()
     (project / "hold").unlink()
@@ -66,7 +67,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(project):
     with mounted(project / "data"):
         (project / "hold").touch()
         run = call(project, "lib", "run", "tiny", wait=False)
-        wait_until(lambda: len(working(project)) == 2)
+        wait(lambda: len(working(project)) == 2)
         filler = project / "data" / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as disk:
             while True:
@@ -94,10 +95,10 @@ def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     (project / "hold").touch()
     run = call(project, "lib", "run", "tiny", wait=False)
-    wait_until(lambda: len(working(project)) == 2)
+    wait(lambda: len(working(project)) == 2)
     process(run, "-m snakemake").kill()
     said, _ = run.communicate(timeout=240)
-    wait_until(lambda: not working(project))
+    wait(lambda: not working(project))
     assert run.returncode == 1 and "FAILED" not in said, said
     (project / "hold").unlink()
     assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()

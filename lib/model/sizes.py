@@ -109,7 +109,7 @@ BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
 TARGETS = 512
 """Hidden genes of one update, see `batch`."""
 
-OUTPUTS = {"mse": 1, "poisson": 1, "negative_binomial": 2}
+OUTPUTS = {"mse": 1, "negative_binomial": 2}
 """Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""
 
 
@@ -162,11 +162,8 @@ def cost_of_rule(swept):
     DataFrame
         panel, width, held_out, rule and best (losses), cost.
     """
-    import pandas as pd
-
-    rows = []
-    for (panel, width), runs in swept.groupby(["panel", "width"], sort=False):
-        rule, best = runs.loc[runs["rule"], "validation_mse"].iloc[0], runs["validation_mse"].min()
-        row = {"panel": panel, "width": width, "held_out": bool(runs["held_out"].iloc[0]), "rule": rule, "best": best}
-        rows.append(row | {"cost": rule / best - 1})
-    return pd.DataFrame(rows)
+    by = ["panel", "width"]
+    rule = swept[swept["rule"]].drop_duplicates(by).set_index(by)
+    best = swept.groupby(by)["validation_mse"].min()
+    table = rule[["held_out"]].assign(rule=rule["validation_mse"], best=best)
+    return table.assign(cost=table["rule"] / table["best"] - 1).reset_index()

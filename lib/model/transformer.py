@@ -1,9 +1,9 @@
 """The masked-reconstruction transformer of arXiv 2602.15253, and its losses. Needs torch alone.
 
 A loss is a squared error on the log scale, or the bits of a raw count. A hidden count of a cell with library size l has
-mean m = l / 10,000 exp(bounded first output) and, where it is negative binomial, variance m + m^2 / theta with
-theta = exp(bounded second output). The bounds are smooth, so that no step can leave them: m / l x 10,000 stays within
-e^-12 to e^12, and theta within e^-6 to e^6, where the negative binomial is all but Poisson.
+mean m = l / 10,000 exp(bounded first output) and variance m + m^2 / theta with theta = exp(bounded second output). The
+bounds are smooth, so that no step can leave them: m / l x 10,000 stays within e^-12 to e^12, and theta within e^-6 to
+e^6, where the negative binomial is all but Poisson.
 """
 
 import math
@@ -129,12 +129,6 @@ def squared_error(predicted: Tensor, truth: Tensor, library: Tensor | None = Non
     return (predicted - truth).square()
 
 
-def poisson(raw: Tensor, counts: Tensor, library: Tensor) -> Tensor:
-    """Bits of counts (cells, k) under Poisson means; `raw` (cells, k), `library` (cells,)."""
-    log_mean = _log_mean(raw, library)
-    return (log_mean.exp() - counts * log_mean + lgamma(counts + 1)) / math.log(2)
-
-
 def negative_binomial(raw: Tensor, counts: Tensor, library: Tensor) -> Tensor:
     """Bits of counts (cells, k) under negative binomials; `raw` is (cells, k, 2), `library` (cells,)."""
     log_mean, log_theta = _log_mean(raw[..., 0], library), _bounded(raw[..., 1], "dispersion")
@@ -143,18 +137,15 @@ def negative_binomial(raw: Tensor, counts: Tensor, library: Tensor) -> Tensor:
     return (theta * softplus(above) + counts * softplus(-above) - chosen) / math.log(2)
 
 
-LOSSES = {"mse": squared_error, "poisson": poisson, "negative_binomial": negative_binomial}
+LOSSES = {"mse": squared_error, "negative_binomial": negative_binomial}
 """The loss at each masked position, by objective: of raw outputs, truth and library sizes."""
-UNITS = {"mse": "mse", "poisson": "nll", "negative_binomial": "nll"}
+UNITS = {"mse": "mse", "negative_binomial": "nll"}
 """How the columns of runs.csv name each loss: squared error, or bits per masked gene."""
 
 
 @torch.no_grad()
-def distribution(raw: Tensor, library: Tensor, objective: str) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted mean and dispersion of counts, as float64 NumPy arrays (cells, k); the dispersion of Poisson is inf."""
-    if objective == "poisson":
-        mean = _log_mean(raw, library).exp().double().cpu().numpy()
-        return mean, mean + math.inf
+def distribution(raw: Tensor, library: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted mean and dispersion of counts, as float64 NumPy arrays (cells, k)."""
     mean, theta = _log_mean(raw[..., 0], library).exp(), _bounded(raw[..., 1], "dispersion").exp()
     return mean.double().cpu().numpy(), theta.double().cpu().numpy()
 

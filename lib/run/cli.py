@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import fcntl
-import glob
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from lib import io
 from lib.io import InputError
 from lib.run import workflow
-from lib.study import Census, Study, load_study, parse_study
+from lib.study import Study, load_study, parse_study
 
 KUBERNETES = """
 import snakemake_executor_plugin_kubernetes as plugin
@@ -53,16 +52,14 @@ def parser() -> argparse.ArgumentParser:
     """The commands, each with the function that does its work; what it does is its docstring's first sentence."""
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__)
     commands, added = parser.add_subparsers(required=True), {}
-    for work in (run, status, check, report, train, pack, keep, clean):
+    for work in (run, status, check, report, keep, clean):
         added[work] = commands.add_parser(work.__name__, help=work.__doc__.split(".\n")[0].split("\n")[0])
         added[work].set_defaults(work=work)
         demo = {"default": "demo", "nargs": "?"} if work in (run, status, report) else {}
-        if work != check:
-            added[work].add_argument("study", help="name of a file in params/, without .yaml", **demo)
+        added[work].add_argument("study", help="name of a file in params/, without .yaml", **demo)
     jobs = "notebooks that run at the same time (2, or what the profile says)"
     added[run].add_argument("--jobs", type=int, help=jobs)
     added[run].add_argument("--profile", help="name of a folder in profiles/: run on a cluster")
-    added[check].add_argument("what", nargs="+", help="name of a study, or files and folders of counts")
     return parser
 
 
@@ -100,27 +97,23 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
 
 
 def answer(study: Study) -> str:
-    """What a finished study found, on ten lines at most: its laws, how to read them, and where the rest is."""
+    """What a finished study found: its laws, a line for each regime, how to read them, and where the rest is."""
+    import pandas as pd
+
     from lib.fit import runs, summary
 
-    table = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    def number(row, name):
+        value, *ends = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        low, high = ("..." if pd.isna(end) else f"{end:.3f}" for end in ends)
+        return "-" if pd.isna(value) else f"{value:.3f}" if low == high == "..." else f"{value:.3f} ({low} to {high})"
 
-    def shown(row, name):
-        value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        ends = f" ({'...' if low != low else f'{low:.3f}'} to {'...' if high != high else f'{high:.3f}'})"
-        return "-" if value != value else f"{value:.3f}{'' if low != low and high != high else ends}"
-
-    lines = [("regime", "exponent", "floor", "exact floor", "linear model", "status")]
-    for row in table.to_dict("records"):
-        floor = "limit" if row["c"] != row["c"] else "c"
-        known = ("-" if row[name] != row[name] else f"{row[name]:.3f}" for name in ("exact_floor", "gaussian"))
-        lines.append((row["regime"], shown(row, "alpha"), shown(row, floor), *known, row["status"]))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    if len(text) > 7:
-        text[6:] = [f"and {len(text) - 6} regimes more: {io.shown(study.data / 'laws.json')}"]
+    lines = {}
+    for row in summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study)).to_dict("records"):
+        columns = {"exponent": "alpha", "floor": "limit" if pd.isna(row["c"]) else "c", "exact floor": "exact_floor",
+                   "linear model": "gaussian"}  # fmt: skip
+        lines[row["regime"]] = {title: number(row, name) for title, name in columns.items()} | {"status": row["status"]}
     return "\n".join([
-        *text,
+        pd.DataFrame.from_dict(lines, "index").rename_axis(columns="regime").to_string(),
         f"In brackets {study.fit.level:.0%} intervals, - where the runs determine none; "
         "the floor of a budget-limited law is the one its budgets tend to.",
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
@@ -195,24 +188,20 @@ def status(study: str) -> int:
     return int(bool(failures))
 
 
-def check(what: list[str]) -> None:
-    """Check a study, or files given by their paths: what they hold, what would train, and how long it takes here."""
+def check(study: str) -> None:
+    """Check a study: what its files hold, what would train, and how long it takes here."""
     from lib.data import split, user_files
 
-    study = None
-    if len(what) > 1 or (not (io.ROOT / "params" / f"{what[0]}.yaml").is_file() and os.path.exists(what[0])):
-        pool = user_files.survey(Census(files=[glob.escape(os.path.abspath(path)) for path in what]), labelled=False)
-    else:
-        study = load_study(what[0])
-        if not (study.census and (study.census.h5ad or study.census.files)):
-            return foresee(study)
-        pool = user_files.survey(study.census)
-    print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
-    if study:
-        found, regimes = split.outlook(study, pool)
-        print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
-        print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+    study = load_study(study)
+    if not (study.census and (study.census.h5ad or study.census.files)):
         foresee(study)
+        return
+    pool = user_files.survey(study.census)
+    print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
+    found, regimes = split.outlook(study, pool)
+    print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
+    print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+    foresee(study)
 
 
 def foresee(study: Study) -> None:
@@ -229,32 +218,6 @@ def foresee(study: Study) -> None:
     sizes = cost.of_sizes(study)
     print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
     print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here (not measured: by FLOPs).")
-
-
-def train(study: str) -> None:
-    """Train what a study lacks from the panels in its folders, one run after another; `run` finds the results."""
-    from lib.data import panel
-    from lib.train import loop
-
-    study = load_study(study)
-    for regime in study.regimes:
-        data, settings = panel.load(study.folder(regime)), study.training(regime)
-        for size in study.sizes:
-            for seed in study.seeds_for(size.name):
-                label, folder = f"{regime} {size.name}, seed {seed}", study.run_folder(regime, size.name, seed)
-                progress = io.Progress(label, cells=settings.batch)
-                record = loop.train(data, size, seed, settings, folder, progress)
-                loop.finished([record])
-                print(f"{label}: {record['status']}, validation MSE {record['validation_mse']:.5g}", flush=True)
-
-
-def pack(study: str) -> None:
-    """Write the panel of each regime as one small file, and say where."""
-    from lib.data import panel
-
-    study = load_study(study)
-    for regime in study.regimes:
-        print(io.shown(panel.pack(study, regime)))
 
 
 def report(study: str) -> None:

@@ -1,7 +1,7 @@
 """What every transformer is compared with, in squared error and in bits.
 
 Gene mean, PCA reconstruction, conditional Gaussian, and the Bayes optimum where the truth is known. A predicted count x
-of mean m is negative binomial, of variance m + m^2 / theta; with theta = inf it is Poisson.
+of mean m is negative binomial, of variance m + m^2 / theta.
 """
 
 from collections.abc import Callable, Mapping
@@ -76,7 +76,10 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
             some, masked = cells[start : start + HELD_OUT], data.masks[split][start : start + HELD_OUT]
             errors = _errors(data, some, masked, gaussian, pca, gene)
             if columns is not None:
-                errors |= _exact_errors(data, some, masked, truth, columns)
+                seen = data.counts[some], data.library[some], masked
+                exact = simulate.predictive(truth, columns, *seen, TARGET)
+                realised = (_hidden(data.x[some], masked).astype(np.float64) - exact.mean) ** 2
+                errors |= {"bayes_mse": exact.variance, "bayes_bits": exact.bits, "bayes_realised_mse": realised}
             parts.append(pd.DataFrame({name: error.mean(axis=(1, 2)) for name, error in errors.items()}))
         losses[split] = {"pca_components": float(pca.loadings.shape[1])}
         for name, errors in pd.concat(parts).items():  # cells are the independent unit
@@ -105,12 +108,6 @@ def _errors(data, cells, masked, gaussian, pca, gene):
         errors["gene_nll"] = bits(counts, library * share[masked], dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     return errors
-
-
-def _exact_errors(data, cells, masked, truth, columns):
-    exact = simulate.predictive(truth, columns, data.counts[cells], data.library[cells], masked, TARGET)
-    realised = (_hidden(data.x[cells], masked).astype(np.float64) - exact.mean) ** 2
-    return {"bayes_mse": exact.variance, "bayes_bits": exact.bits, "bayes_realised_mse": realised}
 
 
 def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
@@ -179,18 +176,16 @@ def _blocks(x, masked, size):
 
 
 def normal_bits(counts, mean, deviation, library) -> np.ndarray:
-    """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y."""
-    low, high = _midpoints(counts, mean, deviation, library)
+    """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y.
+
+    The y of zero begins at minus infinity.
+    """
+    y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
+    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
+    high = ((y[1] + y[2]) / 2 - mean) / deviation
     beyond = low > 0  # the difference is taken in the tail where it does not cancel
     low, high = log_ndtr(np.where(beyond, -high, low)), log_ndtr(np.where(beyond, -low, high))
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
-
-
-def _midpoints(counts, mean, deviation, library):
-    """Standardised midpoints between the y of each count and of its neighbours; zero begins at minus infinity."""
-    y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
-    low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
-    return low, ((y[1] + y[2]) / 2 - mean) / deviation
 
 
 def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
@@ -242,8 +237,7 @@ def predict_pca(pca: Pca, x: np.ndarray, masked: np.ndarray) -> np.ndarray:
 
 
 def distribution(mean, dispersion):
-    """The negative binomial as scipy has it. Where theta is infinite, or above 1e9, 1e9 stands for Poisson."""
-    dispersion = np.minimum(dispersion, 1e9)
+    """The negative binomial as scipy has it."""
     return stats.nbinom(dispersion, dispersion / (dispersion + mean))
 
 

@@ -18,7 +18,7 @@ from lib.train.baselines import bits, distribution
 STEP = 64
 """Cells that a model predicts at a time."""
 SUMMED, QUANTILES = 64, 400
-"""Up to this mean the moments of a count are summed count by count; above it over quantiles of its distribution."""
+"""Up to this mean an expectation over counts is summed count by count; above it over quantiles of its distribution."""
 CHUNK = 200_000
 """Positions that are worked on at a time."""
 RULES = (
@@ -138,8 +138,8 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
     measured = [np.take_along_axis(part[rows][:, None, :], masked, axis=2) for part in (data.x, data.counts)]
     if objective == "mse":
         return Predictions(rows, masked, library, *measured, raw.numpy().astype(np.float64))
-    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32), objective)
-    return Predictions(rows, masked, library, *measured, moments(*counts, library)[0], *counts)
+    counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32))
+    return Predictions(rows, masked, library, *measured, log_mean(*counts, library), *counts)
 
 
 def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
@@ -227,39 +227,31 @@ def _differential(variance):
     return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
 
 
-def moments(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p(10,000 x / library) under the predicted distribution of each count x.
+def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """Mean of log1p(10,000 x / library) under the predicted distribution of each count x.
 
     Everything broadcasts. Small means are summed count by count until less than 1e-7 of the probability is left. For
     large ones the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
     """
-    arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, np.minimum(dispersion, 1e9), library)))
+    arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, dispersion, library)))
     flat = [np.ravel(array) for array in arrays]
-    found = np.empty((2, flat[0].size))
-    for start in range(0, flat[0].size, CHUNK):
-        part = slice(start, start + CHUNK)
-        found[:, part] = _moments(*(array[part] for array in flat))
-    first, second = found.reshape(2, *arrays[0].shape)
-    return first, np.maximum(second - first**2, 0)
+    parts = (slice(start, start + CHUNK) for start in range(0, flat[0].size, CHUNK))
+    return np.concatenate([_log_mean(*(array[part] for array in flat)) for part in parts]).reshape(arrays[0].shape)
 
 
-def _moments(mean, dispersion, library):
-    """First and second moment, (2, positions)."""
-    found = np.zeros((2, len(mean)))
+def _log_mean(mean, dispersion, library):
+    found = np.zeros(len(mean))
     large = np.flatnonzero(mean > SUMMED)
     for some in np.array_split(large, max(1, len(large) * QUANTILES // CHUNK)):
         middle = (np.arange(QUANTILES) + 0.5) / QUANTILES
         x = distribution(mean[some, None], dispersion[some, None]).ppf(middle)
-        y = np.log1p(TARGET * x / library[some, None])
-        found[:, some] = y.mean(1), (y**2).mean(1)
+        found[some] = np.log1p(TARGET * x / library[some, None]).mean(1)
     running = np.flatnonzero(mean <= SUMMED)
     m, theta, unit = mean[running], dispersion[running], TARGET / library[running]
     odds, probability = m / (m + theta), np.exp(-theta * np.log1p(m / theta))
     seen, x = np.zeros(len(running)), 0
     while len(running):
-        y = np.log1p(unit * x)
-        found[0, running] += probability * y
-        found[1, running] += probability * y**2
+        found[running] += probability * np.log1p(unit * x)
         seen += probability
         probability = probability * odds * (x + theta) / (x + 1)
         x += 1

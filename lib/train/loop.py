@@ -33,12 +33,6 @@ PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
 """What a checkpoint holds of a run besides its identity and its state."""
 
 
-OPTIMISERS = {
-    "adamw": "AdamW, beta2 {beta2:g}",
-    "muon": "Muon for the matrices of the blocks, AdamW with beta2 {beta2:g} for all else",
-}
-
-
 class Status(StrEnum):
     """How a run ended."""
 
@@ -139,25 +133,6 @@ def convergence(half: float | None, whole: float, tolerance: float) -> str | Non
     return "converged" if abs(half - whole) / whole <= tolerance else "not converged"
 
 
-def protocol(settings, size: Size, cells: int) -> dict[str, str]:
-    """How one size is trained, in words and numbers, for a table."""
-    reference, exponent = settings.reference_width, settings.width_exponent
-    fall = f"over the last {settings.decay:.0%} down to {settings.final_rate:.0%} of the peak"
-    most = f", at most {settings.highest_rate:g}" if settings.highest_rate else ""
-    return {
-        "protocol": settings.protocol,
-        "updates": f"{settings.updates:,} of {settings.batch} cells",
-        "passes over the training cells": f"{settings.cells_seen / cells:.2f}",
-        "optimiser": OPTIMISERS[settings.optimiser].format(beta2=settings.beta2),
-        "peak learning rate": f"{learning_rate(settings, size.d):.3g}",
-        "learning-rate rule": f"{settings.learning_rate:g} x ({reference} / width)^{exponent:g}{most}",
-        "schedule": f"warm-up over {settings.warmup:.0%}, a plateau, {fall}",
-        "dropout, weight decay, gradient clip": f"{settings.dropout:g}, {settings.weight_decay:g}, {settings.clip:g}",
-        "initial gene embeddings": f"normal, standard deviation {settings.embedding_scale:g}",
-        "converged": f"when half the updates give a loss within {settings.tolerance:.1%}",
-    }
-
-
 class Run:
     """One model, its optimiser and how far they have come.
 
@@ -170,7 +145,7 @@ class Run:
         self.size, self.seed, self.settings, self.folder, self.identity = size, seed, settings, folder, identity
         self.device = machine.device()
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
-        machine.prepare(size, self.genes)
+        torch.set_num_threads(size.threads(self.genes))
         self.cells, self.held, self.donor = machine.Cells(data, settings, seed, self.device), data.held, data.donor
         self.unit, self.loss = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
@@ -330,8 +305,7 @@ class Run:
         rows, masks = self.cells.held[split], self.cells.masks[split]
         raw = self.at_masks(split, lambda predict, rows, *inputs: predict(*inputs))
         library = self.cells.library[rows].cpu()[:, None]
-        counts = transformer.distribution(raw, library, self.settings.objective)
-        mean, _ = evaluate.moments(*counts, library.numpy()[..., None])
+        mean = evaluate.log_mean(*transformer.distribution(raw, library), library.numpy()[..., None])
         truth = self.cells.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1).gather(2, masks)
         return (torch.as_tensor(mean) - truth).square().mean(2).mean(1).numpy()
 

@@ -4,7 +4,6 @@ A checkpoint is written whole or not at all, named by its checksum, and loaded w
 """
 
 import copy
-import ctypes
 import hashlib
 import math
 import os
@@ -30,15 +29,6 @@ CHECKPOINTS = 2
 def device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def prepare(size: Size, genes: int) -> None:
-    """Set up the process for training: threads, and freed tensors used again by glibc instead of given back."""
-    torch.set_num_threads(size.threads(genes))
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def seed(number: int, kind: str) -> None:
