@@ -65,18 +65,18 @@ class Pool:
                     yield obs.iloc[start : start + block.shape[0]], block @ placed
 
 
-def survey(settings: study_file.Census, labelled: bool = True) -> Pool:
+def survey(settings: study_file.Census) -> Pool:
     """Check the files of a study to the last value, and find what they hold; nothing is written.
 
     A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
-    one donor, in whichever file they stand. Without a data set a file's name stands for it. `labelled` says whether a
-    file without donors is refused. InputError: the first file that cannot be used, the place in it, and what to do.
+    one donor, in whichever file they stand. Without a data set a file's name stands for it.
+    InputError: the first file that cannot be used, the place in it, and what to do.
     """
     obs, genes, rows, named = [], [], [], sources(settings)
     for path, given in named.items():
         with opened(path) as counts:
             _check_values(counts, *next(counts.blocks()))  # said before what is wrong with labels
-            obs.append(_labels(counts, given, settings, labelled))
+            obs.append(_labels(counts, given, settings))
             genes.append(_genes(counts.var, counts.name))
             rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
                          "counts_in": counts.counts_in, "left_out": counts.left_out})  # fmt: skip
@@ -199,13 +199,13 @@ def _texts(values):
     return text.mask(text.isin(MISSING)).astype(object)
 
 
-def _labels(counts, given, settings, labelled):
+def _labels(counts, given, settings):
     """The obs columns of a file under their names in the Census, labels of the study before them."""
     asked = {"donor_id": settings.donor, "dataset_id": settings.dataset, "tissue": settings.tissue}
     obs = pd.DataFrame(index=counts.obs.index)
     for column, key in ({key: key for key in CARRIED} | asked).items():
         # Data set and tissue may be absent under their default names; a column that the study names must be there.
-        needed = column in asked and (labelled if column == "donor_id" else key != column)
+        needed = column in asked and (column == "donor_id" or key != column)
         if column not in given and key in counts.obs:
             obs[column] = _column(counts, key, column in asked)
         elif column not in given and needed:

@@ -44,7 +44,7 @@ def of_sizes(study: Study) -> pd.DataFrame:
 
 def _seconds(size: Size, genes: int, settings, cells: int) -> float:
     """Seconds of the forward and backward pass of so many cells of random values: the least of three."""
-    machine.prepare(size, genes)
+    torch.set_num_threads(size.threads(genes))
     device, outputs = machine.device(), OUTPUTS[settings.objective]
     model = transformer.Transformer(size, genes, settings.dropout, outputs=outputs).to(device).train()
     x = torch.rand(cells, genes, device=device)
