@@ -21,7 +21,6 @@ GENES = 512
 """Genes of each panel compared: the most variable ones of its data set, as in a study; a quarter of it at most."""
 SIMULATED, CELLS = (2000, 20_000), 4000
 """Genes of the simulated censuses that are measured, and their cells."""
-QUANTILES = (np.arange(25) + 0.5) / 25
 REFERENCES = {
     "10x_pbmc1k_v2": "10x Genomics pbmc_1k_v2",
     "10x_pbmc1k_v3": "10x Genomics pbmc_1k_v3",
@@ -68,34 +67,18 @@ def _measured(counts, library, source, reference, simulated):
     adata = anndata.AnnData(counts)
     genes = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=most, inplace=False)
     counts = counts[:, genes["highly_variable"].to_numpy()].toarray().astype(np.int32)
-    table = marginals(counts, library, panel.normalise(counts, library))
+    table = panel.marginals(counts, library, panel.normalise(counts, library))
     return table.assign(source=source, reference=reference, simulated=simulated)
-
-
-def marginals(counts, library, x):
-    """What counts, (cells, genes) int, and the values x that a model sees look like: a DataFrame, a row a quantile.
-
-    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
-    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
-    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
-    """
-    mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
-    varying = x[:, x.std(0) > 0]
-    correlation = np.corrcoef(varying, rowvar=False)[np.triu_indices(varying.shape[1], 1)]
-    centre, reach = QUANTILES * (len(mean) - 1), len(mean) / len(QUANTILES) / 2
-    ranked = variance[np.argsort(mean, kind="stable")]
-    near = [ranked[round(max(0, c - reach)) : round(c + reach) + 1] for c in centre]
-    over = {"library": library, "zeros": zeros, "mean": mean, "correlation": correlation}
-    table = pd.DataFrame({"quantile": QUANTILES} | {name: np.quantile(each, QUANTILES) for name, each in over.items()})
-    table.insert(4, "variance", [np.median(values) for values in near])
-    return table.assign(sparsity=zeros.mean(), cells=len(counts), genes=len(mean))
 
 
 def typical(table):
     """Of `marginals` with a source, one row each: medians, and the correlations that 6 % of the pairs are beyond."""
     by_source = table.assign(spread=table["variance"] / table["mean"]).groupby("source", sort=False)
     middle = by_source[["library", "mean", "spread"]].median().add_prefix("median_")
-    ends = {f"correlation_{100 * QUANTILES[row]:.0f}%": by_source["correlation"].nth(row).to_numpy() for row in (1, -2)}
+    ends = {
+        f"correlation_{100 * panel.QUANTILES[row]:.0f}%": by_source["correlation"].nth(row).to_numpy()
+        for row in (1, -2)
+    }
     return by_source[["cells", "genes", "sparsity"]].first().join(middle).assign(**ends)
 
 

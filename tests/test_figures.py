@@ -96,7 +96,7 @@ DRAWN = {
     "audit": lambda: figures.published_audit(*make_published()),
     "coverage": lambda: interval_coverage.draw(pd.read_csv(DATA / "coverage.csv")),
     "splits": lambda: figures.splits(make_cells()),
-    "realism": lambda: figures.realism(REALISM),
+    "realism": lambda: figures.realism(REALISM, REALISM[:25].assign(source="this panel"), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
     "recipe": lambda: figures.recipe(sizes.recipe()),
 }

@@ -12,7 +12,7 @@ from scipy.stats import nbinom
 
 from benchmarks import realism
 from lib import io
-from lib.data import simulate
+from lib.data import panel, simulate
 from lib.data.census import OBS
 from lib.io import InputError
 from lib.study import Simulation, parse_study
@@ -195,7 +195,7 @@ def test_the_census_holds_its_share_of_the_transcriptome_in_every_component():
 
 def test_the_statistics_that_are_compared_are_those_of_the_counts():
     counts = np.array([[0, 4, 1], [2, 0, 1], [0, 4, 1], [2, 0, 1]])
-    found = realism.marginals(counts, np.array([10, 20, 30, 40]), counts.astype(float))
+    found = panel.marginals(counts, np.array([10, 20, 30, 40]), counts.astype(float))
     low, middle, high = found.iloc[0], found.iloc[12], found.iloc[-1]
     assert (low["quantile"], middle["quantile"], high["quantile"]) == (0.02, 0.5, 0.98)
     assert middle["library"] == 25 and middle["zeros"] == 0.5 and middle["mean"] == 1

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COUNTS = "layers/counts"
 IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
+QUANTILES = (np.arange(25) + 0.5) / 25
+"""At which a panel's marginal distributions are described."""
 THINNING = 5
 """The stream of random numbers, beside those of the split, that thins counts."""
 Progress = Callable[[int, int], None]
@@ -425,3 +427,24 @@ def origin(adata) -> dict[str, str]:
         "library size": str(made["library_size"]),
         "median library size": f"{adata.obs['total_counts'].median():,.0f} counts{thin}",
     }
+
+
+def marginals(counts: np.ndarray, library: np.ndarray, x: np.ndarray):
+    """What counts, (cells, genes) int, and the values x that a model sees look like: a DataFrame, a row a quantile.
+
+    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
+    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
+    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
+    """
+    import pandas as pd
+
+    mean, variance, zeros = counts.mean(0), counts.var(0), (counts == 0).mean(0)
+    varying = x[:, x.std(0) > 0]
+    correlation = np.corrcoef(varying, rowvar=False)[np.triu_indices(varying.shape[1], 1)]
+    centre, reach = QUANTILES * (len(mean) - 1), len(mean) / len(QUANTILES) / 2
+    ranked = variance[np.argsort(mean, kind="stable")]
+    near = [ranked[round(max(0, c - reach)) : round(c + reach) + 1] for c in centre]
+    over = {"library": library, "zeros": zeros, "mean": mean, "correlation": correlation}
+    table = pd.DataFrame({"quantile": QUANTILES} | {name: np.quantile(each, QUANTILES) for name, each in over.items()})
+    table.insert(4, "variance", [np.median(values) for values in near])
+    return table.assign(sparsity=zeros.mean(), cells=len(counts), genes=len(mean))

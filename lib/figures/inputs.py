@@ -23,31 +23,35 @@ DISTRIBUTIONS = {
 """Labels of each panel of `realism`."""
 
 
-def realism(table: pd.DataFrame) -> Figure:
-    """Marginal statistics of the panels of real data sets and of the simulator at its default settings.
+def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
+    """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
 
-    `table` has source, simulated, quantile and, at each quantile: library, zeros, mean, variance, correlation.
+    Parameters
+    ----------
+    table, panel : DataFrame
+        source, quantile and, at each quantile: library, zeros, mean, variance, correlation; `table` also simulated.
     """
     figure, axes = style.panels(2, 2, height=48)
     lines = {
         False: {"color": style.SPLITS["train"], "linewidth": 0.9},
         True: {"color": style.INK, "linewidth": 0.9, "linestyle": "--"},
     }
+    this = {"color": style.colours([regime])[regime], "linewidth": 1.8}
+    parts = [(rows, lines[simulated]) for (simulated, _), rows in table.groupby(["simulated", "source"])]
     for axis, (column, (x, y)) in zip(axes.flat, DISTRIBUTIONS.items(), strict=True):
-        for (simulated, _), rows in table.groupby(["simulated", "source"]):
-            y_values = rows["variance"] if column == "mean" else 100 * rows["quantile"]
-            axis.plot(rows[column], y_values, **lines[simulated])
+        for rows, line in [*parts, (panel, this)]:
+            axis.plot(rows[column], rows["variance"] if column == "mean" else 100 * rows["quantile"], **line)
         axis.set(xlabel=x, ylabel=y)
     style.log_axis(axes[0, 0].xaxis, axes[1, 0].xaxis, axes[1, 0].yaxis)
-    number = table.groupby("simulated")["source"].nunique()
+    number, name = table.groupby("simulated")["source"].nunique(), panel["source"].iloc[0]
     style.legend(figure, {
         f"real data sets ({number[False]})": key(**lines[False]),
-        f"simulator, default settings ({number[True]})": key(**lines[True]),
+        f"simulator, default settings ({number[True]})": key(**lines[True]), name: key(**this),
     })  # fmt: skip
     return style.settle(
         figure,
-        f"Distributions over cells, genes and pairs of genes: {number[False]} real data sets and {number[True]} "
-        "simulated ones, each at its most variable genes.",
+        f"Distributions over cells, genes and pairs of genes: {name} beside {number[False]} real data sets and "
+        f"{number[True]} simulated ones, each at its most variable genes.",
     )
 
 
