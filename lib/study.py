@@ -13,26 +13,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lib import io
 from lib.io import InputError
-from lib.model.sizes import BUDGETS, PUBLISHED, Size, batch
+from lib.model.sizes import BUDGETS, PUBLISHED, PUBLISHED_PROTOCOL, PUBLISHED_TISSUES, Size, batch
 
 RESERVED = {"study": ("gallery", "results"), "regime": ("census", "notebooks")}
 """Folders beside those of studies, and in a study's beside those of its regimes."""
 
-PUBLISHED_TISSUES = [
-    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
-]  # fmt: skip
-"""Labels of tissue_general of the ten tissues of arXiv 2602.15253, whose "skin" the Census calls "skin of body"."""
-
-PROTOCOLS = {
-    "published": {
-        "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
-        "optimiser": "adamw", "batch": 32, "beta2": 0.999, "learning_rate": 3.125e-5, "width_exponent": 0.0,
-        "highest_rate": None, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0, "dropout": 0.1,
-        "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
-    },
-}  # fmt: skip
-"""What each protocol sets where the study file is silent. `published` is that of arXiv 2602.15253, fault by fault;
-`tuned` sets the same keys to their defaults."""
+PROTOCOLS = {"published": PUBLISHED_PROTOCOL}
+"""What each protocol sets where the study file is silent; `tuned` sets the same keys to their defaults."""
 
 
 def folder_name(name: str) -> str:
@@ -41,17 +28,6 @@ def folder_name(name: str) -> str:
         allowed = "use at most 60 letters, digits, - and _, a letter or digit first, and a dot only before a digit"
         raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed}")
     return name
-
-
-def _free(kind):
-    """Checks that a name is not that of a folder which stands beside those of its `kind`."""
-
-    def check(name):
-        if name.lower() in RESERVED[kind]:
-            raise ValueError(f"no {kind} can be called {name}, the name of a folder beside it; choose another name")
-        return name
-
-    return AfterValidator(check)
 
 
 def _inside(path):
@@ -358,10 +334,10 @@ class Study(Strict):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: Annotated[FolderName, _free("study")]  # of the study file, without .yaml
+    name: FolderName  # of the study file, without .yaml
     runs: Given | None = None
     census: Census | None = None
-    regimes: dict[Annotated[FolderName, _free("regime")], Regime] = {}
+    regimes: dict[FolderName, Regime] = {}
     genes_from: Text | None = None  # regime whose cells choose the genes of all regimes
     split: Split = Split()
     masking: Masking = Masking()
@@ -384,6 +360,9 @@ class Study(Strict):
     @model_validator(mode="after")
     def no_run_twice(self):
         """Names that differ in case alone count as one: some disks do not tell them apart."""
+        for kind, names in {"study": [self.name], "regime": self.regimes}.items():
+            if taken := [name for name in names if name.lower() in RESERVED[kind]]:
+                raise ValueError(f"no {kind} can be called {taken[0]}, like a folder beside it; choose another name")
         lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
         lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}
         for key, values in lists.items():

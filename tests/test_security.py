@@ -20,7 +20,7 @@ from lib.study import load_study, parse_study
 
 NASTY = [
     "..", ".", "../..", "/etc", "a/b", "-rf", "--help", "a b", "a;b", "$(id)", "`id`", "a\nb", "*", "~", "", "a.", ".a",
-    "a..b", "laws.json", "runs.csv", "é", "\0", "gallery", "Results",
+    "a..b", "laws.json", "runs.csv", "é", "\0",
 ]  # fmt: skip
 
 
@@ -79,6 +79,12 @@ def parsed(study="mine", regime="data-rich", size="XXS"):
 @pytest.mark.parametrize("name", [*NASTY, 61 * "x"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(kind, name):
     with pytest.raises(InputError, match="cannot name a folder"):
+        parsed(**{kind: name})
+
+
+@pytest.mark.parametrize("kind, name", [("study", "gallery"), ("study", "Results"), ("regime", "census")])
+def test_no_folder_of_the_project_is_taken_for_that_of_a_study_or_regime(kind, name):
+    with pytest.raises(InputError, match="choose another name"):
         parsed(**{kind: name})
 
 

@@ -101,6 +101,17 @@ PUBLISHED = {
     }.items()
 }
 """The seven sizes of arXiv 2602.15253."""
+PUBLISHED_PROTOCOL = {
+    "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
+    "optimiser": "adamw", "batch": 32, "beta2": 0.999, "learning_rate": 3.125e-5, "width_exponent": 0.0,
+    "highest_rate": None, "warmup": 0.0, "decay": 0.0, "final_rate": 1.0, "dropout": 0.1,
+    "embedding_scale": 0.02, "cells_seen": 240_000, "evaluations": 61,
+}  # fmt: skip
+"""How it trains, fault by fault, by the keys of a study file."""
+PUBLISHED_TISSUES = [
+    "blood", "brain", "heart", "intestine", "kidney", "liver", "lung", "pancreas", "skin of body", "spleen",
+]  # fmt: skip
+"""Its ten tissues, as the Census labels them in tissue_general: its "skin" is "skin of body" there."""
 
 
 BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
