@@ -164,7 +164,7 @@ def fit(plan, folder):
     from lib.fit.summary import curves, fit_laws
 
     runs = pd.read_csv(folder / "runs.csv")
-    laws = fit_laws(runs, plan["resamples"], seed=0, level=plan["level"])
+    laws = fit_laws(runs, plan["resamples"], seed=0, level=plan["level"], errors="cells")
     io.write_json(folder / "laws.json", laws)
     origin = {"study": plan["study"], "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
     seconds, devices = round(float(runs["seconds"].sum()), 1), sorted(runs["device"].unique())

@@ -145,3 +145,12 @@ def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():
     runs = runs.assign(flops=[1.0, 2.0, 3.0, 4.0], loss=[0.9, 0.8, 0.85, 0.7])
     found = capacity.compute_frontier(capacity.Budgets("r", "validation_mse", runs, pd.DataFrame(), None))
     assert found["flops"].tolist() == [1, 2, 4]
+
+
+def test_donors_enter_the_floor_only_where_the_study_says_that_they_differ():
+    table = trained(sizes=8, fall=0.0).assign(validation_mse_donor_se=0.01, validation_donors=3)
+    (low, high), (narrow_low, narrow_high) = (
+        fit_laws(table, 100, 0, errors=over)["r"]["validation_mse"]["intervals"][HEADLINE]["c"]
+        for over in ("donors", "cells")
+    )
+    assert high - low > 2 * 4.3 * 0.01 > 2 * (narrow_high - narrow_low)

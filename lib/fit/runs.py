@@ -213,6 +213,7 @@ def with_provenance(laws: dict, study: Study) -> dict:
     if study.census:
         origin["census"] = study.census.model_dump(mode="json", exclude_none=True)
         origin["split"], origin["seeds"] = study.split.model_dump(mode="json"), study.seeds
+        origin["errors"] = study.fit.errors
     return {
         regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
         for regime, by_metric in laws.items()

@@ -26,7 +26,12 @@ POINTS = 120
 
 
 def fit_laws(
-    table: pd.DataFrame, resamples: int, seed: int, level: float = 0.95, metrics: tuple[str, ...] = METRICS
+    table: pd.DataFrame,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+    metrics: tuple[str, ...] = METRICS,
+    errors: str = "donors",
 ) -> dict:
     """Fit power + floor to every regime and metric of a table of runs.
 
@@ -40,6 +45,8 @@ def fit_laws(
         loss is not finite or that copy another row exactly are left out and counted.
     resamples, seed : int
         Of every bootstrap. The order of the rows decides nothing.
+    errors : {"donors", "cells"}
+        Of the losses, over what was held out: all sizes share them, and c has them.
     level : float
         Of every interval, between 0 and 1.
 
@@ -52,6 +59,8 @@ def fit_laws(
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
         raise InputError(f"no run has status ok and a finite loss in any of {', '.join(metrics)}: train some first")
+    if errors == "cells":
+        table = table.drop(columns=[name for name in table if name.endswith("_donor_se")])
     laws = {}
     for regime, rows in table.groupby("regime", sort=False):
         fitted = [metric for metric in present if len(usable(rows, metric))] or present[:1]
