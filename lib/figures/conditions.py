@@ -197,16 +197,16 @@ def depth(view: Depth | None) -> Figure | Note:
     losses.set_xscale("log", base=2)
     losses.xaxis.set_major_formatter(style.FuncFormatter(style.short))
     style.header(losses, "Loss", ["the fewer counts, the less there is to predict"])
-    colour = dict(zip(view.levels["depth"], style.PALETTE, strict=False))
+    of_regime = style.colours(view.levels["regime"])
     names = []
     for level in view.levels.itertuples():
-        of, line = view.runs[view.runs["depth"] == level.depth], {"color": colour[level.depth]}
+        of, line = view.runs[view.runs["depth"] == level.depth], {"color": of_regime[level.regime]}
         shares.plot(of["parameters"], 100 * of["explained"], marker="o", markersize=3, linewidth=0.9, **line)
         shares.axhline(100 * level.explained_gaussian, linestyle=style.BASELINES["gaussian"][2], linewidth=0.8, **line)
         if np.isfinite(level.explained_floor):
             shares.axhline(100 * level.explained_floor, linewidth=0.8, **line)
-        names.append((100 * of["explained"].iloc[-1], f"{level.depth:.3g} of the counts", colour[level.depth]))
-    shares.set(xlabel=style.PARAMETERS, ylabel="explained squared error (% of the gene mean's)")
+        names.append((100 * of["explained"].iloc[-1], f"{level.depth:.3g} of the counts", of_regime[level.regime]))
+    shares.set(xlabel=style.PARAMETERS, ylabel="explained squared error (%)")
     style.header(shares, "Explained", ["of the gene mean's squared error"])
     style.log_axis(shares.xaxis)
     style.end_labels(losses, ends)

@@ -215,7 +215,9 @@ class Depth:
     """
 
     runs: pd.DataFrame  # size, parameters, depth, loss, explained: means over seeds, of the largest number of cells
-    levels: pd.DataFrame  # depth, and of the headline loss gene_mean, gaussian, floor; explained_gaussian, _floor
+    levels: (
+        pd.DataFrame
+    )  # depth, its regime, and of the headline loss gene_mean, gaussian, floor; explained_gaussian, _floor
     bought: pd.DataFrame  # of `bought`
     metric: str
 
@@ -239,6 +241,7 @@ def depth(table: pd.DataFrame) -> Depth | None:
     by_depth, columns = most.groupby("depth"), UNITS[metric.rsplit("_", 1)[1]]
     names = {"gene_mean": columns["gene_mean"], "gaussian": columns["gaussian"], "floor": columns["floor"]}
     levels = pd.DataFrame({name: by_depth[column].mean().astype(float) for name, column in names.items()})
+    levels.insert(0, "regime", by_depth["regime"].first())
     for name, column in {"gaussian": "gaussian_mse", "floor": "bayes_mse"}.items():
         of = by_depth[[column, "gene_mean_mse"]].mean().astype(float)
         levels[f"explained_{name}"] = 1 - of[column] / of["gene_mean_mse"]
