@@ -9,7 +9,7 @@ import scale
 import yaml
 
 from lib import io
-from lib.fit import published, summary
+from lib.fit import conditions, published, summary
 from lib.fit.runs import given
 from lib.fit.summary import fit_laws
 from lib.model.sizes import Size
@@ -18,6 +18,7 @@ from lib.study import load_study
 PAGES = {path: path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))]}
 README = PAGES[io.CODE / "README.md"]
 TEXT = " ".join("\n".join(PAGES.values()).split())
+RESULTS, ADDED = io.CODE / "data" / "results", ["explained", "explained_low", "explained_high"]
 LAWS = {  # study, regime, metric: cells, what they are, what the law is of
     ("ladder", "data-rich", "validation_mse"): ("simulated", "held-out donors", "capacity"),
 }
@@ -69,6 +70,22 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert f"more than {100 * (1 - low / largest):.1f} % of the largest one's loss" in TEXT
     count = summary.read_replicates()["replicate"].nunique()
     assert f"So far they are {count}" in TEXT
+
+
+def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studies():
+    matched = pd.read_csv(RESULTS / "matched" / "runs.csv").query("donors != donors")
+    means = matched.groupby(["cells_train", "parameters"])["validation_mse"].mean().unstack()
+    linear, largest = matched.groupby("cells_train")["gaussian_mse"].mean(), means.iloc[:, -1]
+    assert f"ends at {largest[40000]:.3f} with 40,000 training cells and at {largest[12000]:.3f} with 12,000" in TEXT
+    assert f"linear model's {linear[400]:.3f}, and the largest is the worst ({largest[400]:.3f})" in TEXT
+    assert means.loc[400].min() > linear[400] and largest[400] == means.loc[400].max()
+    bought = 100 * conditions.depth(pd.read_csv(RESULTS / "noise" / "runs.csv")).bought.set_index("twice_the")[ADDED]
+    counts, cells, parameters = ("{:.1f} ({:.1f} to {:.1f})".format(*row) for row in bought.to_numpy())
+    more = f"twice the counts of every cell add {counts} points", f"cells {cells}, twice the parameters {parameters}"
+    assert all(words in TEXT for words in more)
+    f1 = pd.read_csv(RESULTS / "noise" / "probe.csv", comment="#").set_index("features")["f1"]
+    assert f"rises from {f1['d4']:.2f} (d4) to {f1['d32']:.2f} (d32)" in TEXT
+    assert f"of the same cells have {f1['principal components']:.2f}" in TEXT
 
 
 def test_the_account_of_the_published_runs_has_the_fitted_numbers():
