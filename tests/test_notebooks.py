@@ -57,7 +57,10 @@ def test_every_run_is_one_row_of_the_stated_columns(project):
     assert set(table["convergence"]) <= {"converged", "not converged"}
     # Runs that went well, of all donors, in squared errors, on two splits of one donor each: the rest is empty.
     empty = table.columns[table.columns.str.contains("test_dataset|test_random|_nll|_donor_se")]
-    unasked = {"reason", "donors", *empty} - {"gene_nll", "gaussian_nll"}  # the bits of the baselines stay
+    unasked = {"reason", "donors", "thin", "split_seed", *empty} - {
+        "gene_nll",
+        "gaussian_nll",
+    }  # the bits of the baselines stay
     assert table[list(unasked)].isna().all().all()
     assert table.drop(columns=list(unasked)).notna().all().all()
     assert (table["bayes_mse"] < table["gaussian_mse"]).all() and (table["bayes_mse"] < table["gene_mean_mse"]).all()
@@ -101,7 +104,7 @@ def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(project
 
 WRITES = {
     "03_train": r"data/demo/[\w-]+/runs/d16/",
-    "04_fit": r"data/demo/(runs\.csv|laws\.json|examined)",
+    "04_fit": r"data/demo/(runs\.csv|laws\.json|examined|probe)",
     "05_figures": r"figures/demo/",
 }
 """What each notebook writes, and what the next one reads."""

@@ -226,7 +226,7 @@ def closeness(view: Closeness | None) -> Figure | Note:
     ):
         _scatter(axis, view, name, colour, line)
         axis.set_xlabel(label)
-    alpha.set_ylabel("bootstraps (density)")
+    alpha.set_ylabel("bootstraps (share)")
     keys = {f"{unit} drawn again": key(color=shade) for unit, shade in colour.items()}
     keys["headline interval"] = Patch(color=style.GREY, alpha=0.2, linewidth=0)
     style.legend(figure, keys | ({} if view.exact is None else {"exact floor": key(color=style.BASELINES["floor"][1])}))
@@ -260,7 +260,8 @@ def _scatter(axis, view, name, colour, exact):
     limits = min(near) - room, max(near) + room
     for unit, shade in colour.items():
         values = draws.loc[draws["of"] == unit, name]
-        axis.hist(values[values.between(*limits)], 40, limits, density=True, histtype="step", color=shade)
+        near = values[values.between(*limits)]
+        axis.hist(near, 40, limits, weights=np.full(len(near), 1 / max(1, len(values))), histtype="step", color=shade)
     low, high = (edge if end is None else end for end, edge in zip(headline_ends(view.law, name), limits, strict=True))
     axis.axvspan(low, high, color=style.GREY, alpha=0.2, linewidth=0, zorder=0)
     axis.axvline(view.law[name], color=style.INK, linewidth=0.8)
