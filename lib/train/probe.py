@@ -39,7 +39,8 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
     regime, path = next(iter(study.regimes)), study.data / "probe.csv"
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
     done = done.drop_duplicates("size")
-    key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + done['validation_mse'].map(repr))}\n"
+    losses = done["validation_mse"].map("{:.9g}".format)  # as they are in a table that has been read, too
+    key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + losses)}\n"
     if not path.is_file() or path.read_text().split("\n")[0] + "\n" != key:
         table = _measured(study, regime, done)
         if table is None:
