@@ -70,7 +70,8 @@ clean: .venv/installed
 gallery:
 	mkdir -p figures/gallery
 	cp figures/ladder/loss_against_parameters.svg figures/ladder/budget.svg figures/gallery
-	cp figures/matched/matched.svg figures/noise/depth.svg figures/noise/probe.svg figures/gallery
+	cp figures/matched/matched.svg figures/noise/depth.svg figures/gallery
+	cp figures/marrow/loss_against_parameters.svg figures/gallery/marrow.svg
 	cp figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
 
 gpu-panels gpu-rehearsal: .venv/installed
