@@ -97,7 +97,7 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
 
 
 def answer(study: Study) -> str:
-    """What a finished study found: its laws, a line for each regime, how to read them, and where the rest is."""
+    """What a finished study found, on ten lines at most: laws, how to read them, and where the rest is."""
     import pandas as pd
 
     from lib.fit import runs, summary
@@ -112,8 +112,9 @@ def answer(study: Study) -> str:
         columns = {"exponent": "alpha", "floor": "limit" if pd.isna(row["c"]) else "c", "exact floor": "exact_floor",
                    "linear model": "gaussian"}  # fmt: skip
         lines[row["regime"]] = {title: number(row, name) for title, name in columns.items()} | {"status": row["status"]}
+    table, more = pd.DataFrame.from_dict(lines, "index").rename_axis(columns="regime"), max(0, len(lines) - 5)
     return "\n".join([
-        pd.DataFrame.from_dict(lines, "index").rename_axis(columns="regime").to_string(),
+        table.head(5).to_string() + f"\nand {more} regimes more: {io.shown(study.data / 'laws.json')}" * (more > 0),
         f"In brackets {study.fit.level:.0%} intervals, - where the runs determine none; "
         "the floor of a budget-limited law is the one its budgets tend to.",
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
