@@ -20,7 +20,7 @@ help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
 	echo "make run [STUDY=demo] PROFILE=slurm   run it on a cluster, by profiles/slurm/config.yaml (kubernetes beside it)"
 	echo "make status [STUDY=demo]         say what is done, running, failed or not yet done; nothing is written"
-	echo "make check STUDY=name            check the user files of a study, and say what they hold; nothing is written"
+	echo "make check STUDY=name            say what a study reads and trains, and how long that takes here; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"
 	echo "make report [STUDY=demo]         one HTML page of a study that has been run -> figures/STUDY/report.html"
 	echo "make test [ARGS=...]             run the tests (ARGS go to pytest)"
