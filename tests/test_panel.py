@@ -394,3 +394,18 @@ def test_a_regime_with_a_split_seed_holds_out_other_donors_and_only_there(study_
     assert donors[0] and donors[0] != donors[1]
     with pytest.raises(InputError, match="split_seed"):
         study_file("leaky", regimes=regimes, genes_from="first")
+
+
+def test_the_benchmark_of_panels_builds_the_same_panel_by_both_routes(project, monkeypatch, capsys):
+    from benchmarks import panel as benchmark
+
+    for name, value in {"PANEL": 12, "ROUNDS": 1, "SMALLEST": 300, "GROWTH_GENES": 30}.items():
+        monkeypatch.setattr(benchmark, name, value)
+
+    def run(part, cells, genes):
+        benchmark.PARTS[part](benchmark.study(cells, genes))
+        return {"seconds": 1.0, "memory": 1.0}
+
+    benchmark.against_plain(run, 400, 60)  # which compares the panels
+    benchmark.growth(run, 300)
+    assert capsys.readouterr().out.count("1.0x") == 2
