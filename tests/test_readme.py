@@ -98,6 +98,16 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert f"So far they are {count}" in TEXT
 
 
+def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
+    splits = conditions.donor_splits(pd.read_csv(RESULTS / "marrow-donors" / "runs.csv")).set_index("size")
+    ends = 100 * splits[["below_gaussian", "below_gaussian_low", "below_gaussian_high"]]
+    d16, d48 = ("{:.1f} % ({:.1f} to {:.1f})".format(*ends.loc[size]) for size in ("d16", "d48"))
+    assert (
+        f"d48 is {d48} below the conditional Gaussian, and d16 {d16}, while" in TEXT and (splits["splits"] == 5).all()
+    )
+    assert f"differ by {splits.loc['d48', 'spread']:.3f} from split to split" in TEXT
+
+
 def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studies():
     matched = pd.read_csv(RESULTS / "matched" / "runs.csv").query("donors != donors")
     means = matched.groupby(["cells_train", "parameters"])["validation_mse"].mean().unstack()
