@@ -28,7 +28,7 @@ workdir: study.data
 wildcard_constraints: regime="[^/]+", size="[^/]+"
 
 PYTHON, NOTEBOOKS = sys.executable, plan.relative(study, io.CODE / "notebooks")
-SOURCES = plan.marks(study)  # no inputs: Snakemake refuses a job whose input is dated in the future
+SOURCES = [" ".join(map(str, io.mark(path))) for path in plan.sources(study)]  # no inputs: Snakemake refuses a job whose input is dated in the future
 PANELS = expand("notebooks/01_data/{regime}.done", regime=study.regimes)
 RUNS = expand("notebooks/03_train/{regime}/{size}.done", regime=study.regimes, size=[size.name for size in study.sizes])
 EXECUTE = (

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from lib import io
-from lib.data import panel, split
+from lib.data import census, panel, split
 from lib.model.sizes import PUBLISHED, Size
 from lib.study import Regime, Split, load_study
 
@@ -42,12 +42,11 @@ SHARES, EXACT, LAUNCHES = (0.2, 0.4), 30e12, (1e-3, 4e-3)
 """Assumed of a GPU: shares of its bf16 peak in training, FLOPs a second in float32, seconds of a small update."""
 LAUNCH_BOUND = 1e12
 """FLOPs of an update below which a GPU is kept waiting for its next kernel: some milliseconds at its peak."""
-RATES = {"compact": 125, "network": 5000, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9,
+RATES = {"compact": 125, "network": census.CELL_BYTES, "labels": 170, "order": 16, "reading": 2e-4, "hashed": 1e9,
          "saved": 5e8}  # fmt: skip
 """Bytes of a cell: compact, network, labels, order; its seconds of reading; bytes hashed, and bytes of a checkpoint
 saved, in a second. Round numbers of two cores: `python benchmarks/scale.py` measures labels, order, hashed and saved,
-`benchmarks/panel.py` reading. Compact is the simulated census' at 512 genes; network stands for 2,000 genes seen in a
-cell at 2.5 bytes each."""
+`benchmarks/panel.py` reading. Compact is the simulated census' at 512 genes."""
 BYTES = {
     "panel": "file of the panel", "compact": "compact form of it", "network": "sent by the Census",
     "labels": "memory to make the panel", "order": "memory for the order of a pass",

@@ -96,6 +96,12 @@ def shown(path: str | Path) -> str:
     return path if "://" in path or not os.path.isabs(path) else os.path.relpath(path, ROOT)
 
 
+def mark(path: str | Path) -> list:
+    """What tells whether a file has changed, as JSON types: name, size, and time of change."""
+    stat = Path(path).stat()
+    return [shown(path), stat.st_size, stat.st_mtime_ns]
+
+
 def short(error: BaseException) -> str:
     """An error on one line of at most 300 characters, without its stack and the project's folder on this machine."""
     message = f"{type(error).__name__}: {error}".split("\n\nAt:")[0].replace(f"{ROOT}{os.sep}", "")

@@ -84,13 +84,14 @@ def make_matched():
 
 
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
+SHARES = conditions.explained(*test_compared.splits(leak=0.1))
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
 DRAWN = {
     "loss": lambda: figures.loss_against_parameters(RUNS, CURVES, dict.fromkeys(LAWS, MEASURED), LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
     "budget": lambda: figures.budget(capacity.budgets(LADDER, KEPT, {"data-rich": 0.515})),
     "matched": lambda: figures.matched(make_matched()),
-    "held_out": lambda: figures.held_out(conditions.explained(*test_compared.splits(leak=0.1))),
+    "held_out": lambda: figures.held_out(SHARES, conditions.leak(SHARES)),
     "genes": lambda: figures.by_gene(make_examined()),
     "bits": lambda: figures.conversions(make_examined()),
     "audit": lambda: figures.published_audit(*make_published()),
@@ -167,7 +168,7 @@ def test_what_a_study_has_no_runs_for_is_a_note_and_an_earlier_figure_of_it_goes
     nothing = View(sentence="three numbers of cells", gains=None, genes=None, bits=None, sizes=[])
     notes = [figures.matched(nothing), figures.by_gene(nothing), figures.conversions(nothing), figures.budget(None),
              figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, NO_LAW),
-             figures.architecture(nothing), figures.held_out(empty), tables.sizes(empty), tables.plain(empty),
+             figures.architecture(nothing), figures.held_out(empty, empty), tables.sizes(empty), tables.plain(empty),
              tables.plain(None), tables.rollout(empty), tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
     figures.save(drawn["matched"], tmp_path, "drawn", ("svg",))

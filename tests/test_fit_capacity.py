@@ -143,7 +143,7 @@ def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():
     runs = pd.DataFrame({"size": list("aabb"), "parameters": [1, 1, 2, 2], "cells_seen": [1, 2, 1, 2]})
     runs = runs.assign(flops=[1.0, 2.0, 3.0, 4.0], loss=[0.9, 0.8, 0.85, 0.7])
-    found = capacity.compute_frontier(capacity.Budgets("r", "validation_mse", runs, pd.DataFrame(), None))
+    found = capacity.Budgets("r", "validation_mse", runs, pd.DataFrame(), None).frontier
     assert found["flops"].tolist() == [1, 2, 4]
 
 

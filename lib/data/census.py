@@ -8,6 +8,8 @@ import hashlib
 import json
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -35,6 +37,8 @@ OBS = {
 """The obs columns of a Census written here, and what stands where the source says nothing (None: counted)."""
 PRESENCE = "feature_dataset_presence_matrix"
 
+CELL_BYTES = 5000
+"""What a Census sends for a cell, about: 2,000 genes that it shows, at 2.5 bytes each."""
 CELLS, VALUES = 2**14, 2**25
 """In one block of counts: cells, and at most so many values of chosen genes."""
 PATIENCE = 60.0
@@ -301,12 +305,13 @@ def _counts(matrix, ids, genes):
 
 
 def _kept(path, block):
-    """The counts in a file; where there is none, those that `block()` gives, which are written to it."""
+    """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
     if path is None:
         return block()
-    if path.exists():
+    try:
         return sparse.load_npz(path)
-    counts = block()
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:
         sparse.save_npz(file, counts)
     return counts

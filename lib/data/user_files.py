@@ -101,7 +101,7 @@ def survey(settings: study_file.Census) -> Pool:
 def _numbers(labels, read):
     """What a file's cells add to its row of the report."""
     return {
-        "donors": labels["donor_id"].nunique() if "donor_id" in labels else 0,
+        "donors": labels["donor_id"].nunique(),
         "datasets": labels["dataset_id"].nunique(),
         "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
         "primary_cells": int(_primary(labels).sum()),
@@ -162,7 +162,7 @@ def inputs(settings: study_file.Census) -> list[Path]:
 def marks(settings: study_file.Census) -> list:
     """What tells whether the files of a study have changed, as JSON types: labels; name, size and time of each file."""
     labels = [(shown(path), given) for path, given in sources(settings).items()]
-    return labels + [(shown(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs(settings)]
+    return labels + [io.mark(path) for path in inputs(settings)]
 
 
 def _named(settings):

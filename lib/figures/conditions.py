@@ -13,8 +13,6 @@ import numpy as np
 from lib.figures import style
 from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, counted, key, loss_label
-from lib.fit import conditions
-from lib.fit.capacity import compute_frontier
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
@@ -48,12 +46,9 @@ def matched(view: Matched) -> Figure | Note:
     few, runs = view.few_donors, view.all_donors.sort_values("parameters")
     style.size_lines(losses, few.sort_values("parameters"), "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
-    for name in ("floor", "gaussian"):
-        level = runs.groupby("cells_train")[UNITS[view.metric.rsplit("_", 1)[1]][name]].mean().dropna()
-        if len(level):
-            label, colour, dashes = style.BASELINES[name]
-            losses.plot(level.index, level, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
-            ends.append((level.iloc[-1], label, colour))
+    columns = UNITS[view.metric.rsplit("_", 1)[1]]
+    levels = runs.groupby("cells_train")[[columns["floor"], columns["gaussian"]]].mean()
+    ends += _baselines(losses, levels.set_axis(["floor", "gaussian"], axis=1))
     losses.set(xlabel="training cells (number)", ylabel=loss_label(view.metric))
     style.header(losses, "Loss at equal updates")
     bars = style.DOT | {"fmt": "o", "color": style.INK, "capsize": 2}
@@ -72,16 +67,27 @@ def matched(view: Matched) -> Figure | Note:
     )
 
 
-def held_out(explained: pd.DataFrame) -> Figure | Note:
+def _baselines(axis, levels):
+    """Baselines as lines over the index of `levels`, a column each; returns what `style.end_labels` takes."""
+    ends = []
+    for name, level in levels.items():
+        if len(level := level.dropna()):
+            label, colour, dashes = style.BASELINES[name]
+            axis.plot(level.index, level, color=colour, linestyle=dashes, linewidth=0.9, zorder=1)
+            ends.append((level.iloc[-1], label, colour))
+    return ends
+
+
+def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
     """The first regime's models on every held-out split: reducible error explained, and what a random split leaks.
 
-    `explained` is what `lib.fit.conditions.explained` gives.
+    `explained` and `leak` are what the functions of these names in `lib.fit.conditions` give.
     """
     if explained.empty:
         return Note("These runs were measured on one held-out split alone.")
     regime = explained["regime"].iloc[0]
     shares, keys = explained[explained["regime"] == regime], {}
-    leak = conditions.leak(shares)
+    leak = leak[leak["regime"] == regime]
     figure, axes = style.panels(1, 1 + (len(leak) > 0), height=70)
     for (split, cells), rows in shares.groupby(["split", "cells"], sort=False):
         of, line = rows.groupby("parameters")[["explained", "se"]].mean(), {"color": style.SPLITS[split]}
@@ -158,7 +164,7 @@ def compute(view: Budgets | None) -> Figure | Note:
     if view is None or view.runs["flops"].isna().all():
         return Note("The operations of these runs, or several budgets of them, are not known.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
-    axis, best = axes.flat[0], compute_frontier(view)
+    axis, best = axes.flat[0], view.frontier
     for loss, size, colour in style.size_lines(
         axis, view.runs.sort_values("parameters"), "flops", "loss", linewidth=0.8
     ):
@@ -186,13 +192,7 @@ def depth(view: Depth | None) -> Figure | Note:
     figure, axes = style.panels(1, 2, height=72)
     losses, shares = axes.flat
     ends = style.size_lines(losses, view.runs.sort_values("parameters"), "depth", "loss")
-    for name in ("gene_mean", "gaussian", "floor"):
-        label, colour, dashes = style.BASELINES[name]
-        if view.levels[name].notna().any():
-            losses.plot(
-                view.levels["depth"], view.levels[name], color=colour, linestyle=dashes, linewidth=0.9, zorder=1
-            )
-            ends.append((view.levels[name].iloc[-1], label, colour))
+    ends += _baselines(losses, view.levels.set_index("depth")[["gene_mean", "gaussian", "floor"]])
     losses.set(xlabel="counts kept (share)", ylabel=loss_label(view.metric))
     losses.set_xscale("log", base=2)
     losses.xaxis.set_major_formatter(style.FuncFormatter(style.short))

@@ -183,6 +183,14 @@ class Budgets:
     table: pd.DataFrame  # name, cells_seen, c, c_low, c_high, status: of every budget, and the limit
     exact: float | None  # floor
 
+    @property
+    def frontier(self) -> pd.DataFrame:
+        """Mean losses, of every size at every budget, that no cheaper one reaches: size, cells_seen, flops, loss."""
+        means = self.runs.groupby(["parameters", "size", "cells_seen"])[["flops", "loss"]].mean().reset_index()
+        means = means.dropna(subset="flops").sort_values(["flops", "loss"])
+        best = means["loss"].cummin()
+        return means[means["loss"] < best.shift(fill_value=np.inf)].reset_index(drop=True)
+
 
 def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
     """The budgets of the first regime that has several; `floors` is {regime: exact floor or None}."""
@@ -199,18 +207,10 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
         rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
         if "share" in of:
             losses = runs[metric if name == "whole" else f"{metric}_{name}"]
-            flops = seen * (runs["flops_per_cell"].astype(float) if "flops_per_cell" in runs else np.nan)
-            budget = {"cells_seen": seen, "loss": losses.astype(float), "flops": flops}
+            flops = runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
+            budget = {"cells_seen": seen, "loss": losses.astype(float), "flops": seen * flops}
             parts.append(runs[["size", "parameters"]].assign(**budget))
     return Budgets(regime, metric, pd.concat(parts), pd.DataFrame(rows), floors.get(regime))
-
-
-def compute_frontier(view: Budgets) -> pd.DataFrame:
-    """Mean losses, of every size at every budget, that no cheaper one reaches: size, cells_seen, flops, loss."""
-    means = view.runs.groupby(["parameters", "size", "cells_seen"])[["flops", "loss"]].mean().reset_index()
-    means = means.dropna(subset="flops").sort_values(["flops", "loss"])
-    best = means["loss"].cummin()
-    return means[means["loss"] < best.shift(fill_value=np.inf)].reset_index(drop=True)
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
     rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
     rows = rows[_depths(rows) == 1]
     for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
-        if column in rows and rows[column].nunique() > 1:
+        if column in rows and rows[column].nunique(dropna=False) > 1:
             raise InputError(
                 f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
                 "compare regimes that differ in training cells alone."
@@ -165,6 +165,8 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
         regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of both
         splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
+    if shares.empty:
+        return pd.DataFrame(columns=["regime", "size", "parameters", "leak", "se", "gaussian"])
     of_split = shares.groupby(["split", "regime", "size", "parameters"])[["explained", "se", "gaussian"]].mean()
     random, test = (
         of_split[of_split.index.get_level_values(0) == name].droplevel(0) for name in ("test_random", "test")

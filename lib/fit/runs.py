@@ -22,8 +22,8 @@ UNITS = {
 BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "width", "parameters", "parameters_without_embeddings", "genes", "cells_train",
-    "donors", "thin", "split_seed", "flops_per_cell", "cells_seen", "updates", "learning_rate", "optimiser", "batch",
-    "protocol", "objective", *LOSSES,
+    "donors", "thin", "split_seed", "training_flops_per_cell", "cells_seen", "updates", "learning_rate", "optimiser",
+    "batch", "protocol", "objective", *LOSSES,
     *(f"{loss}{error}" for error in ("_se", "_donor_se") for loss in LOSSES),
     *(f"{split}_donors" for split in SPLITS[1:]), "validation_bits", *BASELINES,
     *(f"validation_{unit}_{budget}" for unit in ("mse", "nll") for budget in BUDGETS), "convergence", "seconds",
@@ -144,7 +144,7 @@ def _row(study, regime, size, seed):
     settings = study.regimes[regime]
     asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": settings.donors}
     asked |= {"thin": settings.thin, "split_seed": settings.split_seed}
-    asked["flops_per_cell"] = 3 * study.size(size).forward_flops(settings.genes)  # of training, see Size.training_flops
+    asked["training_flops_per_cell"] = study.size(size).training_flops_per_cell(settings.genes)
     if (folder / "result.json").is_file():
         measured = io.read_json(study.folder(regime) / "baselines.json")
         baselines = {name: measured["validation"].get(name) for name in BASELINES}

@@ -233,9 +233,7 @@ class Closeness:
 
     regime: str
     metric: str
-    means: (
-        pd.DataFrame
-    )  # size, parameters, excess (mean loss minus c), fitted (that of the law), se (known, of the mean)
+    means: pd.DataFrame  # size, parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean)
     draws: pd.DataFrame  # of (what is drawn again: runs or sizes), alpha, c; a row for each bootstrap that has a law
     law: dict  # entry of laws.json
     exact: float | None  # floor

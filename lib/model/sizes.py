@@ -79,13 +79,17 @@ class Size:
         block = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
         return 2 * (genes * d + self.layers * block + genes * d)
 
+    def training_flops_per_cell(self, genes: int) -> int:
+        """Model FLOPs of training on one cell: the backward pass costs two forward passes."""
+        return 3 * self.forward_flops(genes)
+
     def training_flops(self, genes: int, settings) -> int:
-        """Model FLOPs of one run's updates, those of its branches too; the backward pass costs two forward passes.
+        """Model FLOPs of one run's updates, those of its branches too.
 
         `settings` is a `lib.study.Train`. Evaluations are left out.
         """
         updates = settings.updates + sum(ends - leaves for leaves, ends in settings.branches.values())
-        return 3 * self.forward_flops(genes) * settings.batch * updates
+        return self.training_flops_per_cell(genes) * settings.batch * updates
 
 
 PUBLISHED = {

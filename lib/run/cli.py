@@ -28,9 +28,6 @@ main()
 """
 """Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
 
-CELL_BYTES = 5000
-"""What a Census sends for a cell: 2,000 genes that it shows, at 2.5 bytes each."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
@@ -210,12 +207,13 @@ def foresee(study: Study) -> None:
     if not study.census:
         raise InputError(f"study {study.name} trains nothing: its runs are given.")
     os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
+    from lib.data import census
     from lib.train import cost
 
     if study.census.version or study.census.uri:
         print("The labels of all cells of the Census are read, then cells twice: all genes to choose some, then those.")
         for name, regime in study.regimes.items():
-            print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * CELL_BYTES / 1e9:.1f} GB")
+            print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * census.CELL_BYTES / 1e9:.1f} GB")
     sizes = cost.of_sizes(study)
     print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
     print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here (not measured: by FLOPs).")

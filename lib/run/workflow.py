@@ -209,12 +209,6 @@ def sources(study: Study) -> list[Path]:
     return user_files.inputs(study.census)
 
 
-def marks(study: Study) -> list[str]:
-    """What tells whether a file of `sources` has changed: its path as seen from data/<study>, size and time."""
-    stats = [(relative(study, path), path.stat()) for path in sources(study)]
-    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-
-
 def forget_lost(study: Study) -> None:
     """Remove the marker of a notebook when one of its results is gone, so that it runs again."""
     for marker in (study.data / "notebooks").rglob("*.done"):

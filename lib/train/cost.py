@@ -28,11 +28,11 @@ def of_sizes(study: Study) -> pd.DataFrame:
     for regime in study.regimes:
         genes, settings, rate = study.regime(regime).genes, study.training(regime), None
         for size in sorted(study.sizes, key=lambda size: size.parameters(genes)):
-            operations, work = 3 * size.forward_flops(genes), size.training_flops(genes, settings)
+            operations, work = size.training_flops_per_cell(genes), size.training_flops(genes, settings)
             cells = machine.cells_at_once(size, genes, settings.batch, machine.device().type)
             measured = rate is None or operations * cells < LONGEST
             if measured:
-                rate = _seconds(size, genes, settings, cells) / (operations * cells)
+                rate = _seconds(size, genes, study.masking.genes(genes), settings, cells) / (operations * cells)
             seeds = len(study.seeds_for(size.name))
             rows.append({
                 "regime": regime, "size": size.name, "seeds": seeds, "cells_seen": round(work / operations),
@@ -42,13 +42,13 @@ def of_sizes(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _seconds(size: Size, genes: int, settings, cells: int) -> float:
-    """Seconds of the forward and backward pass of so many cells of random values: the least of three."""
+def _seconds(size: Size, genes: int, masked: int, settings, cells: int) -> float:
+    """Seconds of the forward and backward pass of so many cells of random values, genes masked: the least of three."""
     torch.set_num_threads(size.threads(genes))
     device, outputs = machine.device(), OUTPUTS[settings.objective]
     model = transformer.Transformer(size, genes, settings.dropout, outputs=outputs).to(device).train()
     x = torch.rand(cells, genes, device=device)
-    positions = torch.rand(cells, genes, device=device).topk(max(1, round(0.15 * genes)), dim=1).indices
+    positions = torch.rand(cells, genes, device=device).topk(masked, dim=1).indices
     hidden, least = transformer.hide(positions, genes), float("inf")
     for _ in range(3):
         started = time.perf_counter()

@@ -34,7 +34,7 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
         last two), f1, and low and high, its 95 % interval over held-out donors. None where fewer than two labels of
         cells are known, or no run is here.
     """
-    if study.runs:
+    if study.runs or not (runs["status"] == "ok").any():
         return None
     regime, path = next(iter(study.regimes)), study.data / "probe.csv"
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
