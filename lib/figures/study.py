@@ -248,6 +248,8 @@ def _excess(above, below, means):
     above.set(ylabel="loss above the floor, L − c")
     below.set(xlabel=style.PARAMETERS, ylabel="residual")
     style.log_axis(above.xaxis, above.yaxis)
+    if len(shown):
+        above.set_ylim(bottom=shown["excess"].min() / 5)  # not where the law, or half a bar, goes to nothing
     style.log_ticks(above.yaxis)
     above.tick_params(labelbottom=False)
 
