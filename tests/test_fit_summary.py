@@ -105,7 +105,7 @@ def test_a_regime_with_too_few_sizes_does_not_take_the_others_with_it(table):
         assert set(lone) == set(laws["data-rich"]["validation_mse"])
         shown = laws_table(laws, {}).set_index("regime")
         assert shown["status"].to_dict() == {"data-rich": "ok", "data-limited": "too few sizes"}
-        assert shown.loc["data-limited", "alpha":"gaussian"].isna().all()
+        assert shown.loc["data-limited", "alpha":"baseline"].isna().all()
         json.dumps(laws, allow_nan=False)
         assert set(summary.curves(laws)["regime"]) == set(summary.rollout_table(laws)["regime"]) == {"data-rich"}
 
@@ -161,7 +161,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_gaussian_of_the_headline_
         "counts": {"validation": {"bayes_bits": 0.39, "gaussian_nll": 0.5, "bayes_mse": 9.0}},
     }
     rich, limited, counts = laws_table(laws | bits, known).to_dict("records")
-    assert (rich["exact_floor"], rich["gaussian"], counts["exact_floor"], counts["gaussian"]) == (1.46, 1.6, 0.39, 0.5)
+    assert (rich["exact_floor"], rich["baseline"], counts["exact_floor"], counts["baseline"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
     intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
     assert len(intervals) == 7 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1

@@ -66,7 +66,7 @@ SUMMARY = """
 import pandas as pd
 def laws_table(laws, known):
     numbers = {"alpha": 0.5, "alpha_low": 0.4, "alpha_high": None, "c": None, "c_low": None, "c_high": None}
-    numbers |= {"limit": 0.7, "limit_low": 0.6, "limit_high": 0.8, "exact_floor": None, "gaussian": 0.9}
+    numbers |= {"limit": 0.7, "limit_low": 0.6, "limit_high": 0.8, "exact_floor": None, "baseline": 0.9}
     return pd.DataFrame({"regime": list(known)} | numbers | {"status": "budget-limited"}).fillna(float("nan"))
 """
 RUNS = "def baselines(study):\n    return dict.fromkeys(study.regimes)\n"

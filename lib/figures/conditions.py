@@ -27,10 +27,10 @@ SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^
 OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
 DETERMINED = {
-    "law determined": key(color=style.INK, marker="o", linestyle=""),
-    "not determined": key(color=style.INK, marker="o", linestyle="", **OPEN),
+    "floor identified": key(color=style.INK, marker="o", linestyle=""),
+    "not identified": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
-"""What a legend says of both."""
+"""What a legend says of a law with and without a determined floor."""
 RUN, EXACT = "#999933", style.BASELINES["floor"][1]
 COLOURS = {"run": RUN, "exact posterior": EXACT}
 """Of each predictor."""
@@ -104,7 +104,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
         figure,
         f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} "
         f"explain on {shares['split'].nunique()} held-out splits"
-        + ("; right: what cells of training donors make look better" * bool(len(leak)) + ". Bars: 95 % over cells."),
+        + ("; right: by how much more on training than on test donors" * bool(len(leak)) + ". Bars: 95 % over cells."),
     )
 
 
@@ -114,7 +114,7 @@ def _leak(axis, leak):
     axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], **bars)
     (line,) = axis.plot(leak["parameters"], 100 * leak["gaussian"], "--", color=style.BASELINES["gaussian"][1])
     axis.axhline(0, color=style.GREY, linewidth=0.6)
-    axis.set(xlabel=style.PARAMETERS, ylabel="training donors minus other donors (%)")
+    axis.set(xlabel=style.PARAMETERS, ylabel="training minus test donors (%)")
     style.header(axis, "What a random split leaks", ["bars: 95 % over the cells of both splits"])
     style.log_axis(axis.xaxis)
     return line
@@ -135,10 +135,13 @@ def budget(view: Budgets | None) -> Figure | Note:
     names = [
         limits.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()
     ]
-    near = [*view.runs["loss"], *[view.exact] * (view.exact is not None)]
-    room = 0.1 * np.ptp(near)
+    found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float).dropna().to_numpy()
+    span = np.ptp(found)
+    within = np.clip(known, found.min() - 2 * span, found.max()).ravel()  # what is wider leaves the axis
+    near = [*within, *[view.exact] * (view.exact is not None)] or [*found]
+    room = 0.05 * np.ptp(near)
     floors.set(
-        xlim=(min(near) - 3 * room, np.quantile(view.runs["loss"], 0.6)),
+        xlim=(min(near) - room, max(near) + room),
         xlabel=f"floor c ({'bits' if view.metric.endswith('nll') else 'MSE'})",
         ylabel="law (of a budget, or in the limit)",
     )
@@ -165,11 +168,12 @@ def compute(view: Budgets | None) -> Figure | Note:
         return Note("The operations of these runs, or several budgets of them, are not known.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
     axis, best = axes.flat[0], view.frontier
-    for loss, size, colour in style.size_lines(
-        axis, view.runs.sort_values("parameters"), "flops", "loss", linewidth=0.8
-    ):
-        end = view.runs.loc[view.runs["size"] == size, "flops"].max()
-        axis.annotate(size, (end, loss), (4, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
+    runs, colour = view.runs.sort_values("parameters"), style.shades(view.runs.sort_values("parameters")["size"])
+    style.size_lines(axis, runs, "flops", "loss", linewidth=0.8)
+    starts = runs[runs["cells_seen"] == runs["cells_seen"].min()]  # there, sizes lie furthest apart
+    for size, (flops, loss) in starts.groupby("size")[["flops", "loss"]].mean().iterrows():
+        axis.annotate(size, (flops, loss), (0, 5), textcoords="offset points", fontsize=style.SMALL,
+                      color=colour[size], ha="center")  # fmt: skip
     axis.plot(best["flops"], best["loss"], color=style.INK, linewidth=1.6, zorder=0)
     keys = {"frontier": key(color=style.INK, linewidth=1.6)}
     if view.exact is not None:
@@ -262,13 +266,11 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
     if table is None:
         return Note("The cells of this study have no two types.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
-    axis, sizes, ends = axes.flat[0], table.dropna(subset="loss"), []
+    axis, sizes, ends, keys = axes.flat[0], table.dropna(subset="loss"), [], {}
     shade, marks = style.shades(sizes["features"]), style.markers(sizes["features"])
     for row in sizes.itertuples():
         bars = style.DOT | {"fmt": marks[row.features], "color": shade[row.features], "capsize": 1.5}
-        axis.errorbar(row.loss, row.f1, [[row.f1 - row.low], [row.high - row.f1]], **bars)
-        axis.annotate(row.features, (row.loss, row.f1), (4, -7), textcoords="offset points", fontsize=style.SMALL,
-                      color=shade[row.features])  # fmt: skip
+        keys[row.features] = axis.errorbar(row.loss, row.f1, [[row.f1 - row.low], [row.high - row.f1]], **bars)
     lines = {"principal components": style.BASELINES["pca"], "all genes": style.BASELINES["gene_mean"]}
     for row in table[table["loss"].isna()].itertuples():
         _, colour, dashes = lines[row.features]
@@ -276,6 +278,7 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
         ends.append((row.f1, row.features, colour))
     axis.set(xlabel=loss_label("validation_mse"), ylabel="macro F1 of cell types (no unit)")
     style.end_labels(axis, ends)
+    style.legend(figure, keys)
     return style.settle(
         figure,
         f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out donors, "

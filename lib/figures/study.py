@@ -56,7 +56,7 @@ def loss_against_parameters(
             style.header(axis, regime, [_size_of(rows), "   ".join(_numbers(law))], style.size_names(axis, places))
         else:
             style.header(axis, regime, _numbers(law))
-            axis.set(ylabel="", xlabel=style.PARAMETERS if axis.get_subplotspec().is_last_row() else "")
+            axis.set(ylabel="", xlabel=style.PARAMETERS if axis in axes[-3:] else "")
     named = [name for name in style.BASELINES if any(name in of for of in levels.values())] if len(shown) > FEW else []
     if len(shown) > FEW:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
@@ -142,7 +142,7 @@ def _numbers(law):
     if law.get("alpha") is None or law.get("c") is None:
         return [f"no law: {law['status']}"] if law.get("status") else []
     if law["status"] == "budget-limited":
-        return ["budget-limited: no law of capacity"]
+        return ["budget-limited, no law"]
     if law["status"] != "ok":
         return [f"{law['status']}:", f"α = {law['alpha']:.3g}, c = {law['c']:.3g}".replace("= -", "= −")]
     numbers = (("α", "alpha"), ("c", "c"))
@@ -249,7 +249,8 @@ def _excess(above, below, means):
     below.set(xlabel=style.PARAMETERS, ylabel="residual")
     style.log_axis(above.xaxis, above.yaxis)
     if len(shown):
-        above.set_ylim(bottom=shown["excess"].min() / 5)  # not where the law, or half a bar, goes to nothing
+        # Two decades at most, and not where the law, or half a bar, goes to nothing.
+        above.set_ylim(bottom=max(shown["excess"].min() / 2, shown["excess"].max() / 100))
     style.log_ticks(above.yaxis)
     above.tick_params(labelbottom=False)
 

@@ -213,7 +213,7 @@ def panels(rows: int, columns: int, height: float, width: float | None = None) -
 
 def abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of so many axes in rows of two, or of three or four where there are many; the axes as a list."""
-    columns = min(number, 2 if number <= 4 else 3 if number <= 6 else 4)
+    columns = min(number, 2 if number <= 4 else 3 if number <= 9 else 4)
     figure, axes = panels(-(-number // columns), columns, height)
     for axis in axes.flat[number:]:
         axis.remove()

@@ -124,13 +124,12 @@ def laws(table: pd.DataFrame) -> Table:
     """
     columns = {
         "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
-        "limit": "floor at any budget", "exact_floor": "exact floor", "gaussian": "conditional Gaussian",
+        "limit": "floor at any budget", "exact_floor": "exact floor", "baseline": "best baseline",
         "status": "status",
     }  # fmt: skip
     caption = (
-        "Law L(P) = a P^(-alpha) + c of every regime, least squares over size means with profile-likelihood intervals "
-        "in brackets; the floor in the limit of the training budget, the exact one, and the loss of the conditional "
-        "Gaussian, which needs no training."
+        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with profile-likelihood intervals in "
+        "brackets; beside it the best of what needs no training."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)

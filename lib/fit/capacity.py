@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import optimize, stats
 from scipy.special import expit, logit
 
-from lib.fit.intervals import HEADLINE, brief, columns_of, with_cells
+from lib.fit.intervals import HEADLINE, brief, columns_of, readable, with_cells
 from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
 from lib.fit.runs import UNITS, Ladder, sees_context, usable
@@ -214,11 +214,12 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
-    """What each regime's headline law hangs on: regime, choice, alpha and c with their ends, status."""
+    """What each regime's headline law hangs on: regime, choice, `readable` alpha and c with their ends, status."""
     names, rows = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}, []
     for regime, by_metric in laws.items():
         law = next(iter(by_metric.values()))
         limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
-            rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
-    return pd.DataFrame(rows)
+            if choice == "headline" or of["status"] != Status.BUDGET:
+                rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
+    return readable(pd.DataFrame(rows))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit.intervals import columns_of
+from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.runs import UNITS, headline, usable
 from lib.io import InputError
@@ -107,8 +107,8 @@ def trend(table: pd.DataFrame) -> dict[str, float]:
 
 CELLS = {
     "test_random": "cells of training donors",
-    "validation": "other donors",
-    "test": "other donors again",
+    "validation": "validation donors",
+    "test": "test donors",
     "test_dataset": "other data sets",
 }
 """Whose cells a held-out split has."""
@@ -153,11 +153,11 @@ def laws_by_split(laws: dict) -> pd.DataFrame:
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse"))
     ]
-    return pd.DataFrame(rows if len({row["split"] for row in rows}) > 1 else [])
+    return readable(pd.DataFrame(rows)) if len({row["split"] for row in rows}) > 1 else pd.DataFrame()
 
 
 def leak(shares: pd.DataFrame) -> pd.DataFrame:
-    """What single cells of training donors make look better than other donors, per regime and size.
+    """What single cells of training donors make look better than those of test donors, per regime and size.
 
     Returns
     -------

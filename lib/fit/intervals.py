@@ -7,9 +7,10 @@ than seeds do. The profile over size means allows for it: it is the headline.
 """
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, fit_many, means_law, profile
+from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, Status, fit_many, means_law, profile
 from lib.fit.runs import Ladder
 
 BOOTSTRAPS = {
@@ -184,6 +185,23 @@ def columns_of(law: dict) -> dict:
         columns[name] = law[name]
         columns[f"{name}_low"], columns[f"{name}_high"] = headline_ends(law, name)
     return columns
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of laws, with their status, without the numbers that cannot be read: NaN in their place.
+
+    These are an exponent or floor of which no end is known, or below zero in a law that is not ok, where neither can
+    be; an exponent at an end of the grid that was searched; and both where the law is one of its training budget.
+    """
+    table = table.astype({f"{name}{end}": float for name in ("alpha", "c") for end in ("", "_low", "_high")})
+    status = table["status"]
+    for name in ("alpha", "c"):
+        ends = [f"{name}_low", f"{name}_high"]
+        unknown = table[ends].isna().all(axis=1) | (status != Status.OK) & (table[name] < 0)
+        table[name] = table[name].mask(unknown)
+        table[[name, *ends]] = table[[name, *ends]].mask(status == Status.BUDGET)
+    table["alpha"] = table["alpha"].mask(status == Status.ALPHA_AT_EDGE)
+    return table
 
 
 def band(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

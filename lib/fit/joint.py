@@ -170,7 +170,7 @@ def capacity_share(law: Joint, parameters: float, cells: float) -> float:
 
 
 def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
-    """What more of either saves a run: of (parameters or cells), factor, gain, low, high; NaN beyond `REACH`."""
+    """What more of either saves a run: of (parameters or cells), factor, gain and its ends; NaN beyond `REACH`."""
     rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
     for of, column, value in (("parameters", "parameters", parameters), ("cells", "cells_train", cells)):
         for factor in FACTORS:
@@ -178,7 +178,7 @@ def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> p
             saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
             ends = saved, *np.quantile(draws, tails, method="closest_observation")
             rows.append((of, factor, *(ends if factor * value <= REACH * law.cells[column].max() else [np.nan] * 3)))
-    return pd.DataFrame(rows, columns=["of", "factor", "gain", "low", "high"])
+    return pd.DataFrame(rows, columns=["of", "factor", "gain", "gain_low", "gain_high"])
 
 
 def frontier(law: Joint, cells: np.ndarray) -> np.ndarray:
@@ -191,12 +191,14 @@ def frontier(law: Joint, cells: np.ndarray) -> np.ndarray:
     return np.where((least / REACH <= crossover) & (crossover <= most * REACH), crossover, np.nan)
 
 
-def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame]:
-    """What limits the largest run of a law with draws, in a sentence, and the `gains` of more."""
+def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame | None]:
+    """What limits the largest run of a law with draws, in a sentence, and the `gains` of more; None if undetermined."""
     cells = law.cells
+    if law.status != Status.OK:
+        return f"These runs do not determine a joint law ({law.status}), and what more would save them.", None
     N, D = cells.loc[(cells["parameters"] * cells["cells_train"]).idxmax(), ["parameters", "cells_train"]]
     sentence = (
         f"The largest run has {N:,.0f} parameters and {D:,.0f} training cells; in {capacity_share(law, N, D):.0%} of "
-        f"the draws capacity limits it (status of the joint law: {law.status})."
+        "the draws capacity limits it."
     )
     return sentence, gains(law, N, D, level)

@@ -13,7 +13,7 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, bootstrap, columns_of, region_of
+from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, bootstrap, columns_of, readable, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
@@ -23,6 +23,8 @@ METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "m
 
 POINTS = 120
 """Of a curve that is drawn."""
+RAN_AWAY = 1e3
+"""No loss is as large: an error beyond it says only that a form was extrapolated to nowhere."""
 
 
 def fit_laws(
@@ -287,22 +289,30 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
 
 
 def intervals_table(laws: dict) -> pd.DataFrame:
-    """Every interval of each regime's headline law, by method: regime, interval, alpha and c with their ends."""
+    """Every interval of each regime's headline law, by method: regime, interval, alpha and c with their ends.
+
+    None of a law of its budget, or at an end of its grid: there intervals say no more.
+    """
     rows = [
         {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
+        if law["status"] in (Status.OK, Status.NO_FLOOR)
     ]
     return pd.DataFrame(rows)
 
 
 def comparison_table(laws: dict) -> pd.DataFrame:
-    """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters."""
+    """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters.
+
+    A form that ran away, as powers do when they are extrapolated, has no error.
+    """
     fitted = {regime: law["comparison"] for regime, law in of_metric(laws).items()}
     tables = {regime: pd.DataFrame(comparison).T for regime, comparison in fitted.items() if comparison}
     if not tables:
         return pd.DataFrame(columns=["delta_aicc", "aicc", "loso_rmse", "parameters"])
     table = pd.concat(tables, names=["regime", "form"])
+    table["loso_rmse"] = table["loso_rmse"].where(table["loso_rmse"] < RAN_AWAY)
     table.insert(0, "delta_aicc", table["aicc"] - table["aicc"].groupby("regime").transform("min"))
     return table
 
@@ -328,31 +338,24 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     -------
     DataFrame
         regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
-        budget with its ends; exact_floor of that loss, and gaussian, the loss of the conditional Gaussian, which needs
-        no training; status. NaN where unknown or without end, and where the runs do not determine alpha or c: its
-        interval has no end at all, alpha is an end of the grid that was searched, the law is not ok and its value below
-        zero, where neither an exponent nor a loss can be, or it is a law of the budget and not of the sizes.
+        budget with its ends; exact_floor of that loss, and baseline, the least loss of what needs no training; status.
+        NaN where unknown, without end, or not `readable`.
     """
     metrics = {regime: next(iter(by_metric)) for regime, by_metric in laws.items()}
     exact, rows = known_floors(known, metrics), []
     for regime, metric in metrics.items():
         split, unit = metric.rsplit("_", 1)
-        law, baselines = laws[regime][metric], known.get(regime, {}).get(split, {})
+        law, measured = laws[regime][metric], known.get(regime, {}).get(split, {})
+        untrained = [measured.get(column) for name, column in UNITS[unit].items() if name != "floor"]
         rows.append({
             "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact[regime],
-            "gaussian": baselines.get(UNITS[unit]["gaussian"]), "status": law["status"],
+            "baseline": min((loss for loss in untrained if loss is not None), default=None), "status": law["status"],
         })  # fmt: skip
     ends = [f"{name}{end}" for name in ("alpha", "c", "limit") for end in ("", "_low", "_high")]
-    numbers = [*ends, "exact_floor", "gaussian"]
+    numbers = [*ends, "exact_floor", "baseline"]
     columns = ["regime", "metric", *numbers, "status"]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
-    for name in ("alpha", "c"):
-        with_ends = [name, f"{name}_low", f"{name}_high"]
-        table[with_ends] = table[with_ends].mask(table["status"] == Status.BUDGET)
-        unbounded = table[with_ends[1:]].isna().all(axis=1)
-        table[name] = table[name].mask(unbounded | (table["status"] != Status.OK) & (table[name] < 0))
-    table["alpha"] = table["alpha"].mask(table["status"] == Status.ALPHA_AT_EDGE)
-    return table
+    return readable(table)
 
 
 def _limit(law):
@@ -368,7 +371,7 @@ def bits_table(laws: dict) -> pd.DataFrame:
     """The floor of the squared error as Gaussian bits: regime, bits and its ends."""
     bits = {regime: law["floor_bits"] for regime, law in of_metric(laws, "validation_mse").items()}
     rows = [(regime, of["value"], *of["interval"]) for regime, of in bits.items()]
-    return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"])
+    return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"]).dropna(subset="bits")
 
 
 def read_replicates() -> pd.DataFrame:

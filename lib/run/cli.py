@@ -107,7 +107,7 @@ def answer(study: Study) -> str:
     lines = {}
     for row in summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study)).to_dict("records"):
         columns = {"exponent": "alpha", "floor": "limit" if pd.isna(row["c"]) else "c", "exact floor": "exact_floor",
-                   "linear model": "gaussian"}  # fmt: skip
+                   "best baseline": "baseline"}  # fmt: skip
         lines[row["regime"]] = {title: number(row, name) for title, name in columns.items()} | {"status": row["status"]}
     table, more = pd.DataFrame.from_dict(lines, "index").rename_axis(columns="regime"), max(0, len(lines) - 5)
     return "\n".join([
