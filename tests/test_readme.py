@@ -10,7 +10,7 @@ import yaml
 
 from lib import io
 from lib.fit import conditions, published, summary
-from lib.fit.runs import given
+from lib.fit.runs import given, read
 from lib.fit.summary import fit_laws
 from lib.model.sizes import Size
 from lib.study import load_study
@@ -43,6 +43,18 @@ def test_the_table_of_laws_has_the_numbers_of_the_kept_studies(study, regime):
     words = [study, *LAWS[study, regime], f"{runs['genes'].iloc[0]}", law["status"], *numbers,
              "-" if pd.isna(exact) else f"{exact:.3f}", f"{linear:.3f}", f"{largest:.3f}"]  # fmt: skip
     assert f"| {' | '.join(words)} |" in README
+
+
+@pytest.mark.parametrize("study, regime", LAWS)
+def test_kept_laws_are_what_this_code_fits_to_the_kept_runs(study, regime):
+    kept, settings = io.read_json(RESULTS / study / "laws.json")[regime]["validation_mse"], load_study(study)
+    table = read(RESULTS / study / "runs.csv")
+    law = fit_laws(table, 100, 0, metrics=("validation_mse",), errors=settings.fit.errors)[regime]["validation_mse"]
+    assert law["status"] == kept["status"]
+    assert (law["alpha"], law["c"]) == pytest.approx((kept["alpha"], kept["c"]))
+    for name in ("alpha", "c"):
+        ends, before = (of["intervals"]["profile_size_means"][name] for of in (law, kept))
+        assert [end or 0 for end in ends] == pytest.approx([end or 0 for end in before], rel=1e-5)
 
 
 def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
