@@ -244,9 +244,12 @@ def report(study: str) -> None:
 def keep(study: str) -> None:
     """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
 
-    runs.csv, laws.json, probe.csv, origin.json, and the executed notebook of the fit, whose links lead to notebooks/.
+    runs.csv, laws.json, baselines.json ({regime: {split: ...}}), probe.csv, origin.json, and the executed notebook of the
+    fit, whose links lead to notebooks/.
     """
     import pandas as pd
+
+    from lib.fit.runs import baselines
 
     study = load_study(study)
     if not (study.data / "laws.json").is_file():
@@ -263,6 +266,7 @@ def keep(study: str) -> None:
     hours = round(float(runs["seconds"].sum()) / 3600, 3) if "seconds" in runs else 0.0
     origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": commit}
     io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
+    io.write_json(folder / "baselines.json", baselines(study))
     for path in (laws, table, study.data / "probe.csv", study.data / "notebooks" / "04_fit.ipynb"):
         if path.is_file():
             text = re.sub(r"\]\((0\d_\w+\.ipynb)\)", r"](../../../notebooks/\1)", path.read_text(encoding="utf-8"))
