@@ -244,8 +244,8 @@ def report(study: str) -> None:
 def keep(study: str) -> None:
     """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
 
-    runs.csv, laws.json, baselines.json ({regime: {split: ...}}), probe.csv, origin.json, and the executed notebook of the
-    fit, whose links lead to notebooks/.
+    runs.csv, laws.json, baselines.json ({regime: {split: ...}}), probe.csv, origin.json, and the executed notebook of
+    the fit, whose links lead to notebooks/.
     """
     import pandas as pd
 
