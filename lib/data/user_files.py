@@ -152,8 +152,6 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
             first = resolved.setdefault(path.resolve(), path)
             if found.setdefault(first, labels) != labels:
                 raise InputError(f"{where}: {shown(path)} is named twice, with different labels; name it once.")
-    if not found:
-        raise InputError("census.h5ad and census.files name no file; add the path of one.")
     return dict(sorted(found.items()))
 
 
