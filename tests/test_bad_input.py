@@ -257,6 +257,8 @@ def test_names_in_another_encoding_or_number(folder, refused_files, part):
     content = (folder / part).read_bytes()
     (folder / part).write_bytes("é".encode("latin-1") + content)
     refused_files(f"input/bad/{part} cannot be read", "it is not UTF-8 text")
+    (folder / part).rename(folder / f"{part}.gz")
+    assert "damaged" not in refused_files(f"input/bad/{part}.gz cannot be read", "take the .gz off its name")
     (folder / part).write_bytes(b"a header\n" + content)
     refused_files(f"input/bad/{part} has", "for the", "without a header (the first line is 'a header')")
 

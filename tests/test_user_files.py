@@ -91,6 +91,13 @@ def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(pro
     assert list(starts) == np.cumsum([0, *(block.shape[0] for block in blocks)])[:-1].tolist()
 
 
+def test_peaks_are_left_out_also_where_genes_are_not_called_as_by_10x(h5ad, counts):
+    h5ad("a", counts, var={"feature_types": ["GEX"] * 25 + ["ATAC"] * 5})
+    report = user_files.survey(Census(h5ad=["input/*"])).report
+    assert report["left_out"].tolist() == ["5 ATAC"]
+    assert report["median_counts"].tolist() == [np.median(counts[:, :25].sum(axis=1))]
+
+
 # ---------------------------------------------------------------- genes
 
 

@@ -27,6 +27,8 @@ MISSING = ("", "na", "n/a", "#n/a", "nan", "none", "<na>", "null")
 """What stands for a label that is not there, once spreadsheets and other languages have written it as text."""
 TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Peaks", "Custom")
 """10x's types of features. They stand in one matrix, and only the first are genes."""
+GENES = ("gene expression", "gene", "gex", "rna")
+"""What others call these."""
 OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
@@ -125,7 +127,9 @@ def reading(path: Path) -> Iterator[None]:
         elif "can't open directory" in reason or "required filter" in reason:
             advice = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
         elif isinstance(error, UnicodeDecodeError):
-            advice = "it is not UTF-8 text: save it again as UTF-8"
+            advice = "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV"
+        elif "Not a gzipped file" in reason:
+            advice = "it is not packed: take the .gz off its name"
         elif "more than one genome" in reason:
             advice = "write the cells of one species to a file of their own"
         raise InputError(f"{shown(path)} cannot be read ({reason}); {advice}.") from None
@@ -167,7 +171,8 @@ def _counts(adata, name):
     advice = "drop the copies, or if they are different cells run adata.obs_names_make_unique()"
     check_once(f"{name} names cell", adata.obs_names, adata.obs_names.duplicated(), advice)
     types = adata.var.get("feature_types", pd.Series(TYPES[0], adata.var_names)).astype(str)
-    kept = (types == TYPES[0]).to_numpy() if types.isin(TYPES).any() else np.full(len(types), True)
+    genes = types.str.lower().isin(GENES)
+    kept = (genes | ~(genes | types.isin(TYPES)).any()).to_numpy()
     if not kept.any():
         raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
     left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
