@@ -13,6 +13,7 @@ from lib.fit.law import ladder
 from lib.fit.runs import gaussian_bits
 from lib.fit.summary import fit_laws, floor_bits, laws_table
 from lib.io import InputError
+from lib.run import cli
 from lib.study import load_study, parse_study
 
 
@@ -270,3 +271,11 @@ def test_columns_that_the_table_lacks_and_regimes_that_the_study_lacks_are_named
         given_table(ROWS, regimes={"parameters": {400: "small"}})
     with pytest.raises(InputError, match=r"line 3: parameters is '1\.500', not a whole number"):
         given_table(ROWS.replace(",", ";").replace("1.25", "1,25").replace("1500", "1.500"))
+
+
+def test_check_says_which_runs_of_a_table_have_a_loss_and_finds_its_faults(given_table, project, capsys):
+    (project / "params" / "mine.yaml").write_text("runs: {table: runs.csv}")
+    given_table(ROWS)
+    assert cli.main(["check", "mine"]) == 0 and "of 2:\n2000    1\n" in capsys.readouterr().out
+    (project / "runs.csv").write_text(ROWS.replace("1500", "1.5k"))
+    assert cli.main(["check", "mine"]) == 2 and "line 3: parameters is '1.5k'" in capsys.readouterr().err
