@@ -56,8 +56,9 @@ def rewrite(path, **changed):
 
 @pytest.mark.parametrize(
     ("value", "layout"),
-    [(0.5, sparse.csr_matrix), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"), (-4, "mtx")],
-)
+    [(0.5, sparse.csr_matrix), (2 + 3e-7, np.asarray), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"),
+     (-4, "mtx")],
+)  # fmt: skip
 def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, tenx, refused_files, counts, value, layout):
     h5ad("good", counts)
     changed = counts.copy()
@@ -66,7 +67,8 @@ def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, tenx, refused_fi
         tenx("bad", changed, layout)
     else:
         rewrite(h5ad("bad", counts), X=layout(changed))
-    refused_files("input/bad", "cell 150, gene G7 has", "no whole number from 0 to 16777216; raw UMI counts")
+    said = refused_files("input/bad", "cell 150, gene G7 has", "no whole number from 0 to 16777216; raw UMI counts")
+    assert "G7 has 2," not in said  # as 2.0000003 would be if it were rounded
 
 
 def test_droplets_that_were_not_filtered(h5ad, refused_files, counts):
@@ -188,6 +190,19 @@ def test_cells_without_a_donor_are_refused_by_their_number(h5ad, refused_files, 
     refused_files("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells", files=["input/*"])
 
 
+@pytest.mark.parametrize("unknown", ["Unknown", "unassigned", "-"])
+def test_cells_of_a_donor_who_is_not_known_are_refused_by_their_number(h5ad, refused_files, counts, unknown):
+    h5ad("bad", counts, donors=("A", "B", "C", unknown))
+    refused_files("input/bad.h5ad: the donor of 50 cells is not known", files=["input/*"])
+
+
+@pytest.mark.parametrize("other", ["PT_1", "pt 01", "Pt-1"])
+def test_one_person_in_two_spellings_is_not_trained_on_and_held_out(h5ad, refused_files, counts, other):
+    h5ad("a", counts, donors=("pt_1", "pt_2"))
+    h5ad("b", counts + 1, donors=(other, "pt_3"))
+    refused_files(f"input/b.h5ad has donor {other!r} and input/a.h5ad 'pt_1'", files=["input/*"])
+
+
 def test_repeated_cell_names(h5ad, refused_files, counts):
     path = h5ad("bad", counts)
     rewrite(path, obs_names=[*anndata.read_h5ad(path).obs_names[:199], "bad-3"])
@@ -199,6 +214,7 @@ def test_repeated_cell_names(h5ad, refused_files, counts):
     [
         (["CD8A"] * 3 + [f"G{gene}" for gene in range(27)], "names gene CD8A more than once; add their counts up"),
         (["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))], "ENSG01.2 more than once"),
+        ([f"{gene}.0" for gene in range(30)], "gene 0 (of 30 like it) is called '0.0', which names no gene"),
         ([str(gene) for gene in range(30)], "gene 0 (of 30 like it) is called '0', which names no gene"),
         ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], "2 species (ENSG, ENSMUSG)"),
         ([f"G{gene}" if gene < 2 else f"ENSG{gene}" for gene in range(30)], "shares 2 of its 30 genes with the files"),
@@ -241,13 +257,22 @@ def test_names_in_another_encoding_or_number(folder, refused_files, part):
     content = (folder / part).read_bytes()
     (folder / part).write_bytes("é".encode("latin-1") + content)
     refused_files(f"input/bad/{part} cannot be read", "it is not UTF-8 text")
+    (folder / part).rename(folder / f"{part}.gz")
+    assert "damaged" not in refused_files(f"input/bad/{part}.gz cannot be read", "take the .gz off its name")
     (folder / part).write_bytes(b"a header\n" + content)
     refused_files(f"input/bad/{part} has", "for the", "without a header (the first line is 'a header')")
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("%%MatrixMarket", "%%Matrix"), ("30 200 ", "200 30 "), ("\n1 1 2\n", "\n31 1 2\n"), ("\n1 1 2\n", "\n")],
+    [
+        ("%%MatrixMarket", "%%Matrix"),
+        ("integer", "pattern"),
+        ("general", "symmetric"),
+        ("30 200 ", "200 30 "),
+        ("\n1 1 2\n", "\n31 1 2\n"),
+        ("\n1 1 2\n", "\n"),
+    ],
 )
 def test_a_text_matrix_with_a_mistake(folder, refused_files, old, new):
     content = (folder / "matrix.mtx").read_text()
@@ -291,7 +316,9 @@ def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, 
         ("path,donor_id\ninput/bad,A\n\ninput/gone,B\n", "line 4: 'input/gone' matches no file"),
         ("path,donor_id\ninput/bad,A\ninput/b*,B\n", "line 3: input/bad is named twice, with different labels"),
         ("path,donor_id\ninput/bad,\n", "input/bad has no obs column 'donor_id' (it has: none)"),
-        ("path,donor_id\n", "name no file"),
+        ("path,donor_id\n", "sheet.csv has no row below the names of its columns"),
+        ("path,donor_id\ninput/bad,Smith, J\n", "sheet.csv, line 2 has more values than there are columns"),
+        ("path,donor_id,donor_id\ninput/bad,A,B\n", "sheet.csv names column donor_id more than once"),
         ("", "is an empty file (0 bytes)"),
         ("path,donor_id\ninput/bad,J\xe9\n", "it is not UTF-8 text"),
     ],

@@ -13,6 +13,7 @@ from lib.fit.law import ladder
 from lib.fit.runs import gaussian_bits
 from lib.fit.summary import fit_laws, floor_bits, laws_table
 from lib.io import InputError
+from lib.run import cli
 from lib.study import load_study, parse_study
 
 
@@ -222,7 +223,15 @@ def given_table(project):
     return read
 
 
-@pytest.mark.parametrize("text", [ROWS, "\ufeff" + ROWS, ROWS.replace(",", ";").replace(".", ",")])
+FORMS = [
+    ROWS, "\ufeff" + ROWS, ROWS.replace(",", "\t"), ROWS.replace(",", ", "), ROWS + ",,,,,\n",
+    ROWS.replace("\n", ",,\n"), ROWS.replace(",", ";"), ROWS.replace(",", ";").replace(".", ","),
+    ROWS.replace("2000", "2000.0"),
+    ROWS.replace("status", "State").replace("finished", "FINISHED"), ROWS.replace("crashed", "running "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMS)
 def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, text):
     table = given_table(text)
     assert table["regime"].tolist() == ["2000", "2000"] and table["validation_mse"].tolist() == [1.6451, 1.25]
@@ -236,8 +245,16 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
         ("1500", "1.5k", "line 3: parameters is '1.5k'"),
         ("1.25", '"1,25"', "line 3: validation_mse is '1,25'"),
         ("1.25", "OOM", "line 3: validation_mse is 'OOM'"),
+        ("1500", "inf", "line 3: parameters is 'inf', not a whole number"),
+        ("1500", "-1", "line 3: parameters is '-1'"),
+        ("1500", "1.5", "line 3: parameters is '1.5'"),
+        ("d8,7", "d8,", "line 3: seed is empty"),
+        ("2000,d8", ",d8", "line 3: regime is empty"),
+        ("1.25", "1,25", "line 3 has more values than there are columns"),
         ("crashed", "gone", "line 3: status is 'gone'"),
         ("size", "model", "no column size"),
+        ("status", "seed", "column seed more than once"),
+        (ROWS.partition("\n")[2], "", "no row"),
     ],
 )
 def test_what_is_no_number_or_status_is_named_with_its_column_and_line(given_table, old, new, place):
@@ -245,6 +262,20 @@ def test_what_is_no_number_or_status_is_named_with_its_column_and_line(given_tab
         given_table(ROWS.replace(old, new))
 
 
-def test_a_column_of_regimes_that_the_table_lacks_is_named(given_table):
+def test_columns_that_the_table_lacks_and_regimes_that_the_study_lacks_are_named(given_table):
     with pytest.raises(InputError, match="no column panel_size"):
         given_table(ROWS, regimes={"panel_size": {64: "small"}})
+    with pytest.raises(InputError, match="no column val_loss"):
+        given_table(ROWS, columns={"val_loss": "validation_mse"})
+    with pytest.raises(InputError, match="line 3: parameters is '1500', none of"):
+        given_table(ROWS, regimes={"parameters": {400: "small"}})
+    with pytest.raises(InputError, match=r"line 3: parameters is '1\.500', not a whole number"):
+        given_table(ROWS.replace(",", ";").replace("1.25", "1,25").replace("1500", "1.500"))
+
+
+def test_check_says_which_runs_of_a_table_have_a_loss_and_finds_its_faults(given_table, project, capsys):
+    (project / "params" / "mine.yaml").write_text("runs: {table: runs.csv}")
+    given_table(ROWS)
+    assert cli.main(["check", "mine"]) == 0 and "of 2:\n2000    1\n" in capsys.readouterr().out
+    (project / "runs.csv").write_text(ROWS.replace("1500", "1.5k"))
+    assert cli.main(["check", "mine"]) == 2 and "line 3: parameters is '1.5k'" in capsys.readouterr().err

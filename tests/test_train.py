@@ -358,6 +358,14 @@ def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocate
     assert 100 * 2**20 < machine.memory("cpu") < 2**50
 
 
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(("text", "limited"), [("104857600", True), ("max", False), ("9223372036854771712", False)])
+def test_memory_is_no_more_than_the_limit_of_a_container(tmp_path, file, text, limited):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / file).write_text(f"{text}\n")
+    assert machine.memory("cpu", tmp_path) == (100 * 2**20 if limited else machine.memory("cpu", tmp_path / "none"))
+
+
 def test_a_checkpoint_that_hides_a_pickled_program_is_refused(tmp_path):
     class Program:
         def __reduce__(self):

@@ -91,6 +91,13 @@ def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(pro
     assert list(starts) == np.cumsum([0, *(block.shape[0] for block in blocks)])[:-1].tolist()
 
 
+def test_peaks_are_left_out_also_where_genes_are_not_called_as_by_10x(h5ad, counts):
+    h5ad("a", counts, var={"feature_types": ["GEX"] * 25 + ["ATAC"] * 5})
+    report = user_files.survey(Census(h5ad=["input/*"])).report
+    assert report["left_out"].tolist() == ["5 ATAC"]
+    assert report["median_counts"].tolist() == [np.median(counts[:, :25].sum(axis=1))]
+
+
 # ---------------------------------------------------------------- genes
 
 
@@ -164,6 +171,20 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
     assert read_from == {"samples.csv", "matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz", "s3.h5ad"}
 
 
+@pytest.mark.parametrize("sign, name, head", [
+    (",", "sheet.CSV", "path,donor_id"), (";", "sheet.csv", "path;donor_id"), ("\t", "sheet.tsv", "path\tdonor_id"),
+    (",", "sheet.csv", '"Path" , Donor_ID'),
+])  # fmt: skip
+def test_sample_sheets_of_any_spreadsheet_name_the_same_people(tenx, project, counts, sign, name, head):
+    rows = []
+    for number, donor in enumerate(("1.0", " 2 ", '"Li, J;\tx"')):
+        tenx(f"s{number}", counts + number)
+        rows.append(f"input/s{number}.h5{sign}{donor}")
+    (project / name).write_text("\n".join([head, *rows]))
+    pool = user_files.survey(Census(files=[name]))
+    assert [obs["donor_id"].iloc[0] for obs in pool.obs] == ["1", "2", "Li, J;\tx"]
+
+
 # ---------------------------------------------------------------- files as people have them
 
 
@@ -220,6 +241,27 @@ def test_counts_are_found_in_raw_or_a_layer_and_that_is_said(h5ad, counts):
     assert pool.report["median_counts"].tolist() == totals
 
 
+@pytest.mark.parametrize("layer", ["Counts", "raw_counts", "umi", "UMI_counts"])
+@pytest.mark.parametrize("change", [np.log1p, lambda x: (x > 0).astype(np.float32)])
+def test_a_layer_of_counts_goes_before_an_x_that_was_logged_or_made_binary(h5ad, counts, layer, change):
+    path = h5ad("a", counts)
+    adata = anndata.read_h5ad(path)
+    adata.layers[layer], adata.X = adata.X.copy(), change(adata.X.toarray())
+    adata.layers["spliced"] = adata.layers[layer] * 2
+    adata.write_h5ad(path)
+    report = user_files.survey(Census(h5ad=["input/*"])).report
+    assert report["counts_in"].tolist() == [f"layers/{layer}"]
+    assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1))]
+
+
+def test_genes_are_found_under_the_column_names_of_r(h5ad, counts):
+    ids, symbols = [f"ENSG{gene:011d}" for gene in range(30)], [f"G{gene}" for gene in range(30)]
+    h5ad("a", counts, genes=[str(gene) for gene in range(30)], var={"ID": ids, "Symbol": symbols})
+    h5ad("b", counts + 1, ["E"], genes=[f"{symbol} " for symbol in symbols])
+    pool = user_files.survey(Census(h5ad=["input/*"]))
+    assert pool.var["feature_id"].tolist() == ids and pool.var["feature_name"].tolist() == symbols
+
+
 @pytest.mark.parametrize("layout", ["v3", "mtx"])
 def test_identifiers_of_a_pipeline_do_not_go_before_symbols(tenx, counts, layout):
     symbols = [f"GENE{gene}" for gene in range(30)]
@@ -268,6 +310,9 @@ def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     path = tenx("aggr", counts, barcodes=barcodes)
     h5ad("copy", counts + 1, is_primary_data=False)
     pool = user_files.survey(Census(files=[{"path": str(path), "donor_id": "A"}, "input/copy.h5ad"]))
+    h5ad("cpm", np.rint(counts / counts.sum(axis=1, keepdims=True) * 1e6))
+    normalised = user_files.overview(user_files.survey(Census(h5ad=["input/cpm.h5ad"]))).splitlines()[1]
+    assert normalised == "input/cpm.h5ad: most cells have 1,000,000 counts; were they normalised?"
     _, libraries, primary = user_files.overview(pool).splitlines()
     assert libraries == "input/aggr.h5: barcodes of 4 libraries, and one donor; is that one person?"
     assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")

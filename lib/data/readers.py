@@ -4,7 +4,9 @@ An .h5ad file stays on disk and may be larger than memory; 10x output is read wh
 pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
 """
 
+import csv
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +21,19 @@ from lib.io import InputError, short, shown
 
 ENTRIES, BY_GENE = 2_000_000, 10_000_000
 """Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
-PLACES = ("X", "raw/X", "layers/counts", "layers/raw_counts", "layers/raw")
-"""Where an .h5ad file may have its counts."""
+LAYERS = r"(?i)(raw|umi)?[\W_]?(raw|umis?|counts?)"
+"""Names of layers, beside X and raw.X, in which an .h5ad file may have its counts."""
+MISSING = ("", "na", "n/a", "#n/a", "nan", "none", "<na>", "null")
+"""What stands for a label that is not there, once spreadsheets and other languages have written it as text."""
 TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Peaks", "Custom")
 """10x's types of features. They stand in one matrix, and only the first are genes."""
+GENES = ("gene expression", "gene", "gex", "rna")
+"""What others call these."""
 OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
+    "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
+    ".rds": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
     "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
     ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
@@ -119,7 +127,11 @@ def reading(path: Path) -> Iterator[None]:
         elif "can't open directory" in reason or "required filter" in reason:
             advice = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
         elif isinstance(error, UnicodeDecodeError):
-            advice = "it is not UTF-8 text: save it again as UTF-8"
+            advice = "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV"
+        elif "Not a gzipped file" in reason:
+            advice = "it is not packed: take the .gz off its name"
+        elif "more than one genome" in reason:
+            advice = "write the cells of one species to a file of their own"
         raise InputError(f"{shown(path)} cannot be read ({reason}); {advice}.") from None
 
 
@@ -143,7 +155,7 @@ def _inside(path):
     import h5py
 
     if not h5py.is_hdf5(path):
-        return {path.name, *(os.listdir(path) if path.is_dir() else ())}
+        return {path.name, *(os.listdir(path) if path.is_dir() else [path.suffix.lower()])}
     names = {}
     with h5py.File(path) as h5:
         h5.visititems_links(lambda name, link: names.update({f"/{name}": link}))
@@ -159,7 +171,8 @@ def _counts(adata, name):
     advice = "drop the copies, or if they are different cells run adata.obs_names_make_unique()"
     check_once(f"{name} names cell", adata.obs_names, adata.obs_names.duplicated(), advice)
     types = adata.var.get("feature_types", pd.Series(TYPES[0], adata.var_names)).astype(str)
-    kept = (types == TYPES[0]).to_numpy() if types.isin(TYPES).any() else np.full(len(types), True)
+    genes = types.str.lower().isin(GENES)
+    kept = (genes | ~(genes | types.isin(TYPES)).any()).to_numpy()
     if not kept.any():
         raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
     left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
@@ -172,6 +185,35 @@ def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, ad
         first, *others = names[repeated].unique()
         more = f" (and {len(others)} more)" if others else ""
         raise InputError(f"{where} {first}{more} more than once; {advice}.")
+
+
+def texts(values: pd.Series) -> pd.Series:
+    """Labels as text, missing where there is none; whole numbers that pandas made floats are the same as integers."""
+    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    return text.mask(text.str.lower().isin(MISSING)).astype(object)
+
+
+def table(path: Path) -> pd.DataFrame:
+    """A table as spreadsheets of any country write it: cells as `texts`, its index the lines of the file.
+
+    Commas, semicolons or tabs are between its columns, whichever the first line has most of. Empty rows and columns are
+    left out. attrs has the separator.
+    """
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        separator = max(",;\t", key=file.readline().count)
+        file.seek(0)
+        head, *rows = csv.reader(file, delimiter=separator)
+    head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(head, 1)])
+    check_once(f"{shown(path)} names column", head, head.duplicated(), "rename or drop one")
+    if long := [line for line, row in enumerate(rows, 2) if any(map(str.strip, row[len(head) :]))]:
+        advice = f"put what has a {separator!r} in it in quotes"
+        raise InputError(f"{shown(path)}, line {long[0]} has more values than there are columns; {advice}.")
+    cells = pd.DataFrame([dict(zip(head, row, strict=False)) for row in rows], range(2, len(rows) + 2), head)
+    cells = cells.apply(texts).dropna(how="all").dropna(how="all", axis=1)
+    if cells.empty:
+        raise InputError(f"{shown(path)} has no row below the names of its columns; add some.")
+    cells.attrs["separator"] = separator
+    return cells
 
 
 # ---------------------------------------------------------------- the kinds
@@ -193,15 +235,15 @@ def _read_h5ad(path):
 
 
 def _counts_in(h5, name):
-    """Which of PLACES holds the counts of an .h5ad file: the first of whole numbers, else the first that is there."""
-    first = {}
-    for place in [place for place in PLACES if place in h5]:
+    """Where the counts of an .h5ad file are: the first place of whole numbers above 1, else the first that is there."""
+    first, layers = {}, [f"layers/{name}" for name in h5.get("layers", ()) if re.fullmatch(LAYERS, name)]
+    for place in [place for place in ("X", "raw/X", *layers) if place in h5]:
         data = h5[place].get("data") if hasattr(h5[place], "keys") else h5[place]
         if data is not None and data.shape:
             first[place] = data[: 1 + 100_000 // (1 + data[:1].size)]
     if not first:
         raise InputError(f"{name} has no counts: neither X nor raw.X nor layers['counts'] is there; put them in X.")
-    numbers = {place: values for place, values in first.items() if values.dtype.kind in "biuf" and values.any()}
+    numbers = {place: values for place, values in first.items() if values.dtype.kind in "biuf" and (values > 1).any()}
     whole = [place for place, values in numbers.items() if (values >= 0).all() and (values == np.rint(values)).all()]
     return [*whole, *first][0]
 
@@ -225,7 +267,9 @@ def _read_folder(path):
 
     parts, tables = _parts(path), []
     with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
-        genes, cells, entries = mminfo(parts[0])[:3]
+        genes, cells, entries, *kind = mminfo(parts[0])
+    if kind[0] != "coordinate" or kind[1] not in ("integer", "real") or kind[2] != "general":
+        raise InputError(f"{shown(parts[0])} is of kind {' '.join(kind)}; write it as coordinate integer general.")
     how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
     for part, length in zip(parts[1:], (cells, genes), strict=True):
         with reading(part):  # more columns than any has: rows may be of different lengths
@@ -233,8 +277,8 @@ def _read_folder(path):
         if len(table) != length:
             first = " ".join(table.iloc[0, :3]).strip()
             raise InputError(
-                f"{shown(part)} has {len(table)} lines for the {length} of {parts[0].name}; give one line to each, "
-                f"without a header (the first line is {first!r})."
+                f"{shown(part)} has {len(table)} lines for the {length} of {parts[0].name}, whose rows are genes and "
+                f"columns cells; give one line to each, without a header (the first line is {first!r})."
             )
         tables.append(table.apply(lambda column: column.str.strip('"')))
     with reading(parts[0]):

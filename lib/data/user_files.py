@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from scipy import sparse
 
 from lib import io
 from lib import study as study_file
-from lib.data.readers import check_access, check_once, files, opened, reading
+from lib.data.readers import check_access, check_once, files, opened, table, texts
 from lib.io import InputError, shown
 
 CARRIED = (
@@ -21,17 +22,17 @@ CARRIED = (
     "suspension_type", "disease", "sex", "development_stage",
 )  # fmt: skip
 """obs columns taken over under their own name where a file has them."""
-MISSING = ["", "NA", "N/A", "nan", "NaN", "None", "<NA>", "null", "NULL"]
-"""What stands for a label that is not there, once spreadsheets and other languages have written it as text."""
+NOBODY = ("unknown", "unassigned", "doublet", "not available", "not applicable", "-", "?")
+"""What stands for a donor who is not known, besides what is missing in any column."""
 ENSEMBL = r"(?:\w+?_+)?(ENS[A-Z]*G\d+)(?:\.\d+)?(_PAR_Y)?"
 """An Ensembl gene id: perhaps after a genome, as in GRCh38_ENSG..., and with a version, as in ENSG... .12."""
-IDS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl_gene_id")
-SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
-"""Columns of var that are read, the first that is there."""
+IDS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "id")
+SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol", "gene_short_name")
+"""Columns of var that are read, in capitals or not; of symbols the first that is there."""
 LARGEST = 2**24
 """Above this, float32 (the type of a Census' counts) no longer holds every integer."""
-EMPTY = 0.5
-"""A larger share of cells without a single count is that of unfiltered droplets."""
+EMPTY = LEVEL = 0.5
+"""Larger shares of cells without a count are those of unfiltered droplets; of cells of one total, normalised data."""
 LITTLE = 0.1
 """Files whose genes meet in no larger share of the shorter list name them in different ways."""
 SAME_BARCODE, ANY_BARCODE = 10, 100
@@ -81,6 +82,7 @@ def survey(settings: study_file.Census) -> Pool:
             rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
                          "counts_in": counts.counts_in, "left_out": counts.left_out})  # fmt: skip
     paths, keys = list(named), gene_keys(genes)
+    _check_donors(paths, obs)
     _name_datasets(paths, obs)
     if settings.genes.duplicates == "refuse":
         advice = "add their counts up with census: {genes: {duplicates: sum}}, or run adata.var_names_make_unique()"
@@ -122,11 +124,13 @@ def overview(pool: Pool) -> str:
         numbers.append(f"{kind}: {len({label for obs in pool.obs for label in obs.get(column, [])}):,}")
     cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
     lines = [f"cells: {cells:,}; {'; '.join(numbers)}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
-    for row in pool.report.to_dict("records"):
+    for row, obs in zip(pool.report.to_dict("records"), pool.obs, strict=True):
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
         if not row["primary_cells"]:
             lines.append(f"{row['file']}: no cell is marked as primary data; census.filter can ask for other cells.")
+        if np.isclose(obs["raw_sum"], row["median_counts"], rtol=0.01).mean() > LEVEL:
+            lines.append(f"{row['file']}: most cells have {row['median_counts']:,.0f} counts; were they normalised?")
     return "\n".join(lines)
 
 
@@ -142,20 +146,18 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
         matches = [pattern] if exact else glob.glob(pattern, root_dir=io.ROOT, recursive=True)
         if not matches:
             raise InputError(f"{where}: {sample.path!r} matches no file; a relative path starts at the project folder.")
-        labels = _texts(pd.Series(sample.model_dump(exclude={"path"}), dtype=object)).dropna().to_dict()
+        labels = texts(pd.Series(sample.model_dump(exclude={"path"}), dtype=object)).dropna().to_dict()
         for path in (Path(os.path.abspath(io.ROOT / match)) for match in matches):
             check_access(path)
             first = resolved.setdefault(path.resolve(), path)
             if found.setdefault(first, labels) != labels:
                 raise InputError(f"{where}: {shown(path)} is named twice, with different labels; name it once.")
-    if not found:
-        raise InputError("census.h5ad and census.files name no file; add the path of one.")
     return dict(sorted(found.items()))
 
 
 def inputs(settings: study_file.Census) -> list[Path]:
     """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
-    sheets = [io.ROOT / Path(sample.path).expanduser() for sample in _named(settings) if sample.path.endswith(".csv")]
+    sheets = [io.ROOT / Path(sample.path).expanduser() for sample in _named(settings) if _is_sheet(sample)]
     return sheets + [file for path in sources(settings) for file in files(path)]
 
 
@@ -173,30 +175,26 @@ def _samples(settings):
     """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
     for sample in _named(settings):
         path, where = io.ROOT / Path(sample.path).expanduser(), "census.files" if settings.files else "census.h5ad"
-        yield from _sheet(path) if path.suffix == ".csv" else [(sample, where)]
+        yield from _sheet(path) if _is_sheet(sample) else [(sample, where)]
+
+
+def _is_sheet(sample):
+    return sample.path.lower().endswith((".csv", ".tsv"))
 
 
 def _sheet(path):
-    """The rows of a sample sheet. Empty rows and columns, as spreadsheets write them, are no samples."""
-    with reading(path):
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", index_col=False, skip_blank_lines=False)
-    for number, row in table.dropna(how="all").dropna(how="all", axis=1).iterrows():
-        where = f"{shown(path)}, line {number + 2}"
+    """The rows of a sample sheet, and where each stands."""
+    for line, row in table(path).iterrows():
+        where = f"{shown(path)}, line {line}"
         try:
-            yield study_file.Source(**row.dropna().str.strip()), where
+            yield study_file.Source(**row.dropna().rename(str.lower)), where
         except ValidationError as error:
             wrong = error.errors()[0]
             reason = ": ".join([*map(repr, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])
-            raise InputError(f"{where}: {reason}; a comma stands between two columns of a sample sheet.") from None
+            raise InputError(f"{where}: {reason}; correct the sample sheet.") from None
 
 
 # ---------------------------------------------------------------- labels
-
-
-def _texts(values):
-    """Labels as text, missing where there is none; whole numbers that pandas made floats are the same as integers."""
-    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
-    return text.mask(text.isin(MISSING)).astype(object)
 
 
 def _labels(counts, given, settings):
@@ -220,15 +218,30 @@ def _labels(counts, given, settings):
 
 def _column(counts, key, needed):
     """One obs column as text (is_primary_data: as booleans); no cell may be without its donor, data set or tissue."""
-    text = _texts(counts.obs[key])
+    text = texts(counts.obs[key])
     if key == "is_primary_data":
-        if not set(text.str.lower().unique()) <= {"true", "false"}:
+        text = text.str.lower().replace({"1": "true", "0": "false"})
+        if not set(text.unique()) <= {"true", "false"}:
             raise InputError(f"{counts.name}: obs column {key} holds more than True and False; correct or drop it.")
-        return text.str.lower() == "true"
+        return text == "true"
     if needed and text.isna().any():
         advice = "fill it in or drop these cells"
         raise InputError(f"{counts.name}: obs column {key!r} is empty for {text.isna().sum()} cells; {advice}.")
     return text.fillna("unknown")
+
+
+def _check_donors(paths, obs):
+    """Refuse who is not known, and one name in two spellings: that person might be trained on and held out."""
+    spelt = {}
+    for path, labels in zip(paths, obs, strict=True):
+        if unknown := int(labels["donor_id"].str.lower().isin(NOBODY).sum()):
+            raise InputError(f"{shown(path)}: the donor of {unknown} cells is not known; name it or drop these cells.")
+        for donor in labels["donor_id"].unique():
+            alike = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[-_. ]+", " ", donor.casefold()))
+            first, where = spelt.setdefault(alike, (donor, path))
+            if donor != first:
+                advice = "write one person's name in one way, or give two people names that differ by more"
+                raise InputError(f"{shown(path)} has donor {donor!r} and {shown(where)} {first!r}; {advice}.")
 
 
 def _name_datasets(paths, obs):
@@ -244,10 +257,10 @@ def _name_datasets(paths, obs):
 
 def _genes(var, name):
     """The genes of one file: `name` (its own), `id` and `symbol`. Of identifiers only Ensembl's go before a symbol."""
-    own = pd.Series(var.index, dtype=object)
-    columns = {key: _texts(var[key]).reset_index(drop=True) for key in (*IDS, *SYMBOLS) if key in var}
-    ids, symbols = _ensembl(own), own.mask(own.str.fullmatch(ENSEMBL) | own.str.fullmatch(r"\d*"))
-    if key := next((key for key in IDS if key in columns), None):
+    own = pd.Series(var.index, dtype=object).str.strip()
+    columns = {key.lower(): texts(var[key]).reset_index(drop=True) for key in var if key.lower() in (*IDS, *SYMBOLS)}
+    ids, symbols = _ensembl(own), own.mask(own.str.fullmatch(ENSEMBL) | own.str.fullmatch(r"[\d.]*"))
+    for key in [key for key in IDS if key in columns]:
         ids = _or(ids, _ensembl(columns[key]))
     if key := next((key for key in SYMBOLS if key in columns), None):
         symbols = _or(columns[key].mask(columns[key] == "unknown"), symbols)
@@ -331,7 +344,7 @@ def _check_values(counts, start, block):
         at = int(wrong.argmax())
         cell, gene = start + np.searchsorted(block.indptr, at, side="right") - 1, counts.var.index[block.indices[at]]
         raise InputError(
-            f"{counts.name}: cell {cell}, gene {gene} has {values[at]:g}, no whole number from 0 to {LARGEST}; raw UMI "
+            f"{counts.name}: cell {cell}, gene {gene} has {values[at]!s}, no whole number from 0 to {LARGEST}; raw UMI "
             "counts are needed (in an .h5ad file, in X, raw.X or layers['counts'])."
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lib import io
+from lib.data import readers
 from lib.data.split import SPLITS
 from lib.io import InputError
 from lib.model.sizes import BUDGETS, PUBLISHED
@@ -30,9 +31,11 @@ COLUMNS = [
     "cells_per_second", "device", "status", "reason", "code_version",
 ]  # fmt: skip
 
-NUMBERS = ["parameters", "genes", "cells_train", "cells_seen", "updates", *LOSSES]
-STATES = {"finished": "ok", "crashed": "interrupted", "failed": "interrupted", "killed": "interrupted"}
-"""What services that track runs call their states, by our status."""
+WHOLE = ("parameters", "genes", "cells_train", "cells_seen", "updates")
+"""Columns of whole numbers from 1."""
+STATES = dict.fromkeys(("crashed", "failed", "killed", "preempted", "running"), "interrupted")
+STATES = {name: name for name in ("ok", "diverged", "interrupted")} | {"finished": "ok"} | STATES
+"""Our status, by what it and the states of services that track runs are called."""
 
 
 def collect(study: Study) -> pd.DataFrame:
@@ -72,53 +75,60 @@ def gaussian_bits(mse):
 def given(study: Study) -> pd.DataFrame:
     """The table of runs that a study names instead of training them, with the columns of `COLUMNS` first.
 
-    Semicolons between columns go with decimal commas, as spreadsheets write them in much of Europe.
-
-    Raises
-    ------
-    InputError
-        The table cannot be read, lacks a column that the fit needs, or holds something else than a number or a status
-        where one belongs.
+    Semicolons between columns may go with decimal commas, as spreadsheets write them in much of Europe.
+    InputError: it lacks a column or value that the fit needs, or has something else where a number or status belongs.
     """
-    source, path = study.runs, io.ROOT / study.runs.table
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            semicolons = ";" in file.readline()
-        layout = {"sep": ";", "decimal": ","} if semicolons else {}
-        table = pd.read_csv(path, encoding="utf-8-sig", **layout).rename(columns=source.columns)
-    except (OSError, ValueError) as error:
-        raise InputError(f"params/{study.name}.yaml: runs.table {source.table} cannot be read: {error}.") from None
+    source, here = study.runs, f"params/{study.name}.yaml"
+    written = readers.table(io.ROOT / source.table)
+    table = written.rename(columns={"State": "status", "state": "status"} | source.columns)
+    readers.check_once(f"{source.table} has column", table.columns, table.columns.duplicated(), "rename or drop one")
     needed = {*(source.regimes or ["regime"]), "size", "seed", "parameters", "validation_mse"}
-    if missing := sorted(needed - {*table}):
-        here = f"under runs.columns in params/{study.name}.yaml"
+    if missing := sorted({*source.columns} - {*written}) or sorted(needed - {*table}):
         raise InputError(
-            f"{source.table} has no column {', '.join(missing)} (it has: {', '.join(table)}); name it {here}."
+            f"{source.table} has no column {', '.join(missing)} (it has: {', '.join(written)}); name it under "
+            f"runs.columns in {here}."
         )
     for column, names in source.regimes.items():
-        table["regime"] = table[column].map(names)
-    if table["regime"].isna().any():
-        raise InputError(f"{source.table} has rows of no regime in runs.regimes of params/{study.name}.yaml.")
-    table = table.assign(study=study.name, regime=table["regime"].astype(str), size=table["size"].astype(str))
-    table["status"] = table["status"].replace(STATES) if "status" in table else "ok"
+        table["regime"] = table[column].map({str(value): name for value, name in names.items()})
+        _refuse(source.table, table[column], table["regime"].isna(), f"none of runs.regimes in {here}; add it there")
+    for column in sorted(needed - {"validation_mse"}):
+        _refuse(source.table, table[column], table[column].isna(), "which every run needs; fill it in")
+    table = table if "status" in table else table.assign(status="ok")
+    status = table["status"].str.lower().map(STATES)
+    _refuse(source.table, table["status"], status.isna(), f"no status; write one of {', '.join(STATES)}")
+    table = _numbers(table, source.table, written.attrs["separator"] == ";").assign(study=study.name, status=status)
     if "width" not in table:
         table["width"] = table["size"].map({name: size.d for name, size in PUBLISHED.items()})
-    _check(table, source.table)
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
-    return table.reindex(columns=[*COLUMNS, *extra])
+    return table.reindex(columns=[*COLUMNS, *extra]).reset_index(drop=True)
 
 
-def _check(table, name):
-    """Refuse the first value that is no number where the fit needs one, or no status."""
-    for column in [column for column in NUMBERS if column in table]:
-        words = table[column].notna() & pd.to_numeric(table[column], errors="coerce").isna()
-        for row in table.index[words]:
-            value = f"{name}, line {row + 2}: {column} is {table[column][row]!r}, not a number"
-            raise InputError(f"{value}; write it as 24000 or 0.125, and leave the loss of a run without one empty.")
-    for row in table.index[~table["status"].isin(("ok", "diverged", "interrupted"))]:
-        allowed = f"write ok, diverged or interrupted (or {', '.join(STATES)})"
-        raise InputError(f"{name}, line {row + 2}: status is {table['status'][row]!r}; {allowed}.")
+def _numbers(table, name, commas):
+    """The table with numbers for text; `commas`: its decimals may have them, and if one has, a point is no decimal."""
+    strict = table.columns.intersection([*WHOLE, *LOSSES])
+    commas = commas and any(table[column].str.contains(",").any() for column in strict)
+    for column in table.columns.difference(["regime", "size", "status"]):
+        written = table[column].str.translate(str.maketrans(",.", ".,")) if commas else table[column]
+        numbers = pd.to_numeric(written, errors="coerce")
+        words = table[column].notna() & numbers.isna()
+        if column in WHOLE:
+            words |= numbers.notna() & ~((numbers > 0) & (numbers < np.inf) & (numbers % 1 == 0))
+        if column in strict:
+            kind = "a whole number from 1" if column in WHOLE else "a number"
+            advice = "write it as 24000 or 0.125, and leave the loss of a run without one empty"
+            _refuse(name, table[column], words, f"not {kind}; {advice}")
+        if not words.any():
+            table = table.assign(**{column: numbers})
+    return table
+
+
+def _refuse(name, values, wrong, why):
+    """Refuse the first value that is wrong, (rows,) bool, by its line and column."""
+    for line in values.index[wrong][:1]:
+        value = "empty" if pd.isna(values[line]) else repr(values[line])
+        raise InputError(f"{name}, line {line}: {values.name} is {value}, {why}.")
 
 
 def read(path: Path) -> pd.DataFrame:

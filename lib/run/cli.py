@@ -189,8 +189,14 @@ def status(study: str) -> int:
 def check(study: str) -> None:
     """Check a study: what its files hold, what would train, and how long it takes here."""
     from lib.data import split, user_files
+    from lib.fit import runs
 
     study = load_study(study)
+    if study.runs:
+        table = runs.given(study)
+        used = runs.usable(table, "validation_mse")["regime"].value_counts()
+        print(f"runs with a loss, of {len(table)}:\n{used.to_string(header=False)}")
+        return
     if not (study.census and (study.census.h5ad or study.census.files)):
         foresee(study)
         return
@@ -204,8 +210,6 @@ def check(study: str) -> None:
 
 def foresee(study: Study) -> None:
     """Print what a study reads, and how long each of its sizes takes here; nothing is read for it."""
-    if not study.census:
-        raise InputError(f"study {study.name} trains nothing: its runs are given.")
     os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
     from lib.data import census
     from lib.train import cost

@@ -20,7 +20,6 @@ from pathlib import Path
 import filelock
 
 from lib import io
-from lib.io import InputError
 from lib.study import Study
 
 ENVIRONMENT = {
@@ -196,12 +195,9 @@ def relative(study: Study, path: Path) -> str:
 
 
 def sources(study: Study) -> list[Path]:
-    """The files that a study names, user files or its table of runs, each checked to be there."""
+    """The files that a study names, user files or its table of runs."""
     if study.runs:
-        table = io.ROOT / study.runs.table
-        if not table.is_file():
-            raise InputError(f"params/{study.name}.yaml: runs.table {study.runs.table} is not there; name a CSV file.")
-        return [table]
+        return [io.ROOT / study.runs.table]
     if not (study.census.h5ad or study.census.files):
         return []
     from lib.data import user_files

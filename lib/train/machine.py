@@ -69,14 +69,14 @@ def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     return fast
 
 
-def memory(kind: str) -> int:
+def memory(kind: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory that this process can have: the GPU's, or the machine's within its control group's limit."""
     if kind == "cuda":
         return torch.cuda.mem_get_info()[1]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        limits.append(int(limit.read_text()))
+    for limit in (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"):  # v2, v1
+        if limit.is_file() and limit.read_text().strip().isdigit():
+            limits.append(int(limit.read_text()))
     return min(limits, default=2**63)
 
 
