@@ -12,10 +12,10 @@ from conftest import bases
 from scipy import sparse
 
 from lib import io as lib_io
-from lib.data import census, readers, user_files
+from lib.data import census, panel, readers, user_files
 from lib.io import InputError
 from lib.run import cli as command
-from lib.study import Census
+from lib.study import Census, parse_study
 
 HUMAN = "homo_sapiens"
 
@@ -211,6 +211,19 @@ def test_categories_of_anndata_07_are_labels_and_not_codes(h5ad, counts):
     in_the_layout_of_anndata_07(path, ["Q1"] * 190 + [None] * 10)
     with pytest.raises(InputError, match=r"Q\.h5ad: obs column 'donor_id' is empty for 10 cells"):
         user_files.survey(Census(h5ad=["input/*.h5ad"]))
+
+
+def test_donors_of_one_label_of_a_users_own_column_are_never_in_two_splits(h5ad, project, counts):
+    families = np.resize([f"F{donor // 2}" for donor in range(8)], 200)
+    h5ad("a", counts, [f"D{donor}" for donor in range(8)], family=families)
+    regimes = {"r": {"genes": 5, "cells": 100}}
+    content = {"census": {"h5ad": ["input/*.h5ad"]}, "regimes": regimes, "sizes": ["XXS"], "seeds": [7]}
+    study = parse_study(content | {"split": {"related": "family", "validation": 0.2, "test": 0.2}}, "families")
+    cells = panel.read(panel.build(study, "r")).obs
+    assert cells["donor_id"].nunique() == 8 and cells.groupby("family", observed=True)["split"].nunique().max() == 1
+    h5ad("b", counts + 1, ["E1", "E2"])
+    with pytest.raises(InputError, match=r"b\.h5ad has no obs column 'family'"):
+        panel.build(study, "r")
 
 
 def test_one_donor_is_one_however_its_number_was_stored(h5ad, tenx, project, counts):

@@ -82,7 +82,7 @@ def prepare(study: Study) -> str:
                     truth = simulate.truth(source.simulate)
                     var, chunks, about, presence = simulate.genes(truth), simulate.chunks(truth), {}, None
                 else:
-                    pool = user_files.survey(source)
+                    pool = user_files.survey(source, own_columns(study))
                     about = {"files": pool.report.to_json(orient="records")}
                     var, chunks, presence = pool.var, pool.chunks(), pool.presence
                 about |= {"simulated": str(source.simulate is not None).lower(), "settings": settings}
@@ -113,8 +113,15 @@ def made_from(study: Study) -> str:
     """
     source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
     if study.census.h5ad or study.census.files:
-        source |= {"h5ad": None, "files": user_files.marks(study.census)}
+        source |= {"h5ad": None, "files": user_files.marks(study.census), "own": own_columns(study)}
     return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
+
+
+def own_columns(study: Study) -> list[str]:
+    """obs columns by which a study splits or samples, beside those that every Census of user files has."""
+    sample = [study.census.sample.by] if study.census.sample else []
+    by = {study.split.by, study.split.related, *sample} - {None, "random", "donor_id", "dataset_id", "tissue"}
+    return sorted(by - {*user_files.CARRIED, "tissue_general"})
 
 
 def fingerprint(settings: Any, numerics: int) -> str:
@@ -328,7 +335,7 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     var : DataFrame, (genes,)
         feature_id (unique), feature_name and, if known, feature_length in base pairs.
     chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
-        obs has columns of `OBS`; what it lacks is filled in. A given raw_sum is kept: it may cover more genes.
+        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. A given raw_sum is kept: it may cover more genes.
     summary : dict of str
         Rows added to census_info/summary; by `settings` `prepare` knows the Census again.
     presence : dict of str to (genes,) bool, optional
@@ -385,8 +392,9 @@ def _write_counts(uri, chunks, genes):
         _append(uri, cells, counts)
         seen += np.bincount(counts.indices, minlength=genes)
         cells += len(obs)
-    text = {name: "category" for name, value in OBS.items() if isinstance(value, str)}
-    return pd.concat(parts, ignore_index=True)[list(OBS)].astype(text), seen
+    own = [name for name in parts[0] if name not in OBS]
+    text = {name: "category" for name, value in OBS.items() if isinstance(value, str)} | dict.fromkeys(own, "category")
+    return pd.concat(parts, ignore_index=True)[[*OBS, *own]].astype(text), seen
 
 
 def _append(uri, start, counts):

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,10 @@ class Pool:
                     yield obs.iloc[start : start + block.shape[0]], block @ placed
 
 
-def survey(settings: study_file.Census) -> Pool:
+def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     """Check the files of a study to the last value, and find what they hold; nothing is written.
 
-    A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
+    `own` are obs columns that every file needs besides. A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
     one donor, in whichever file they stand. Without a data set a file's name stands for it.
     InputError: the first file that cannot be used, the place in it, and what to do.
     """
@@ -77,7 +77,7 @@ def survey(settings: study_file.Census) -> Pool:
     for path, given in named.items():
         with opened(path) as counts:
             _check_values(counts, *next(counts.blocks()))  # said before what is wrong with labels
-            obs.append(_labels(counts, given, settings))
+            obs.append(_labels(counts, given, settings, own))
             genes.append(_genes(counts.var, counts.name))
             rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
                          "counts_in": counts.counts_in, "left_out": counts.left_out})  # fmt: skip
@@ -197,21 +197,22 @@ def _sheet(path):
 # ---------------------------------------------------------------- labels
 
 
-def _labels(counts, given, settings):
+def _labels(counts, given, settings, own):
     """The obs columns of a file under their names in the Census, labels of the study before them."""
     asked = {"donor_id": settings.donor, "dataset_id": settings.dataset, "tissue": settings.tissue}
     obs = pd.DataFrame(index=counts.obs.index)
-    for column, key in ({key: key for key in CARRIED} | asked).items():
+    for column, key in ({key: key for key in (*CARRIED, *own)} | asked).items():
         # Data set and tissue may be absent under their default names; a column that the study names must be there.
-        needed = column in asked and (column == "donor_id" or key != column)
+        needed = column in own or column in asked and (column == "donor_id" or key != column)
         if column not in given and key in counts.obs:
-            obs[column] = _column(counts, key, column in asked)
+            obs[column] = _column(counts, key, column in asked or column in own)
         elif column not in given and needed:
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
-            raise InputError(
-                f"{counts.name} has no obs column {key!r} (it has: {has}); name the right one with census.{setting}, "
-                f"or give the file its own, {{path: ..., {column}: ...}} under census.files or in a sample sheet."
-            )
+            advice = "add it: the study splits or samples by it"
+            if column in asked:
+                advice = f"name the right one with census.{setting}, or give the file its own, "
+                advice += f"{{path: ..., {column}: ...}} under census.files or in a sample sheet"
+            raise InputError(f"{counts.name} has no obs column {key!r} (it has: {has}); {advice}.")
     obs = obs.assign(**given)
     return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
 

@@ -188,7 +188,7 @@ def status(study: str) -> int:
 
 def check(study: str) -> None:
     """Check a study: what its files hold, what would train, and how long it takes here."""
-    from lib.data import split, user_files
+    from lib.data import census, split, user_files
     from lib.fit import runs
 
     study = load_study(study)
@@ -200,7 +200,7 @@ def check(study: str) -> None:
     if not (study.census and (study.census.h5ad or study.census.files)):
         foresee(study)
         return
-    pool = user_files.survey(study.census)
+    pool = user_files.survey(study.census, census.own_columns(study))
     print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
     found, regimes = split.outlook(study, pool)
     print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
