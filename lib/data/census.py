@@ -335,7 +335,8 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     var : DataFrame, (genes,)
         feature_id (unique), feature_name and, if known, feature_length in base pairs.
     chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
-        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. A given raw_sum is kept: it may cover more genes.
+        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. A given raw_sum is kept: it may
+        cover more genes.
     summary : dict of str
         Rows added to census_info/summary; by `settings` `prepare` knows the Census again.
     presence : dict of str to (genes,) bool, optional

@@ -69,8 +69,9 @@ class Pool:
 def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     """Check the files of a study to the last value, and find what they hold; nothing is written.
 
-    `own` are obs columns that every file needs besides. A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
-    one donor, in whichever file they stand. Without a data set a file's name stands for it.
+    A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
+    one donor, in whichever file they stand. Without a data set a file's name stands for it. `own` are obs columns that
+    every file needs besides.
     InputError: the first file that cannot be used, the place in it, and what to do.
     """
     obs, genes, rows, named = [], [], [], sources(settings)
@@ -203,7 +204,7 @@ def _labels(counts, given, settings, own):
     obs = pd.DataFrame(index=counts.obs.index)
     for column, key in ({key: key for key in (*CARRIED, *own)} | asked).items():
         # Data set and tissue may be absent under their default names; a column that the study names must be there.
-        needed = column in own or column in asked and (column == "donor_id" or key != column)
+        needed = column in own or (column in asked and (column == "donor_id" or key != column))
         if column not in given and key in counts.obs:
             obs[column] = _column(counts, key, column in asked or column in own)
         elif column not in given and needed:

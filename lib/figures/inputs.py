@@ -96,11 +96,8 @@ def recipe(swept: pd.DataFrame) -> Figure:
             of = of.sort_values("factor")
             axis.plot(of["factor"], of["validation_mse"], dashes, marker="o", markersize=3, color=colours[optimiser])
         keys |= {optimiser: key(color=colours[optimiser], marker="o", markersize=3) for optimiser in plain["optimiser"]}
-        style.header(
-            axis,
-            name,
-            [f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}; dotted: a quarter of it, and 4 times it"],
-        )
+        seconds = f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}"
+        style.header(axis, name, [f"{seconds}; dotted: a quarter of it, and four times"])
         axis.set(xlabel="learning rate (times the rule's)", ylabel=style.loss_label("validation_mse"), xscale="log")
         axis.xaxis.set_ticks([0.5, 1, 2], labels=["0.5", "1", "2"])
         axis.minorticks_off()
