@@ -100,12 +100,13 @@ def test_a_regime_with_too_few_sizes_does_not_take_the_others_with_it(table):
     none = few.assign(status=np.where(few["regime"] == "data-limited", "diverged", "ok"))
     for rows, sizes in ((few, 1), (none, 0)):
         laws = fit_laws(rows, 200, 0)
-        assert laws["data-rich"]["validation_mse"]["status"] == "ok"
+        assert laws["data-rich"]["validation_mse"]["status"] == "convergence not known", "the best of noisy evaluations"
         lone = laws["data-limited"]["validation_mse"]
         assert (lone["status"], lone["n_sizes"], lone["alpha"]) == ("too few sizes", sizes, None)
         assert set(lone) == set(laws["data-rich"]["validation_mse"])
         shown = laws_table(laws, {}).set_index("regime")
-        assert shown["status"].to_dict() == {"data-rich": "ok", "data-limited": "too few sizes"}
+        assert shown["status"].to_dict() == {"data-rich": "convergence not known", "data-limited": "too few sizes"}
+        assert shown.loc["data-rich", "alpha":"c_high"].notna().all()
         assert shown.loc["data-limited", "alpha":"baseline"].isna().all()
         json.dumps(laws, allow_nan=False)
         assert set(summary.curves(laws)["regime"]) == set(summary.rollout_table(laws)["regime"]) == {"data-rich"}

@@ -13,6 +13,7 @@ import numpy as np
 from lib.figures import style
 from lib.figures.study import draw_runs
 from lib.figures.style import Figure, Note, counted, key, loss_label
+from lib.fit.law import IDENTIFIED
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
         ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).fillna({f"{name}_low": 0}).clip(lower=0)
         axis.set_xlim(0, 1.05 * np.nanmax(ends) if name == "alpha" else 1.15)
         for y, (regime, status) in enumerate(zip(regimes, table["status"], strict=True)):
-            style.interval(axis, y, ends.iloc[y], colour[regime], **{} if status == "ok" else OPEN)
+            style.interval(axis, y, ends.iloc[y], colour[regime], **{} if status in IDENTIFIED else OPEN)
         style.listed(axis, regimes, shown=axis is alpha)
     alpha.set(xlabel="exponent α (no unit)", ylabel="switch (each keeps those above it)")
     floor.set(xlabel="floor c (share of the gene mean)")

@@ -23,12 +23,14 @@ DECAYS = np.geomspace(0.05, 4, 120)
 """Exponents b that are tried, of a loss that falls as budget^-b."""
 
 
-def budget_limited(rows: pd.DataFrame) -> bool:
-    """Whether a law of these runs is one of their budget: of some size most runs have not converged."""
-    if "convergence" not in rows or rows["convergence"].isna().all():
-        return False
+def judged(rows: pd.DataFrame, status: str) -> str:
+    """The status of a law of these runs: of some size most runs have not converged, or nobody knows."""
+    if "convergence" not in rows:
+        return status
+    if rows["convergence"].isna().all():
+        return Status.UNJUDGED if status == Status.OK else status
     moving = (rows["convergence"] == "not converged").groupby(rows["parameters"]).mean()
-    return bool((moving > 0.5).any())
+    return Status.BUDGET if (moving > 0.5).any() else status
 
 
 def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
@@ -134,9 +136,7 @@ def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[st
     uninformed = float(rows[column].astype(float).mean()) if column in rows else np.nan
     if len(data.d) >= FEWEST_SIZES and uninformed > data.means.min():
         table["bounded by the gene mean"] = bounded(data, uninformed, level)
-    if budget_limited(seeing):
-        table = {name: {**law, "status": Status.BUDGET} for name, law in table.items()}
-    return table
+    return {name: {**law, "status": judged(seeing, law["status"])} for name, law in table.items()}
 
 
 def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:

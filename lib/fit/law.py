@@ -50,10 +50,14 @@ class Status(StrEnum):
     ALPHA_AT_EDGE = "alpha at grid edge"
     NO_FLOOR = "floor not identified"  # the 95 % region of the law reaches an infinite floor
     BUDGET = "budget-limited"  # the runs have not learned what their sizes can: no law of capacity
+    UNJUDGED = "convergence not known"  # identified, but nobody measured whether half the updates do as well
     # of joint laws in parameters and training cells:
     EXPONENT_AT_EDGE = "exponent at grid edge"
     INCREASING_JOINTLY = "increasing in N or D"
 
+
+IDENTIFIED = (Status.OK, Status.UNJUDGED)
+"""Of a law whose floor the runs determine."""
 
 # ---------------------------------------------------------------- the data of one law
 

@@ -14,7 +14,7 @@ from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, bootstrap, columns_of, readable, region_of
-from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
+from lib.fit.law import FEWEST_SIZES, IDENTIFIED, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
 from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
 from lib.io import InputError
 
@@ -99,8 +99,7 @@ def _law(rows, metric, resamples, seed, level, headline):
         content["intervals"][HEADLINE] = capacity.to_the_limit(content)
         if law.status == Status.OK and not np.isfinite(content["intervals"][HEADLINE]["c"]).all():
             content["status"] = Status.NO_FLOOR
-    if capacity.budget_limited(good):
-        content["status"] = Status.BUDGET
+    content["status"] = capacity.judged(good, content["status"])
     content = plain(content)
     columns = columns_of(content)
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
@@ -297,7 +296,7 @@ def intervals_table(laws: dict) -> pd.DataFrame:
         {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
-        if law["status"] in (Status.OK, Status.NO_FLOOR)
+        if law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
     ]
     return pd.DataFrame(rows)
 
