@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import numpy as np
 import pandas as pd
 import pytest
 import scale
@@ -122,6 +123,25 @@ def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
         f"d48 is {d48} below the conditional Gaussian, and d16 {d16}, while" in TEXT and (splits["splits"] == 5).all()
     )
     assert f"differ by {splits.loc['d48', 'spread']:.3f} from split to split" in TEXT
+
+
+def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
+    runs = pd.read_csv(RESULTS / "protocol" / "runs.csv").query("width >= 4")
+    means = runs.groupby(["regime", "size"])["validation_mse"].mean().unstack()
+    first = runs[runs["regime"] == "initialisation"].iloc[0]
+    linear, exact, d64 = min(first["gaussian_mse"], first["pca_mse"]), first["bayes_mse"], means["d64"]
+    untuned, tuned = d64["initialisation"], d64["learning-rate"]
+    assert means.loc["initialisation"].min() > linear and means.loc["library-size"].min() > linear
+    assert f"linear model's {linear:.3f}: d64 ends at {untuned:.3f}, where the exact floor is {exact:.3f}" in TEXT
+    removed = f"remove {100 * (untuned - tuned) / (untuned - exact):.0f} % of"
+    assert f"bring it to {tuned:.3f} and {removed} that excess" in TEXT
+    assert f"{removed} the largest size's excess" in TEXT
+    muon, longer = d64["optimiser"], d64["updates"]
+    assert f"Muon to {muon:.3f} (its seeds differ by more), and four times the cells seen to {longer:.3f}" in TEXT
+    assert np.ptp(runs.query("regime == 'optimiser' and size == 'd64'")["validation_mse"]) > tuned - muon
+    laws = list(io.read_json(RESULTS / "protocol" / "laws.json").values())[2:]
+    ends = [law["validation_mse"]["intervals"]["profile_size_means"]["alpha"] for law in laws]
+    assert max(low or 0 for low, _ in ends) < min(high or np.inf for _, high in ends), "docs: they overlap"
 
 
 def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studies():

@@ -29,7 +29,7 @@ OPEN = {"markerfacecolor": "white"}
 """A law whose status is not ok."""
 DETERMINED = {
     "floor identified": key(color=style.INK, marker="o", linestyle=""),
-    "not identified": key(color=style.INK, marker="o", linestyle="", **OPEN),
+    "not identified, or the budget's": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
 """What a legend says of a law with and without a determined floor."""
 RUN, EXACT = "#999933", style.BASELINES["floor"][1]
