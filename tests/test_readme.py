@@ -23,6 +23,7 @@ RESULTS, ADDED = io.CODE / "data" / "results", ["explained", "explained_low", "e
 LAWS = {  # study, regime: cells, what they are
     ("ladder", "data-rich"): ("simulated", "held-out donors"),
     ("marrow", "data-rich"): ("real, 18 donors", "held-out donors"),
+    ("pbmc", "data-rich"): ("real, nine data sets", "held-out data sets"),
 }
 
 
@@ -153,6 +154,31 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
     laws = list(io.read_json(RESULTS / "protocol" / "laws.json").values())[2:]
     ends = [law["validation_mse"]["intervals"]["profile_size_means"]["alpha"] for law in laws]
     assert max(low or 0 for low, _ in ends) < min(high or np.inf for _, high in ends), "docs: they overlap"
+
+
+def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
+    runs, known = pd.read_csv(RESULTS / "pbmc" / "runs.csv"), io.read_json(RESULTS / "pbmc" / "baselines.json")
+    means = runs.query("width >= 4").groupby(["regime", "size"])["validation_mse"].mean().unstack()
+    best = {name: min(of["validation"]["pca_mse"], of["validation"]["gaussian_mse"]) for name, of in known.items()}
+    rich, fewer, few = means.loc["data-rich"], means.loc["cells-3000"], means.loc["cells-800"]
+    ends = f"12,000 training cells d64 ends at {rich['d64']:.3f}, with 3,000 at {fewer['d64']:.3f}"
+    assert f"{ends}, where the best baselines have {best['data-rich']:.3f} and {best['cells-3000']:.3f}" in TEXT
+    pays = runs.query("size == 'd64'").groupby("regime")["validation_mse"]
+    assert pays.max()["data-rich"] < pays.min()["cells-3000"], "README: four times the cells did pay"
+    of_few = f"({few.min():.3f}, baseline {best['cells-800']:.3f})"
+    assert f"with 800 the best size is {few.idxmin()} {of_few}" in TEXT
+    gene_mean = known["data-limited"]["validation"]["gene_mean_mse"]
+    assert f"no size is below the gene mean's {gene_mean:.3f}" in TEXT
+    assert runs.query("regime == 'data-limited'")["validation_mse"].min() > gene_mean
+    test = runs.query("regime == 'data-rich' and size == 'd64'")["test_mse"].mean()
+    of_test = known["data-rich"]["test"]
+    below = 100 * (1 - test / min(of_test["pca_mse"], of_test["gaussian_mse"]))
+    assert f"data sets d64 is {below:.1f} % below the best baseline" in TEXT
+    assert f"lower squared error too ({means.loc['counts', 'd64']:.3f})" in TEXT
+    assert means.loc["counts", "d64"] < rich["d64"]
+    laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
+    assert {next(iter(law.values()))["status"] for law in laws} == {"budget-limited"}
+    assert (runs["convergence"] == "not converged").mean() > 0.5
 
 
 def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studies():
