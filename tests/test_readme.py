@@ -176,6 +176,10 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     assert f"data sets d64 is {below:.1f} % below the best baseline" in TEXT
     assert f"lower squared error too ({means.loc['counts', 'd64']:.3f})" in TEXT
     assert means.loc["counts", "d64"] < rich["d64"]
+    saved = conditions.matched(runs).gains.set_index("cells_train")["gain"]
+    assert f"over {saved[800]:.3f} with 800 to {saved[12000]:.3f} with 12,000" in TEXT and saved[200] == 0
+    slope = conditions.trend(conditions.matched(runs).gains)
+    assert "by {slope:.3f} ({low:.3f} to {high:.3f}) for tenfold cells".format(**slope) in TEXT
     laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
     assert {next(iter(law.values()))["status"] for law in laws} == {"budget-limited"}
     assert (runs["convergence"] == "not converged").mean() > 0.5
