@@ -156,6 +156,17 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
     assert max(low or 0 for low, _ in ends) < min(high or np.inf for _, high in ends), "docs: they overlap"
 
 
+def test_the_account_of_the_papers_dimensions_has_the_numbers_of_the_kept_study():
+    runs = pd.read_csv(RESULTS / "dimensions" / "runs.csv").query("width >= 4")
+    largest = runs.loc[runs["parameters"].idxmax()]
+    best = min(largest["pca_mse"], largest["gaussian_mse"])
+    ends = f"d32 {largest['validation_mse']:.4f}, baseline {best:.4f}, exact floor {largest['bayes_mse']:.4f}"
+    assert f"no size is below the best baseline ({ends})" in TEXT and runs["validation_mse"].min() > best
+    law = io.read_json(RESULTS / "dimensions" / "laws.json")["data-rich"]["validation_mse"]
+    converged = (runs["convergence"] == "converged").sum()
+    assert f"{converged} of {len(runs)} runs have converged, status {law['status']}" in TEXT
+
+
 def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     runs, known = pd.read_csv(RESULTS / "pbmc" / "runs.csv"), io.read_json(RESULTS / "pbmc" / "baselines.json")
     means = runs.query("width >= 4").groupby(["regime", "size"])["validation_mse"].mean().unstack()
