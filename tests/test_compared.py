@@ -54,6 +54,11 @@ def test_runs_on_cells_of_few_donors_are_shown_apart():
     assert "54,337 parameters and 20,000 training cells" in view.outlook and view.more["gain"].notna().all()
 
 
+def test_runs_that_determine_no_joint_law_say_nothing_of_what_limits():
+    view = conditions.matched(table(lambda N, D: 0.2))
+    assert view.more is None and "%" not in view.outlook and view.gains is not None
+
+
 def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():
     unlike = pd.concat([table(apart, (200, 500)), table(apart, (3000,), genes=128)])
     assert "not matched: genes" in conditions.matched(unlike).sentence and conditions.matched(unlike).gains is None

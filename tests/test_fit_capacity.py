@@ -8,7 +8,7 @@ from lib import io
 from lib.fit import capacity, runs
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import Status
-from lib.fit.summary import fit_laws, laws_table
+from lib.fit.summary import fit_laws, intervals_table, laws_table
 from lib.study import load_study
 
 FLOOR = 0.13
@@ -138,6 +138,14 @@ def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
     assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
     rows = capacity.sensitivity_table(laws)
     assert rows["choice"].iloc[0] == "headline" and len(rows) == 7
+
+
+def test_a_law_of_its_budget_shows_no_number_but_its_limit():
+    laws = fit_laws(trained(noise=3e-4, convergence="not converged"), 100, 0)
+    rows, numbers = capacity.sensitivity_table(laws).set_index("choice"), ["alpha", "c", "c_low", "c_high"]
+    assert len(rows) == 3 and rows.loc["headline", numbers].isna().all()
+    assert rows.iloc[1:]["c"].notna().all() and laws_table(laws, {})[numbers].isna().all(axis=None)
+    assert laws["r"]["validation_mse"]["intervals"] and intervals_table(laws).empty
 
 
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():

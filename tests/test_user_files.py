@@ -213,16 +213,17 @@ def test_categories_of_anndata_07_are_labels_and_not_codes(h5ad, counts):
         user_files.survey(Census(h5ad=["input/*.h5ad"]))
 
 
-def test_donors_of_one_label_of_a_users_own_column_are_never_in_two_splits(h5ad, project, counts):
+@pytest.mark.parametrize("column", ["family", "sex"])  # the second is one that a Census has, if a file has it
+def test_donors_of_one_label_of_a_users_column_are_never_in_two_splits(h5ad, project, counts, column):
     families = np.resize([f"F{donor // 2}" for donor in range(8)], 200)
-    h5ad("a", counts, [f"D{donor}" for donor in range(8)], family=families)
+    h5ad("a", counts, [f"D{donor}" for donor in range(8)], **{column: families})
     regimes = {"r": {"genes": 5, "cells": 100}}
     content = {"census": {"h5ad": ["input/*.h5ad"]}, "regimes": regimes, "sizes": ["XXS"], "seeds": [7]}
-    study = parse_study(content | {"split": {"related": "family", "validation": 0.2, "test": 0.2}}, "families")
+    study = parse_study(content | {"split": {"related": column, "validation": 0.2, "test": 0.2}}, "families")
     cells = panel.read(panel.build(study, "r")).obs
-    assert cells["donor_id"].nunique() == 8 and cells.groupby("family", observed=True)["split"].nunique().max() == 1
+    assert cells["donor_id"].nunique() == 8 and cells.groupby(column, observed=True)["split"].nunique().max() == 1
     h5ad("b", counts + 1, ["E1", "E2"])
-    with pytest.raises(InputError, match=r"b\.h5ad has no obs column 'family'"):
+    with pytest.raises(InputError, match=rf"b\.h5ad has no obs column '{column}'"):
         panel.build(study, "r")
 
 

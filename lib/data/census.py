@@ -118,10 +118,9 @@ def made_from(study: Study) -> str:
 
 
 def own_columns(study: Study) -> list[str]:
-    """obs columns by which a study splits or samples, beside those that every Census of user files has."""
-    sample = [study.census.sample.by] if study.census.sample else []
-    by = {study.split.by, study.split.related, *sample} - {None, "random", "donor_id", "dataset_id", "tissue"}
-    return sorted(by - {*user_files.CARRIED, "tissue_general"})
+    """obs columns by which a study splits or samples, beside those that every file has or is given."""
+    by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
+    return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
 
 
 def fingerprint(settings: Any, numerics: int) -> str:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
 """Marker of every held-out split."""
 OPEN = {"markerfacecolor": "white"}
-"""A law whose status is not ok."""
+"""A law whose floor is not identified, or its budget's."""
 DETERMINED = {
     "floor identified": key(color=style.INK, marker="o", linestyle=""),
     "not identified, or the budget's": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
-"""What a legend says of a law with and without a determined floor."""
+"""What a legend says of both."""
 RUN, EXACT = "#999933", style.BASELINES["floor"][1]
 COLOURS = {"run": RUN, "exact posterior": EXACT}
 """Of each predictor."""
@@ -136,10 +136,9 @@ def budget(view: Budgets | None) -> Figure | Note:
     names = [
         limits.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()
     ]
-    found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float).dropna().to_numpy()
-    span = np.ptp(found)
-    within = np.clip(known, found.min() - 2 * span, found.max()).ravel()  # what is wider leaves the axis
-    near = [*within, *[view.exact] * (view.exact is not None)] or [*found]
+    found, ends = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float).stack()
+    ends = ends.clip(found.min() - 2 * np.ptp(found), found.max())  # what is wider leaves the axis
+    near = [found.min(), *ends, *[view.exact] * (view.exact is not None)]
     room = 0.05 * np.ptp(near)
     floors.set(
         xlim=(min(near) - room, max(near) + room),
@@ -169,7 +168,8 @@ def compute(view: Budgets | None) -> Figure | Note:
         return Note("The operations of these runs, or several budgets of them, are not known.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)
     axis, best = axes.flat[0], view.frontier
-    runs, colour = view.runs.sort_values("parameters"), style.shades(view.runs.sort_values("parameters")["size"])
+    runs = view.runs.sort_values("parameters")
+    colour = style.shades(runs["size"])
     style.size_lines(axis, runs, "flops", "loss", linewidth=0.8)
     starts = runs[runs["cells_seen"] == runs["cells_seen"].min()]  # there, sizes lie furthest apart
     for size, (flops, loss) in starts.groupby("size")[["flops", "loss"]].mean().iterrows():

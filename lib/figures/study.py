@@ -56,7 +56,8 @@ def loss_against_parameters(
             style.header(axis, regime, [_size_of(rows), "   ".join(_numbers(law))], style.size_names(axis, places))
         else:
             style.header(axis, regime, _numbers(law))
-            axis.set(ylabel="", xlabel=style.PARAMETERS if axis in axes[-3:] else "")
+            below = axes[-axis.get_subplotspec().get_gridspec().ncols :]  # nothing stands under them
+            axis.set(ylabel="", xlabel=style.PARAMETERS if axis in below else "")
     named = [name for name in style.BASELINES if any(name in of for of in levels.values())] if len(shown) > FEW else []
     if len(shown) > FEW:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)

@@ -33,8 +33,9 @@ COLUMNS = [
 
 WHOLE = ("parameters", "genes", "cells_train", "cells_seen", "updates")
 """Columns of whole numbers from 1."""
-STATES = dict.fromkeys(("crashed", "failed", "killed", "preempted", "running"), "interrupted")
-STATES = {name: name for name in ("ok", "diverged", "interrupted")} | {"finished": "ok"} | STATES
+STATES = {"ok": "ok", "finished": "ok", "diverged": "diverged"} | dict.fromkeys(
+    ("interrupted", "crashed", "failed", "killed", "preempted", "running"), "interrupted"
+)
 """Our status, by what it and the states of services that track runs are called."""
 
 

@@ -23,8 +23,6 @@ METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "m
 
 POINTS = 120
 """Of a curve that is drawn."""
-RAN_AWAY = 1e3
-"""No loss is as large: an error beyond it says only that a form was extrapolated to nowhere."""
 
 
 def fit_laws(
@@ -304,14 +302,17 @@ def intervals_table(laws: dict) -> pd.DataFrame:
 def comparison_table(laws: dict) -> pd.DataFrame:
     """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters.
 
-    A form that ran away, as powers do when they are extrapolated, has no error.
+    A form that misses by more than the largest loss ran away, as powers do when extrapolated, and has no error.
     """
-    fitted = {regime: law["comparison"] for regime, law in of_metric(laws).items()}
-    tables = {regime: pd.DataFrame(comparison).T for regime, comparison in fitted.items() if comparison}
+    tables = {}
+    for regime, law in of_metric(laws).items():
+        if law["comparison"]:
+            tables[regime] = pd.DataFrame(law["comparison"]).T
+            ran_away = tables[regime]["loso_rmse"] > np.abs(law["sizes"]["mean"]).max()
+            tables[regime]["loso_rmse"] = tables[regime]["loso_rmse"].mask(ran_away)
     if not tables:
         return pd.DataFrame(columns=["delta_aicc", "aicc", "loso_rmse", "parameters"])
     table = pd.concat(tables, names=["regime", "form"])
-    table["loso_rmse"] = table["loso_rmse"].where(table["loso_rmse"] < RAN_AWAY)
     table.insert(0, "delta_aicc", table["aicc"] - table["aicc"].groupby("regime").transform("min"))
     return table
 

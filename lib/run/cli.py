@@ -197,7 +197,7 @@ def check(study: str) -> None:
         used = runs.usable(table, "validation_mse")["regime"].value_counts()
         print(f"runs with a loss, of {len(table)}:\n{used.to_string(header=False)}")
         return
-    if not (study.census and (study.census.h5ad or study.census.files)):
+    if not (study.census.h5ad or study.census.files):
         foresee(study)
         return
     pool = user_files.survey(study.census, census.own_columns(study))
@@ -220,7 +220,7 @@ def foresee(study: Study) -> None:
             print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * census.CELL_BYTES / 1e9:.1f} GB")
     sizes = cost.of_sizes(study)
     print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
-    print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here (not measured: by FLOPs).")
+    print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here; where not measured, by FLOPs.")
 
 
 def report(study: str) -> None:
