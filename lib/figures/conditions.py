@@ -136,9 +136,9 @@ def budget(view: Budgets | None) -> Figure | Note:
     names = [
         limits.get(name, f"{seen:,.0f} cells seen") for name, seen in view.table[["name", "cells_seen"]].to_numpy()
     ]
-    found, ends = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float).stack()
-    ends = ends.clip(found.min() - 2 * np.ptp(found), found.max())  # what is wider leaves the axis
-    near = [found.min(), *ends, *[view.exact] * (view.exact is not None)]
+    found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float).stack()
+    known = known.clip(found.min() - 2 * np.ptp(found), found.max())  # what is wider leaves the axis
+    near = [found.min(), *known, *[view.exact] * (view.exact is not None)]
     room = 0.05 * np.ptp(near)
     floors.set(
         xlim=(min(near) - room, max(near) + room),
