@@ -94,7 +94,7 @@ def test_what_is_no_census_is_refused(study_file, project):
     said = unavailable(study_file(census={"uri": "data/absent"}))
     assert "data/absent" in said and "census.uri" in said
     tiledbsoma.Collection.create(str(project / "other")).close()
-    assert "no Census of human cells" in unavailable(study_file(census={"uri": "other"}))
+    assert "no readable Census of human cells at other" in unavailable(study_file(census={"uri": "other"}))
 
 
 def test_named_columns_are_read_as_donor_data_set_and_tissue(h5ad, study_file, counts):

@@ -8,8 +8,6 @@ import hashlib
 import json
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -69,8 +67,8 @@ def prepare(study: Study) -> str:
         return source.version
     if source.uri:
         return source.uri if "://" in source.uri else str(io.ROOT / source.uri)
-    import tiledbsoma
     from filelock import FileLock
+    from tiledbsoma import SOMAError
 
     path, settings = study.data / "census", made_from(study)
     try:
@@ -80,14 +78,13 @@ def prepare(study: Study) -> str:
                 io.sweep(path)
                 if source.simulate:
                     truth = simulate.truth(source.simulate)
-                    var, chunks, about, presence = simulate.genes(truth), simulate.chunks(truth), {}, None
+                    about = {"simulated": "true", "settings": settings}
+                    write(path, simulate.genes(truth), simulate.chunks(truth), about)
                 else:
                     pool = user_files.survey(source, own_columns(study))
-                    about = {"files": pool.report.to_json(orient="records")}
-                    var, chunks, presence = pool.var, pool.chunks(), pool.presence
-                about |= {"simulated": str(source.simulate is not None).lower(), "settings": settings}
-                write(path, var, chunks, about, presence)
-    except (OSError, tiledbsoma.SOMAError) as error:
+                    about = {"files": pool.report.to_json(orient="records"), "settings": settings}
+                    write(path, pool.var, pool.chunks(), about, pool.presence)
+    except (OSError, SOMAError) as error:
         raise InputError(
             f"{shown(path)} cannot be written ({short(error)}); free space on its disk, or take a folder that may be "
             "written."
@@ -97,12 +94,12 @@ def prepare(study: Study) -> str:
 
 def _settings(path):
     """Fingerprint that a local Census carries; None when there is none that opens."""
-    import tiledbsoma
+    from tiledbsoma import Collection, DoesNotExistError, SOMAError
 
     try:
-        with tiledbsoma.Collection.open(str(path)) as collection:
-            return collection.metadata.get("settings")
-    except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError):
+        with Collection.open(str(path)) as collection:
+            return summary(collection).get("settings")
+    except (DoesNotExistError, SOMAError):
         return None
 
 
@@ -135,14 +132,8 @@ def open_census(study: Study) -> Iterator[Any]:
     CensusUnavailable: it is not there, is not a Census, or did not open within PATIENCE seconds.
     """
     where = prepare(study)
-    keywords = {"census_version": where} if study.census.version else {"uri": where}
-    collection, human = _open(where, keywords | {"tiledb_config": TILEDB | _server(study.census.s3)})
-    with collection:
-        if not human:
-            raise CensusUnavailable(
-                f"{shown(where)} can be opened, but is no Census of human cells (it has no census_data/{ORGANISM}); "
-                "give census.uri the folder that holds census_info and census_data."
-            )
+    keywords = {"census_version" if study.census.version else "uri": where}
+    with _open(where, keywords | {"tiledb_config": TILEDB | _server(study.census.s3)}) as collection:
         yield collection
 
 
@@ -164,18 +155,19 @@ def _server(s3: S3 | None) -> dict[str, str]:
 
 
 def _open(where, keywords):
-    """The collection, and whether it holds human cells."""
     import cellxgene_census
 
     def attempt():
         collection = cellxgene_census.open_soma(**keywords)
-        return collection, "census_data" in collection and ORGANISM in collection["census_data"]
+        human(collection)  # KeyError where there are none
+        return collection
 
     try:
         return _within(PATIENCE, attempt)
     except Exception as error:
         reason = short(error)
-    what, advice = f"readable Census at {shown(where)}", "check census.uri, which starts at the project folder"
+    what = f"readable Census of human cells at {shown(where)}"
+    advice = "check census.uri: from the project folder, where census_info and census_data are"
     if "census_version" in keywords:
         what = f"public Census {where}"
         advice = "check the date and the network, or download that release and name its folder with census.uri"
@@ -294,9 +286,8 @@ def blocks(collection, cells, genes, folder, progress):
         if folder and is_remote(collection.uri):
             asked = hashlib.sha256(ids.tobytes() + (b"all" if genes is None else genes.tobytes())).hexdigest()
             path = folder / f"{asked[:32]}.npz"
-        there = path is not None and path.exists()
         yield slice(start, stop), _kept(path, lambda ids=ids: fetch(collection, lambda: _counts(matrix, ids, genes)))
-        if progress and (not there or stop == len(cells)):  # those that were there say nothing about the rate
+        if progress:
             progress(stop, len(cells))
 
 
@@ -316,7 +307,7 @@ def _kept(path, block):
         return block()
     try:
         return sparse.load_npz(path)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+    except Exception:
         counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:
         sparse.save_npz(file, counts)
@@ -332,7 +323,7 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     Parameters
     ----------
     var : DataFrame, (genes,)
-        feature_id (unique), feature_name and, if known, feature_length in base pairs.
+        feature_id (unique) and feature_name.
     chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
         obs has columns of `OBS`, of which it may lack some, and perhaps others of text. A given raw_sum is kept: it may
         cover more genes.
@@ -343,12 +334,13 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     """
     with io.atomic(path) as partial:
         human = f"{partial}/census_data/{ORGANISM}"
-        _lay_out(partial, len(var), summary.get("settings", ""))
+        _lay_out(partial, len(var))
         obs, nnz = _write_counts(f"{human}/ms/RNA/X/raw", chunks, len(var))
         cells = obs["dataset_id"].value_counts(sort=False)
         present = np.array([presence[name] if presence else np.ones(len(var), bool) for name in cells.index])
-        var = var.assign(feature_length=var.get("feature_length", 0), nnz=nnz, n_measured_obs=cells.values @ present)
+        _append(f"{human}/ms/RNA/{PRESENCE}", 0, sparse.csr_matrix(present, dtype=np.uint8))
         _write_table(human, "obs", obs)
+        var = var.assign(feature_length=0, nnz=nnz, n_measured_obs=cells.values @ present)
         _write_table(f"{human}/ms/RNA", "var", var)
         names = cells.index.astype(str)
         datasets = {"dataset_id": names, "dataset_title": names, "dataset_total_cell_count": cells.to_numpy()}
@@ -357,11 +349,10 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
         about = {"census_schema_version": "2.4.0", "census_build_date": "local", **summary}
         about = pd.Series(about, dtype=str).rename_axis("label").reset_index(name="value")
         _write_table(f"{partial}/census_info", "summary", about)
-        _write_presence(f"{human}/ms/RNA", present)
 
 
-def _lay_out(path, genes, settings):
-    """Create the collections and the empty matrix."""
+def _lay_out(path, genes):
+    """Create the collections and the empty matrices."""
     import pyarrow as pa
     import tiledbsoma as soma
 
@@ -369,13 +360,13 @@ def _lay_out(path, genes, settings):
     squeeze = {"filters": ["ByteShuffleFilter", {"_type": "ZstdFilter", "level": 1}]}
     tiles = {"soma_dim_0": {"tile": 2048, **squeeze}, "soma_dim_1": {"tile": genes, **squeeze}}
     layout = soma.TileDBCreateOptions(dims=tiles, attrs={"soma_data": squeeze}, capacity=2**16, allows_duplicates=True)
+    empty = {"shape": (1, genes), "platform_config": layout}
     with soma.Collection.create(str(path)) as root:
-        root.metadata["settings"] = settings
         root.add_new_collection("census_info")
         experiment = root.add_new_collection("census_data").add_new_collection(ORGANISM, soma.Experiment)
         matrices = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
-        raw = matrices.add_new_collection("X")
-        raw.add_new_sparse_ndarray("raw", type=pa.float32(), shape=(1, genes), platform_config=layout)
+        matrices.add_new_sparse_ndarray(PRESENCE, type=pa.uint8(), **empty)
+        matrices.add_new_collection("X").add_new_sparse_ndarray("raw", type=pa.float32(), **empty)
 
 
 def _write_counts(uri, chunks, genes):
@@ -397,14 +388,14 @@ def _write_counts(uri, chunks, genes):
     return pd.concat(parts, ignore_index=True)[[*OBS, *own]].astype(text), seen
 
 
-def _append(uri, start, counts):
-    """Write CSR rows after the `start` rows that a SOMA matrix already has."""
+def _append(uri, start, rows):
+    """Write the rows of a csr_matrix after the `start` rows that a SOMA matrix already has."""
     import tiledbsoma as soma
 
     with soma.open(uri, "w") as array:
-        array.resize((start + counts.shape[0], counts.shape[1]))
-    rows = np.repeat(np.arange(start, start + counts.shape[0]), np.diff(counts.indptr))
-    columns = {"soma_dim_0": rows, "soma_dim_1": counts.indices.astype(np.int64), "soma_data": counts.data}
+        array.resize((start + rows.shape[0], rows.shape[1]))
+    number = np.repeat(np.arange(start, start + rows.shape[0]), np.diff(rows.indptr))
+    columns = {"soma_dim_0": number, "soma_dim_1": rows.indices.astype(np.int64), "soma_data": rows.data}
     _fill(uri, columns, platform_config=soma.TileDBWriteOptions(sort_coords=False))
 
 
@@ -427,15 +418,3 @@ def _write_table(parent, name, frame):
     with soma.open(parent, "w") as collection:
         collection.add_new_dataframe(name, schema=table.schema, domain=[(0, len(frame) - 1)])
     _fill(f"{parent}/{name}", table)
-
-
-def _write_presence(parent, present):
-    """Which gene was measured in which data set: `present`, (data sets, genes) bool."""
-    import pyarrow as pa
-    import tiledbsoma as soma
-
-    with soma.open(parent, "w") as measurement:
-        measurement.add_new_sparse_ndarray(PRESENCE, type=pa.uint8(), shape=present.shape)
-    dataset, gene = np.nonzero(present)
-    values = np.ones(dataset.size, np.uint8)
-    _fill(f"{parent}/{PRESENCE}", {"soma_dim_0": dataset, "soma_dim_1": gene, "soma_data": values})

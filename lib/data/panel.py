@@ -4,8 +4,6 @@ A panel may be larger than memory: it is written in blocks of cells, and its two
 """
 
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,22 +84,19 @@ def load(folder: Path) -> Arrays:
     """
     import h5py
 
-    full, packed = folder / "panel.h5ad", folder / "panel.npz"
-    if not full.is_file() and not packed.is_file():
-        raise InputError(
-            f"there is no panel in {io.shown(folder)}/; make it with 01_data, or copy its panel.npz there."
-        )
+    path = next((folder / name for name in ("panel.h5ad", "panel.npz") if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"there is no panel in {io.shown(folder)}/; make it with 01_data, or copy its panel.npz.")
     try:
-        if not full.is_file():
-            return _unpacked(packed)
-        with h5py.File(full) as h5:
+        if path.suffix == ".npz":
+            return _unpacked(path)
+        with h5py.File(path) as h5:
             names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
             rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
             library = h5["obs/total_counts"][()].astype(np.float64)
             masks = {name: masks[()] for name, masks in h5["uns/masks"].items()}
             return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, h5["obs/donor_id/codes"][()], rows, masks)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        path = full if full.is_file() else packed
+    except Exception as error:
         raise InputError(f"{io.shown(path)} cannot be read ({short(error)}); remove it and make it again.") from None
 
 
@@ -167,12 +162,10 @@ def build(study: "Study", regime: str, progress: Progress | None = None) -> Path
                 adata.uns["provenance"]["settings"] = settings
                 try:
                     adata.write_h5ad(partial)
-                    _fill(partial, collection, study, adata.uns["provenance"], blocks, progress)
+                    _fill(partial, adata, collection, study, blocks, progress)
                 except (OSError, RuntimeError) as error:  # a full disk is either, by the place where HDF5 meets it
-                    raise InputError(
-                        f"the panel of {study.name} could not be finished ({short(error)}), and nothing of it "
-                        "was kept; see that its disk has room and can be written to, and run again."
-                    ) from error
+                    advice = "see that its disk has room and can be written to, and run again"
+                    raise InputError(f"{io.shown(path)} could not be finished ({short(error)}); {advice}.") from error
             io.remove(blocks.parent)
     return path
 
@@ -223,11 +216,14 @@ def plan(collection, study: "Study", regime: str, blocks: Path | None = None, pr
         name: draw_masks((obs["split"] == name).sum(), asked.genes, study.masking, split.SPLITS.index(name))
         for name in obs["split"].cat.categories[1:]
     }
+    report = split.report(obs, held_out)
+    if report["labels_in_two_splits"] or report["cells_in_two_splits"]:
+        raise AssertionError(f"the split leaks: {report}")
     adata.uns["provenance"] = {
         **_provenance(study, regime, len(fitted)),
         "census": census.describe(collection),
         **found,
-        "split": {"held_out": split.held_out(assigned, held_out)},
+        "split": report | {"held_out": split.held_out(assigned, held_out)},
     }
     return adata
 
@@ -251,25 +247,22 @@ def _provenance(study, regime, fitted):
     }
 
 
-def _fill(path, collection, study, made, blocks, progress):
-    """Read the counts into the file, block by block, and write the values, and split and copies as counted in the file.
+def _fill(path, adata, collection, study, blocks, progress):
+    """Read the counts into the file of a planned panel, block by block, and write the values and copies beside them.
 
     Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
     """
     import anndata
     import h5py
 
-    from lib.data import census, split, user_files
+    from lib.data import census, user_files
 
+    obs, var, made = adata.obs, adata.var, adata.uns["provenance"]
+    asked = study.regime(made["regime"])
     with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
-        obs, var = (anndata.io.read_elem(h5[name]) for name in ("obs", "var"))
-        asked = study.regime(made["regime"])
-        report = split.report(obs, study.split_of(made["regime"]))
-        if report["labels_in_two_splits"] or report["cells_in_two_splits"]:
-            raise AssertionError(f"the split leaks: {report}")
-        for key, value in report.items():
-            anndata.io.write_elem(h5["uns/provenance/split"], key, value)
-        x, counts = (_matrix(h5, name, (len(obs), len(var)), kind) for name, kind in (("X", "f4"), (COUNTS, "i4")))
+        for name, kind in (("X", "f4"), (COUNTS, "i4")):
+            matrix = h5.create_dataset(name, adata.shape, kind, fill_time="never")
+            matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         shown = _part(progress, made["statistics_cells"], made["statistics_cells"] + len(obs))
         genes, library = var["soma_joinid"].to_numpy(), obs["total_counts"].to_numpy(copy=True)
         marks = np.zeros(len(obs), np.uint64)
@@ -278,8 +271,8 @@ def _fill(path, collection, study, made, blocks, progress):
             if asked.thin:
                 seed = [study.census.seed, THINNING, rows.start]
                 block, library[rows] = thinned(block, library[rows], asked.thin, seed, made["census"]["simulated"])
-            counts[rows] = block
-            x[rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
+            h5[COUNTS][rows] = block
+            h5["X"][rows] = normalise(block, block.sum(1) if made["library_size"] == "panel" else library[rows])
             seen = (block > 0).sum(1) >= user_files.SAME_BARCODE
             marks[rows] = user_files.cell_marks(sparse[:, genes], var["feature_id"].to_numpy(object)) * seen
         equal = obs.assign(mark=marks)[marks > 0].groupby(["mark", "total_counts"])["dataset_id"].transform("nunique")
@@ -305,13 +298,6 @@ def thinned(counts: np.ndarray, library: np.ndarray, chance: float, seed, simula
 def _part(progress, before, total):
     """Progress of one of the two readings, of the genes' statistics and of the panel, as a part of both."""
     return progress and (lambda done, _: progress(before + done, total))
-
-
-def _matrix(h5, name, shape, kind):
-    """An empty dense matrix as AnnData stores it, whose room in the file is not filled with zeros first."""
-    dataset = h5.create_dataset(name, shape, kind, fill_time="never")
-    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return dataset
 
 
 def normalise(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
@@ -371,10 +357,8 @@ def select(collection, cells, genes, measured, blocks=None, progress=None):
     var = var.join(statistics[["means", "variances", "variances_norm"]])
     varying = int((var["variances"] > 0).sum())
     if varying < genes:
-        raise InputError(
-            f"{genes:,} genes are asked for, and {varying:,} of the Census' {len(var):,} vary in the training cells; "
-            "ask for fewer."
-        )
+        there = f"{varying:,} of the Census' {len(var):,} vary in the training cells"
+        raise InputError(f"{genes:,} genes are asked for, and {there}; ask for fewer.")
     var = var.sort_values("variances_norm", ascending=False, kind="stable").head(genes).sort_values("soma_joinid")
     return var.set_index(var["feature_id"].astype(str).rename(None))
 

@@ -1,10 +1,10 @@
 """One file or folder of counts, of whatever kind, as `Counts`: opened by anndata and scanpy, given in blocks of cells.
 
-An .h5ad file stays on disk and may be larger than memory; 10x output is read whole. Folders of 10x go through
-pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
+An .h5ad file stays on disk and may be larger than memory, unless its counts are stored by gene; those, and 10x output,
+are read whole. Folders of 10x go through pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it,
+nor a packed genes.tsv, as in GEO.
 """
 
-import csv
 import os
 import re
 import warnings
@@ -19,8 +19,8 @@ from scipy import sparse
 
 from lib.io import InputError, short, shown
 
-ENTRIES, BY_GENE = 2_000_000, 10_000_000
-"""Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
+ENTRIES = 2_000_000
+"""Stored counts in a block of cells, on average; four values of a dense matrix count as one."""
 LAYERS = r"(?i)(raw|umi)?[\W_]?(raw|umis?|counts?)"
 """Names of layers, beside X and raw.X, in which an .h5ad file may have its counts."""
 MISSING = ("", "na", "n/a", "#n/a", "nan", "none", "<na>", "null")
@@ -29,6 +29,7 @@ TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multipl
 """10x's types of features. They stand in one matrix, and only the first are genes."""
 GENES = ("gene expression", "gene", "gex", "rna")
 """What others call these."""
+PLUGIN = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
 OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
@@ -43,6 +44,19 @@ OTHERS = {
 """Kinds that are not read, by a name in them: what such a path is, and the step that makes it readable."""
 
 
+ADVICE = {
+    "unable to lock file": "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE",
+    "can't open directory": PLUGIN,
+    "required filter": PLUGIN,
+    "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
+    "Not a gzipped file": "it is not packed: take the .gz off its name",
+    "more than one genome": "write the cells of one species to a file of their own",
+    "Error tokenizing data": "put values that have a separator in them in quotes",
+    "": "if other programs cannot read it either, it is damaged: copy or download it again",
+}
+"""The step to take, by what a library says of a file that it cannot read: the first that fits."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """An open file."""
@@ -50,7 +64,7 @@ class Counts:
     name: str  # the file, as messages have it
     obs: pd.DataFrame
     var: pd.DataFrame  # its genes, without other features
-    matrix: object  # (cells, features), sparse or dense, in memory or in the file
+    matrix: object  # (cells, features), by cell or dense, in memory or in the file
     kept: np.ndarray  # (features,) bool: which are genes
     counts_in: str  # where in the file the counts are
     left_out: str  # how many features of which types are no genes
@@ -58,57 +72,53 @@ class Counts:
     def blocks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Number of the first cell and counts, (cells, genes) float64, of one block of cells after another."""
         cells, width = self.matrix.shape
-        by_gene = getattr(self.matrix, "format", "") == "csc"
-        rows = _step(self.matrix, cells, BY_GENE if by_gene else ENTRIES)
+        stored = getattr(self.matrix, "nnz", cells * width // 4)
+        if hasattr(self.matrix, "group"):
+            stored = len(self.matrix.group["data"])
+        rows = max(1, cells * ENTRIES // max(stored, 1))
         for start in range(0, cells, rows):
-            if by_gene:
-                columns = _step(self.matrix, width, ENTRIES)
-                parts = (_checked(self.matrix[:, at : at + columns]) for at in range(0, width, columns))
-                block = sparse.hstack([part[start : start + rows] for part in parts], "csr")
-            else:
-                block = _checked(self.matrix[start : start + rows])
-            yield start, block if self.kept.all() else block[:, self.kept]
+            yield start, _valid(sparse.csr_matrix(self.matrix[start : start + rows]))[:, self.kept].astype(np.float64)
 
 
-def _step(matrix, length, entries):
-    """How many of `length` rows or columns hold `entries` stored values, on average; four dense ones count as one."""
-    dense = matrix.shape[0] * matrix.shape[1] // 4
-    stored = len(matrix.group["data"]) if hasattr(matrix, "group") else getattr(matrix, "nnz", dense)
-    return max(1, length * entries // max(stored, 1))
-
-
-def _checked(part):
-    """A part of a matrix as float64. Indices beyond its shape would read other memory, and raise ValueError first."""
-    part = part if sparse.issparse(part) else sparse.csr_matrix(part)
-    part.check_format(full_check=True)
-    return part.tocsr().astype(np.float64)
+def _valid(matrix):
+    """A sparse matrix as it is. Indices beyond its shape would read other memory, and raise ValueError first."""
+    matrix.check_format(full_check=True)
+    return matrix
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Counts]:
-    """Context manager: any file or folder of counts, by the first of READERS that recognises it.
+    """Context manager: any file or folder of counts.
 
     InputError: it cannot be read, is of another kind, or holds no counts of named genes.
     """
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
-        inside = _inside(path)
-        for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read
-            if inside & {name, f"/{name}"}:
-                raise InputError(f"{shown(path)} {what}; {step}.")
-        read = next((read for recognises, read in READERS if recognises(inside)), None)
-        if read is None and path.suffix == ".gz":
-            raise InputError(f"{shown(path)} is packed; unpack it first, with gunzip.")
-        if read is None:
-            kinds = "an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
-            raise InputError(f"{shown(path)} is no known kind of file; give {kinds}.")
-        adata = read(path)
+        adata = _reader(path)(path)
         try:
             yield _counts(adata, shown(path))
         finally:
             file = getattr(getattr(adata.X, "group", adata.X), "file", None)
             if file is not None:
                 file.close()
+
+
+def _reader(path):
+    """What reads the path as an AnnData."""
+    inside = _inside(path)
+    for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read
+        if inside & {name, f"/{name}"}:
+            raise InputError(f"{shown(path)} {what}; {step}.")
+    if {"/obs", "/var"} <= inside:
+        return _read_h5ad
+    if any(name.endswith("/barcodes") for name in inside):
+        return _read_tenx
+    if _is_folder(path):
+        return _read_folder
+    wrong = "is no known kind of file; give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
+    if path.suffix == ".gz":
+        wrong = "is packed; unpack it first, with gunzip"
+    raise InputError(f"{shown(path)} {wrong}.")
 
 
 @contextmanager
@@ -121,28 +131,16 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = short(error)
-        advice = "if other programs cannot read it either, it is damaged: copy or download it again"
-        if "unable to lock file" in reason:
-            advice = "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE"
-        elif "can't open directory" in reason or "required filter" in reason:
-            advice = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
-        elif isinstance(error, UnicodeDecodeError):
-            advice = "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV"
-        elif "Not a gzipped file" in reason:
-            advice = "it is not packed: take the .gz off its name"
-        elif "more than one genome" in reason:
-            advice = "write the cells of one species to a file of their own"
+        advice = next(advice for said, advice in ADVICE.items() if said in reason)
         raise InputError(f"{shown(path)} cannot be read ({reason}); {advice}.") from None
 
 
 def check_access(path: Path) -> None:
     """Refuse what is not there, may not be read, or is empty."""
-    if not os.path.exists(path):
+    if not os.path.isfile(path) and not os.path.isdir(path):
         wrong = "is not there, or is a link to nothing; restore the file or correct its name"
     elif not os.access(path, os.R_OK):
         wrong = "may not be read; ask its owner for the permission (chmod +r)"
-    elif not path.is_file() and not path.is_dir():
-        wrong = "is neither a file nor a folder; write what a pipe gives to a file first"
     elif path.is_file() and not path.stat().st_size:
         wrong = "is an empty file (0 bytes); copy or download it again"
     else:
@@ -176,7 +174,10 @@ def _counts(adata, name):
     if not kept.any():
         raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
     left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
-    return Counts(name, adata.obs, adata.var[kept], adata.X, kept, adata.uns.get("counts_in", "matrix"), left_out)
+    matrix = adata.X
+    if getattr(matrix, "format", "") == "csc":
+        matrix = _valid(matrix[:]).tocsr()
+    return Counts(name, adata.obs, adata.var[kept], matrix, kept, adata.uns.get("counts_in", "matrix"), left_out)
 
 
 def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, advice: str) -> None:
@@ -202,14 +203,12 @@ def table(path: Path) -> pd.DataFrame:
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         separator = max(",;\t", key=file.readline().count)
         file.seek(0)
-        head, *rows = csv.reader(file, delimiter=separator)
-    head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(head, 1)])
+        how = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+        cells = pd.read_csv(file, sep=separator, header=None, **how).fillna("")
+    cells.index += 1
+    head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(cells.iloc[0], 1)])
     check_once(f"{shown(path)} names column", head, head.duplicated(), "rename or drop one")
-    if long := [line for line, row in enumerate(rows, 2) if any(map(str.strip, row[len(head) :]))]:
-        advice = f"put what has a {separator!r} in it in quotes"
-        raise InputError(f"{shown(path)}, line {long[0]} has more values than there are columns; {advice}.")
-    cells = pd.DataFrame([dict(zip(head, row, strict=False)) for row in rows], range(2, len(rows) + 2), head)
-    cells = cells.apply(texts).dropna(how="all").dropna(how="all", axis=1)
+    cells = cells.iloc[1:].set_axis(head, axis=1).apply(texts).dropna(how="all").dropna(how="all", axis=1)
     if cells.empty:
         raise InputError(f"{shown(path)} has no row below the names of its columns; add some.")
     cells.attrs["separator"] = separator
@@ -267,9 +266,7 @@ def _read_folder(path):
 
     parts, tables = _parts(path), []
     with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
-        genes, cells, entries, *kind = mminfo(parts[0])
-    if kind[0] != "coordinate" or kind[1] not in ("integer", "real") or kind[2] != "general":
-        raise InputError(f"{shown(parts[0])} is of kind {' '.join(kind)}; write it as coordinate integer general.")
+        genes, cells, entries, *_ = mminfo(parts[0])
     how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
     for part, length in zip(parts[1:], (cells, genes), strict=True):
         with reading(part):  # more columns than any has: rows may be of different lengths
@@ -295,11 +292,11 @@ def _read_folder(path):
 
 def files(path: Path) -> list[Path]:
     """The files that are read where a study names `path`."""
-    return _parts(path) if _is_folder({path.name, *(os.listdir(path) if path.is_dir() else ())}) else [path]
+    return _parts(path) if _is_folder(path) else [path]
 
 
-def _is_folder(inside):
-    return any("matrix.mtx" in name for name in inside)
+def _is_folder(path):
+    return any("matrix.mtx" in name for name in [path.name, *(os.listdir(path) if path.is_dir() else ())])
 
 
 def _parts(path):
@@ -312,11 +309,3 @@ def _parts(path):
         if found[-1] is None:
             raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; put it there.")
     return found
-
-
-READERS = (
-    (_is_folder, _read_folder),
-    (lambda inside: any(name.endswith("/barcodes") for name in inside), _read_tenx),
-    (lambda inside: {"/obs", "/var"} <= inside, _read_h5ad),
-)
-"""For each kind of file: whether the names inside are those of this kind, and what reads its path as an AnnData."""

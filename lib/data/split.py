@@ -84,12 +84,8 @@ def condition(collection, source: Census) -> str:
     release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
     if source.filter is None and (source.version or release):
         known = _labels(collection, obs, "assay")
-        if not (assays := [assay for assay in UMI if assay in known]):
-            raise InputError(
-                "no assay of this Census is known to count molecules; choose its cells with census.filter."
-            )
         clauses += ["tissue_type == 'tissue'"] if "tissue_type" in obs.schema.names else []  # since schema 2.2.0
-        clauses += ["disease == 'normal'", f"assay in {assays}"]
+        clauses += ["disease == 'normal'", f"assay in {[assay for assay in UMI if assay in known]}"]
     if source.tissues:
         clauses.append(f"tissue_general in {source.tissues}")
     for clause in clauses:
@@ -165,10 +161,9 @@ def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     left = np.flatnonzero(assigned == 0)
     if len(left) < 3:
         donors = cells["donor_id"][assigned[group] == 0].nunique()
-        raise InputError(
-            f"a split by {split.by} needs 3 groups of cells without a common donor; these cells form {len(left)}, of "
-            f"{donors} donor(s): add donors, set split.by to donor_id, or to random if that leak is wanted."
-        )
+        there = f"these cells form {len(left)}, of {donors} donor(s)"
+        advice = "add donors, set split.by to donor_id, or to random if that leak is wanted"
+        raise InputError(f"a split by {split.by} needs 3 groups of cells without a common donor; {there}: {advice}.")
     assigned[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
     assigned = assigned[group]
     if split.random:
@@ -183,10 +178,7 @@ def _data_sets(cells, split):
     group = related(cells["dataset_id"], *(cells[name] for name in columns(split)))
     sizes = np.bincount(group)
     if len(sizes) < 2:
-        raise InputError(
-            "split.dataset sets whole data sets aside, and all cells are of one, or of several that share donors; "
-            "drop split.dataset, or add data sets."
-        )
+        raise InputError("split.dataset needs two data sets without a common donor; drop it, or add data sets.")
     return hold_out(sizes, (split.dataset,), split.seed)[group] == 1
 
 
@@ -261,16 +253,11 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
     train = asked.cells if split.cells else asked.cells - sum(held.values())
     for name, wanted in {"train": train, **held}.items():
-        if wanted < 1:
-            raise InputError(
-                f"the {name} split of {asked.cells:,} cells would be empty; ask for more cells or a larger share."
-            )
         order = _order(assigned, SPLITS.index(name), asked.donors, seed, donor)
-        if wanted > len(order):
-            pool = f"{asked.donors:,} donors" if name == "train" and asked.donors else "groups"
+        if not 1 <= wanted <= len(order):
+            there = f"{name} would have {wanted:,} of the {len(order):,} cells of its donors"
             raise InputError(
-                f"{wanted:,} cells are needed for {name}, whose {pool} have {len(order):,}; ask for fewer, or change "
-                "the number of donors, or the shares or the seed of the split."
+                f"{there}; change the cells, shares or donors that are asked for, or the seed of the split."
             )
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
@@ -284,9 +271,7 @@ def _order(assigned, number, donors, seed, donor):
     codes = donor.astype("category").cat.codes.to_numpy()[order]
     labels = np.flatnonzero(np.bincount(codes + 1)) - 1  # without a label: -1
     if donors > len(labels):
-        raise InputError(
-            f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most {len(labels):,}."
-        )
+        raise InputError(f"{donors:,} donors are asked for, and {len(labels):,} train; ask for at most those.")
     first = np.random.default_rng([seed, len(SPLITS)]).permutation(labels)[:donors]  # a stream no split has
     return order[np.isin(codes, first)]
 

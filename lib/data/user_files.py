@@ -77,7 +77,6 @@ def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     obs, genes, rows, named = [], [], [], sources(settings)
     for path, given in named.items():
         with opened(path) as counts:
-            _check_values(counts, *next(counts.blocks()))  # said before what is wrong with labels
             obs.append(_labels(counts, given, settings, own))
             genes.append(_genes(counts.var, counts.name))
             rows.append({"file": counts.name, "cells": len(counts.obs), "genes": len(counts.var),
@@ -95,22 +94,18 @@ def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     cells = [_read(path, each[:, shared], chosen[shared]) for path, each in zip(paths, placed, strict=True)]
     _check_copies(paths, obs, cells)
     for row, key, labels, read in zip(rows, keys, obs, cells, strict=True):
-        row |= {"genes_shared": int(shared.sum()), "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum())}
-        row |= _numbers(labels, read)
         labels["raw_sum"] = read["total"].to_numpy()
+        row |= {
+            "genes_shared": int(shared.sum()),
+            "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum()),
+            "donors": labels["donor_id"].nunique(),
+            "datasets": labels["dataset_id"].nunique(),
+            "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
+            "primary_cells": int(_primary(labels).sum()),
+            "median_counts": float(read["total"].median()),
+            "empty_cells": int((read["total"] == 0).sum()),
+        }
     return Pool(paths, obs, _var(genes, keys, chosen), placed, pd.DataFrame(rows))
-
-
-def _numbers(labels, read):
-    """What a file's cells add to its row of the report."""
-    return {
-        "donors": labels["donor_id"].nunique(),
-        "datasets": labels["dataset_id"].nunique(),
-        "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
-        "primary_cells": int(_primary(labels).sum()),
-        "median_counts": float(read["total"].median()),
-        "empty_cells": int((read["total"] == 0).sum()),
-    }
 
 
 def _primary(labels):
@@ -120,11 +115,12 @@ def _primary(labels):
 
 def overview(pool: Pool) -> str:
     """What a pool holds, on one line, and what of each file should be looked at, on further ones."""
-    numbers = []
-    for kind, column in {"donors": "donor_id", "data sets": "dataset_id", "tissues": "tissue"}.items():
-        numbers.append(f"{kind}: {len({label for obs in pool.obs for label in obs.get(column, [])}):,}")
-    cells, shared = pool.report["cells"].sum(), pool.report["genes_shared"].iloc[0]
-    lines = [f"cells: {cells:,}; {'; '.join(numbers)}; genes in the pool: {len(pool.var):,}, in every file: {shared:,}"]
+    labels, shared = pd.concat(pool.obs), pool.report["genes_shared"].iloc[0]
+    donors, datasets, tissues = labels.reindex(columns=["donor_id", "dataset_id", "tissue"]).nunique()
+    lines = [
+        f"cells: {len(labels):,}; donors: {donors:,}; data sets: {datasets:,}; tissues: {tissues:,}; "
+        f"genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
+    ]
     for row, obs in zip(pool.report.to_dict("records"), pool.obs, strict=True):
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
@@ -158,7 +154,7 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
 
 def inputs(settings: study_file.Census) -> list[Path]:
     """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
-    sheets = [io.ROOT / Path(sample.path).expanduser() for sample in _named(settings) if _is_sheet(sample)]
+    sheets = [path for _, path in _named(settings) if _is_sheet(path)]
     return sheets + [file for path in sources(settings) for file in files(path)]
 
 
@@ -169,18 +165,19 @@ def marks(settings: study_file.Census) -> list:
 
 
 def _named(settings):
-    return settings.files or [study_file.Source(path=path) for path in settings.h5ad or ()]
+    """What a study names, and the path of each."""
+    samples = settings.files or [study_file.Source(path=path) for path in settings.h5ad or ()]
+    return [(sample, io.ROOT / Path(sample.path).expanduser()) for sample in samples]
 
 
 def _samples(settings):
     """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
-    for sample in _named(settings):
-        path, where = io.ROOT / Path(sample.path).expanduser(), "census.files" if settings.files else "census.h5ad"
-        yield from _sheet(path) if _is_sheet(sample) else [(sample, where)]
+    for sample, path in _named(settings):
+        yield from _sheet(path) if _is_sheet(path) else [(sample, "census")]
 
 
-def _is_sheet(sample):
-    return sample.path.lower().endswith((".csv", ".tsv"))
+def _is_sheet(path):
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def _sheet(path):
@@ -272,9 +269,6 @@ def _genes(var, name):
             f"{name}: gene {nameless[0]} (of {len(nameless)} like it) is called {own[nameless[0]]!r}, which names no "
             "gene; use symbols or Ensembl ids as var names."
         )
-    species = sorted(set(ids.dropna().str.extract(r"^(ENS[A-Z]*G)\d", expand=False)))
-    if len(species) > 1:
-        raise InputError(f"{name} has genes of {len(species)} species ({', '.join(species)}); keep those of one.")
     return pd.DataFrame({"name": own, "id": ids, "symbol": symbols}, dtype=object)
 
 
