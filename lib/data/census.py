@@ -85,10 +85,8 @@ def prepare(study: Study) -> str:
                     about = {"files": pool.report.to_json(orient="records"), "settings": settings}
                     write(path, pool.var, pool.chunks(), about, pool.presence)
     except (OSError, SOMAError) as error:
-        raise InputError(
-            f"{shown(path)} cannot be written ({short(error)}); free space on its disk, or take a folder that may be "
-            "written."
-        ) from None
+        advice = "make room on its disk, or take a folder that may be written"
+        raise InputError(f"{shown(path)} cannot be written ({short(error)}); {advice}.") from None
     return str(path)
 
 
@@ -99,7 +97,7 @@ def _settings(path):
     try:
         with Collection.open(str(path)) as collection:
             return summary(collection).get("settings")
-    except (DoesNotExistError, SOMAError):
+    except (DoesNotExistError, SOMAError, KeyError):
         return None
 
 
@@ -183,11 +181,8 @@ def _open(where, keywords):
 
 
 def _within(seconds, work):
-    """What `work()` returns or raises, in its own thread that is left behind when it takes longer: TimeoutError.
-
-    An executor's thread would be waited for when the process ends.
-    """
-    answer = Future()
+    """What `work()` returns or raises, in its own thread that is left behind when it takes longer: TimeoutError."""
+    answer = Future()  # an executor's thread would be waited for when the process ends
 
     def attempt():
         try:
@@ -221,10 +216,8 @@ def fetch(collection, work: Callable[[], Any], patience: float | None = None):
             return _within(patience or READ, work)
         except Exception as error:
             reason = short(error)
-    raise CensusUnavailable(
-        f"reading from {collection.uri} failed {1 + len(PAUSES)} times ({reason}); check the network, then run the "
-        "same command again: it goes on from the blocks that are finished."
-    )
+    advice = "check the network, then run the same command again: it goes on from finished blocks"
+    raise CensusUnavailable(f"reading from {collection.uri} failed {1 + len(PAUSES)} times ({reason}); {advice}.")
 
 
 def human(collection):

@@ -248,10 +248,7 @@ def _provenance(study, regime, fitted):
 
 
 def _fill(path, adata, collection, study, blocks, progress):
-    """Read the counts into the file of a planned panel, block by block, and write the values and copies beside them.
-
-    Both matrices are contiguous and not compressed, so that `read` can map them; aligned, so that torch can use them.
-    """
+    """Write counts and values into the file of a planned panel, block by block, and count the cells that are copies."""
     import anndata
     import h5py
 
@@ -259,7 +256,8 @@ def _fill(path, adata, collection, study, blocks, progress):
 
     obs, var, made = adata.obs, adata.var, adata.uns["provenance"]
     asked = study.regime(made["regime"])
-    with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:  # bytes: a cache line
+    # Contiguous and not compressed, so that `read` can map them; aligned to bytes of a cache line, as torch needs it.
+    with h5py.File(path, "r+", alignment_threshold=1, alignment_interval=64) as h5:
         for name, kind in (("X", "f4"), (COUNTS, "i4")):
             matrix = h5.create_dataset(name, adata.shape, kind, fill_time="never")
             matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

@@ -273,10 +273,9 @@ def _read_folder(path):
             table = pd.read_csv(part, names=range(30), **how).fillna("")
         if len(table) != length:
             first = " ".join(table.iloc[0, :3]).strip()
-            raise InputError(
-                f"{shown(part)} has {len(table)} lines for the {length} of {parts[0].name}, whose rows are genes and "
-                f"columns cells; give one line to each, without a header (the first line is {first!r})."
-            )
+            wrong = f"has {len(table)} lines for the {length} {'genes' if part == parts[2] else 'cells'} of"
+            advice = f"give one line to each, without a header (the first line is {first!r})"
+            raise InputError(f"{shown(part)} {wrong} {parts[0].name}; {advice}.")
         tables.append(table.apply(lambda column: column.str.strip('"')))
     with reading(parts[0]):
         # By pandas: SciPy's mmread can end Python itself (segmentation fault, 1.17) on a damaged line.

@@ -224,10 +224,7 @@ def probabilities(truth, columns, counts, library, masked, x):
 
 
 def _mixtures(proportions, weights, library, masked, tolerance):
-    """Mixture of each masked gene, end to end: number of components, their weights and NB means, and the library size.
-
-    Components whose weights add up to less than `tolerance` are dropped; the other weights are scaled to sum to one.
-    """
+    """Mixture of each masked gene, end to end: number of components, their scaled weights, NB means, library size."""
     k, components = masked.shape[2], weights.shape[2]
     weights = weights.reshape(-1, components)
     kept = weights >= tolerance / components

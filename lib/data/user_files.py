@@ -208,8 +208,7 @@ def _labels(counts, given, settings, own):
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
             advice = "add it: the study splits or samples by it"
             if column in asked:
-                advice = f"name the right one with census.{setting}, or give the file its own, "
-                advice += f"{{path: ..., {column}: ...}} under census.files or in a sample sheet"
+                advice = f"correct census.{setting}, or say {{path: ..., {column}: ...}} in census.files or in a sheet"
             raise InputError(f"{counts.name} has no obs column {key!r} (it has: {has}); {advice}.")
     obs = obs.assign(**given)
     return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
@@ -265,10 +264,8 @@ def _genes(var, name):
         symbols = _or(columns[key].mask(columns[key] == "unknown"), symbols)
     nameless = np.flatnonzero(ids.isna() & symbols.isna())
     if len(nameless):
-        raise InputError(
-            f"{name}: gene {nameless[0]} (of {len(nameless)} like it) is called {own[nameless[0]]!r}, which names no "
-            "gene; use symbols or Ensembl ids as var names."
-        )
+        called = f"gene {nameless[0]} (of {len(nameless)} like it) is called {own[nameless[0]]!r}, which names no gene"
+        raise InputError(f"{name}: {called}; use symbols or Ensembl ids as var names.")
     return pd.DataFrame({"name": own, "id": ids, "symbol": symbols}, dtype=object)
 
 
@@ -307,10 +304,9 @@ def _choose(paths, keys, how):
     for path, key in zip(paths[1:], map(pd.unique, keys[1:]), strict=True):
         common = pool[pd.Index(pool).isin(key)]
         if len(common) <= LITTLE * min(len(pool), len(key)):
-            raise InputError(
-                f"{shown(path)} shares {len(common)} of its {len(key)} genes with the files before it (it has "
-                f"{key[0]}, they have {pool[0]}); name genes in the same way, or add a file with symbols and ids."
-            )
+            shared = f"shares {len(common)} of its {len(key)} genes with the files before it"
+            advice = f"it has {key[0]}, they have {pool[0]}: use the same names, or add a file with symbols and ids"
+            raise InputError(f"{shown(path)} {shared}; {advice}.")
         pool = pd.unique(np.concatenate([pool, key])) if how == "union" else common
     return pool
 
@@ -339,10 +335,9 @@ def _check_values(counts, start, block):
     if wrong.any():
         at = int(wrong.argmax())
         cell, gene = start + np.searchsorted(block.indptr, at, side="right") - 1, counts.var.index[block.indices[at]]
-        raise InputError(
-            f"{counts.name}: cell {cell}, gene {gene} has {values[at]!s}, no whole number from 0 to {LARGEST}; raw UMI "
-            "counts are needed (in an .h5ad file, in X, raw.X or layers['counts'])."
-        )
+        advice = "raw UMI counts are needed (in an .h5ad file, in X, raw.X or layers['counts'])"
+        where = f"{counts.name}: cell {cell}, gene {gene}"
+        raise InputError(f"{where} has {values[at]!s}, no whole number from 0 to {LARGEST}; {advice}.")
 
 
 def _read(path, placed, chosen):
@@ -358,10 +353,8 @@ def _read(path, placed, chosen):
     cells = pd.concat(parts, ignore_index=True)
     empty = int((cells["total"] == 0).sum())
     if empty > EMPTY * len(cells):
-        raise InputError(
-            f"{counts.name}: {empty} of {len(cells)} cells have no count at all, as in 10x's raw matrix of all "
-            "droplets; use the filtered matrix."
-        )
+        advice = "if this is 10x's raw matrix of all droplets, use the filtered matrix"
+        raise InputError(f"{counts.name}: {empty} of {len(cells)} cells have no count at all; {advice}.")
     return cells
 
 
@@ -393,7 +386,5 @@ def _check_copies(paths, obs, cells):
         if len(copies):
             copy, first = copies.iloc[0], rich.merge(copies[same].iloc[:1]).iloc[0]
             more = f" (and {len(copies) - 1} more cells like it)" if len(copies) > 1 else ""
-            raise InputError(
-                f"{copy['path']}: cell {copy['name']} has the same counts as cell {first['name']} of "
-                f"{first['path']}{more}; leave one out, or set is_primary_data to False for it."
-            )
+            twice = f"cell {copy['name']} has the same counts as cell {first['name']} of {first['path']}{more}"
+            raise InputError(f"{copy['path']}: {twice}; leave one out, or set is_primary_data to False for it.")
