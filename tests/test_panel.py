@@ -324,8 +324,11 @@ def test_another_number_is_needed_when_a_panel_changes(rich):
     ("changed", "said"),
     [
         ({"regimes": {"data-rich": {"genes": 121, "cells": 500}}}, "121 genes are asked for"),
-        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "validation would have 60 of the"),
-        ({"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}}, "would have 0 of the"),
+        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "60 cells are asked for validation, whose donors"),
+        (
+            {"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}},
+            "0 cells are asked for",
+        ),
         ({"split": {"by": "batch"}}, "no obs column 'batch'; it has soma_joinid, dataset_id"),
         ({"split": {"by": "assay"}}, "form 1, of 12 donor"),
     ],

@@ -255,10 +255,8 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     for name, wanted in {"train": train, **held}.items():
         order = _order(assigned, SPLITS.index(name), asked.donors, seed, donor)
         if not 1 <= wanted <= len(order):
-            there = f"{name} would have {wanted:,} of the {len(order):,} cells of its donors"
-            raise InputError(
-                f"{there}; change the cells, shares or donors that are asked for, or the seed of the split."
-            )
+            asking = f"{wanted:,} cells are asked for {name}, whose donors have {len(order):,}"
+            raise InputError(f"{asking}; change the regime's cells or donors, or the shares or the seed of the split.")
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
 
@@ -293,8 +291,7 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
     for name, regime in study.regimes.items():
         assigned = assign(table, study.split_of(name))
         if regime.genes > len(pool.var):
-            there = f"the pool has {len(pool.var):,}"
-            raise InputError(f"{name} asks for {regime.genes:,} genes, and {there}; ask for fewer.")
+            raise InputError(f"{name} asks for {regime.genes:,} genes; ask for the pool's {len(pool.var):,} at most.")
         chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
         drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
         counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
@@ -309,7 +306,7 @@ def held_out(assigned: np.ndarray, split: Split) -> str:
 
 
 def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
-    """What is in each split, for the provenance: counted from the table as it was written, and not from `assign`.
+    """What is in each split, for the provenance: counted from the panel's own table, and not from `assign`.
 
     `obs` has soma_joinid, donor_id, split and the columns that `split` names. Given are the settings; cells, groups and
     donors of each split; and how many donors, cells, and labels of the columns that the split keeps together are in two
