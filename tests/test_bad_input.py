@@ -1,5 +1,6 @@
 """Bad input ends in one clear sentence, and leaves nothing half-written behind."""
 
+import os
 import subprocess
 import sys
 
@@ -160,7 +161,9 @@ def test_a_file_without_cells_or_genes_or_counts(h5ad, refused_files, counts, ce
 @pytest.mark.parametrize("target", ["gone.h5ad", "bad.h5ad"])
 def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
     (place / "bad.h5ad").symlink_to(target)
-    refused_files("input/bad.h5ad is not there, or is a link to nothing")
+    refused_files("input/bad.h5ad is not there, or is no file")
+    os.mkfifo(place / "pipe.h5ad")
+    refused_files("input/pipe.h5ad is not there, or is no file (but a pipe", files=["input/pipe.h5ad"])
     refused_files("'nowhere/*.h5ad' matches no file", files=["nowhere/*.h5ad"])
     refused_files("gone.csv is not there", files=["gone.csv"])
 
@@ -213,6 +216,7 @@ def test_repeated_cell_names(h5ad, refused_files, counts):
         (["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))], "ENSG01.2 more than once"),
         ([f"{gene}.0" for gene in range(30)], "gene 0 (of 30 like it) is called '0.0', which names no gene"),
         ([str(gene) for gene in range(30)], "gene 0 (of 30 like it) is called '0', which names no gene"),
+        ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], "2 species (ENSG, ENSMUSG)"),
         ([f"G{gene}" if gene < 2 else f"ENSG{gene}" for gene in range(30)], "shares 2 of its 30 genes with the files"),
     ],
 )

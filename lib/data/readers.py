@@ -1,8 +1,7 @@
 """One file or folder of counts, of whatever kind, as `Counts`: opened by anndata and scanpy, given in blocks of cells.
 
-An .h5ad file stays on disk and may be larger than memory, unless its counts are stored by gene; those, and 10x output,
-are read whole. Folders of 10x go through pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it,
-nor a packed genes.tsv, as in GEO.
+An .h5ad file stays on disk and may be larger than memory; 10x output is read whole. Folders of 10x go through
+pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
 """
 
 import os
@@ -19,8 +18,8 @@ from scipy import sparse
 
 from lib.io import InputError, short, shown
 
-ENTRIES = 2_000_000
-"""Stored counts in a block of cells, on average; four values of a dense matrix count as one."""
+ENTRIES, BY_GENE = 2_000_000, 10_000_000
+"""Stored counts in a block of cells, on average; more where they are stored by gene, for each block reads them all."""
 LAYERS = r"(?i)(raw|umi)?[\W_]?(raw|umis?|counts?)"
 """Names of layers, beside X and raw.X, in which an .h5ad file may have its counts."""
 MISSING = ("", "na", "n/a", "#n/a", "nan", "none", "<na>", "null")
@@ -64,7 +63,7 @@ class Counts:
     name: str  # the file, as messages have it
     obs: pd.DataFrame
     var: pd.DataFrame  # its genes, without other features
-    matrix: object  # (cells, features), by cell or dense, in memory or in the file
+    matrix: object  # (cells, features), sparse or dense, in memory or in the file
     kept: np.ndarray  # (features,) bool: which are genes
     counts_in: str  # where in the file the counts are
     left_out: str  # how many features of which types are no genes
@@ -72,18 +71,30 @@ class Counts:
     def blocks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Number of the first cell and counts, (cells, genes) float64, of one block of cells after another."""
         cells, width = self.matrix.shape
-        stored = getattr(self.matrix, "nnz", cells * width // 4)
-        if hasattr(self.matrix, "group"):
-            stored = len(self.matrix.group["data"])
-        rows = max(1, cells * ENTRIES // max(stored, 1))
+        by_gene = getattr(self.matrix, "format", "") == "csc"
+        rows = _step(self.matrix, cells, BY_GENE if by_gene else ENTRIES)
         for start in range(0, cells, rows):
-            yield start, _valid(sparse.csr_matrix(self.matrix[start : start + rows]))[:, self.kept].astype(np.float64)
+            if by_gene:
+                columns = _step(self.matrix, width, ENTRIES)
+                parts = (_checked(self.matrix[:, at : at + columns]) for at in range(0, width, columns))
+                block = sparse.hstack([part[start : start + rows] for part in parts], "csr")
+            else:
+                block = _checked(self.matrix[start : start + rows])
+            yield start, block if self.kept.all() else block[:, self.kept]
 
 
-def _valid(matrix):
-    """A sparse matrix as it is. Indices beyond its shape would read other memory, and raise ValueError first."""
-    matrix.check_format(full_check=True)
-    return matrix
+def _step(matrix, length, entries):
+    """How many of `length` rows or columns hold `entries` stored values, on average; four dense ones count as one."""
+    dense = matrix.shape[0] * matrix.shape[1] // 4
+    stored = len(matrix.group["data"]) if hasattr(matrix, "group") else getattr(matrix, "nnz", dense)
+    return max(1, length * entries // max(stored, 1))
+
+
+def _checked(part):
+    """A part of a matrix as float64. Indices beyond its shape would read other memory, and raise ValueError first."""
+    part = part if sparse.issparse(part) else sparse.csr_matrix(part)
+    part.check_format(full_check=True)
+    return part.tocsr().astype(np.float64)
 
 
 @contextmanager
@@ -138,7 +149,7 @@ def reading(path: Path) -> Iterator[None]:
 def check_access(path: Path) -> None:
     """Refuse what is not there, may not be read, or is empty."""
     if not os.path.isfile(path) and not os.path.isdir(path):
-        wrong = "is not there, or is a link to nothing; restore the file or correct its name"
+        wrong = "is not there, or is no file (but a pipe, or a link to nothing); restore the file or correct its name"
     elif not os.access(path, os.R_OK):
         wrong = "may not be read; ask its owner for the permission (chmod +r)"
     elif path.is_file() and not path.stat().st_size:
@@ -174,10 +185,7 @@ def _counts(adata, name):
     if not kept.any():
         raise InputError(f"{name} has no feature of type {TYPES[0]!r} (it has {types.iloc[0]!r}); name another file.")
     left_out = ", ".join(f"{number} {kind}" for kind, number in types[~kept].value_counts().items()) or "nothing"
-    matrix = adata.X
-    if getattr(matrix, "format", "") == "csc":
-        matrix = _valid(matrix[:]).tocsr()
-    return Counts(name, adata.obs, adata.var[kept], matrix, kept, adata.uns.get("counts_in", "matrix"), left_out)
+    return Counts(name, adata.obs, adata.var[kept], adata.X, kept, adata.uns.get("counts_in", "matrix"), left_out)
 
 
 def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, advice: str) -> None:

@@ -84,8 +84,10 @@ def condition(collection, source: Census) -> str:
     release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
     if source.filter is None and (source.version or release):
         known = _labels(collection, obs, "assay")
+        if not (assays := [assay for assay in UMI if assay in known]):
+            raise InputError("no assay of this Census is known to count molecules; choose its cells by census.filter.")
         clauses += ["tissue_type == 'tissue'"] if "tissue_type" in obs.schema.names else []  # since schema 2.2.0
-        clauses += ["disease == 'normal'", f"assay in {[assay for assay in UMI if assay in known]}"]
+        clauses += ["disease == 'normal'", f"assay in {assays}"]
     if source.tissues:
         clauses.append(f"tissue_general in {source.tissues}")
     for clause in clauses:

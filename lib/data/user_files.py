@@ -266,6 +266,9 @@ def _genes(var, name):
     if len(nameless):
         called = f"gene {nameless[0]} (of {len(nameless)} like it) is called {own[nameless[0]]!r}, which names no gene"
         raise InputError(f"{name}: {called}; use symbols or Ensembl ids as var names.")
+    species = sorted(set(ids.dropna().str.extract(r"^(ENS[A-Z]*G)\d", expand=False)))
+    if len(species) > 1:
+        raise InputError(f"{name} has genes of {len(species)} species ({', '.join(species)}); keep those of one.")
     return pd.DataFrame({"name": own, "id": ids, "symbol": symbols}, dtype=object)
 
 
