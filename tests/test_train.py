@@ -255,7 +255,7 @@ sys.path[:0] = [{tests!r}, {benchmarks!r}]
 from test_train import panel, settings, SIZE
 from lib.train import loop
 folder, data, chosen = Path({folder!r}), panel(), settings(dropout=0.2)
-loop.CHECKPOINT_SECONDS = -1
+loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, float("inf")
 kills, chance = 0, random.Random(0)
 while not (folder / "result.json").is_file():
     before, child = set(folder.glob("checkpoint-*")), os.fork()
@@ -287,7 +287,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(da
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", np.inf)
     whole = run(data, tmp_path / "whole")
 
     def stop(done, total, loss):
@@ -344,10 +345,9 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path,
     with pytest.raises(RuntimeError, match="a mistake"):
         run(data, tmp_path)
     error = torch.OutOfMemoryError("out of memory")
-    record = run(data, tmp_path)
-    assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
-    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory"):
-        loop.finished([record])
+    with pytest.raises(InputError, match=r"small, seed 7: stopped .OutOfMemoryError: out of memory.; free some memory"):
+        run(data, tmp_path)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocated(data, tmp_path):

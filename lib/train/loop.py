@@ -4,7 +4,6 @@ import copy
 import hashlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ class Status(StrEnum):
 
     OK = "ok"
     DIVERGED = "diverged"
-    INTERRUPTED = "interrupted"
 
 
 def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
@@ -60,53 +58,30 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
     Returns
     -------
     dict
-        The run's record, as in result.json. Status `diverged` (the loss is not finite) and `interrupted` (memory or
-        disk gave out) come without a loss and with a reason; an interrupted run leaves no result and may go on.
+        The run's record, as in result.json; with status `diverged` (the loss is not finite) a reason, and no loss.
 
     Raises
     ------
     InputError
-        This size does not fit into this machine's memory; nothing was started.
+        This size does not fit into this machine's memory, or memory or disk gave out; the run can go on.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     identity, result = fingerprint(data, size, seed, settings), folder / "result.json"
     with FileLock(folder / ".lock"):
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
-        return _completed(Run(data, size, seed, settings, folder, identity), progress)
-
-
-def _completed(run, progress):
-    """Train a run to its end and write its result; or its record of what stopped it."""
-    try:
-        run.advance(progress)
-        record = run.record()
-        with io.atomic(run.folder / "weights.safetensors") as partial:
-            partial.write_bytes(run.weights())
-        io.write_json(run.folder / "result.json", record)
-        for path in machine.checkpoints(run.folder):
-            io.remove(path)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if not (isinstance(error, OSError) or machine.out_of_memory(error)):
-            raise
-        return run.interrupted(error)
-    return record
-
-
-def finished(records: list[dict]) -> list[dict]:
-    """The records of a size's runs, when all are finished.
-
-    Raises
-    ------
-    InputError
-        Naming the first that was interrupted, and why. The others are finished and are not trained again.
-    """
-    for record in records:
-        if record["status"] == Status.INTERRUPTED:
-            raise InputError(f"{record['size']}, seed {record['seed']}: {record['reason']}.")
-    return records
+        try:
+            return Run(data, size, seed, settings, folder, identity).completed(progress)
+        except (OSError, MemoryError, RuntimeError) as error:
+            full = isinstance(error, OSError)
+            if not (full or machine.out_of_memory(error)):
+                raise
+            advice = "make room on the disk, or make it writable" if full else "free some memory"
+            raise InputError(
+                f"{size.name}, seed {seed}: stopped ({io.short(error)}); {advice}, and run it again: it goes on from "
+                "its last checkpoint."
+            ) from None
 
 
 def learning_rate(settings, width: int) -> float:
@@ -162,6 +137,17 @@ class Run:
         self.saved, self.pause = time.monotonic(), CHECKPOINT_SECONDS
         self.restore()
 
+    def completed(self, progress: Callable) -> dict:
+        """Train to the end, and leave the record and the weights in place of the checkpoints."""
+        self.advance(progress)
+        record = self.record()
+        with io.atomic(self.folder / "weights.safetensors") as partial:
+            partial.write_bytes(self.weights())
+        io.write_json(self.folder / "result.json", record)
+        for path in machine.checkpoints(self.folder):
+            io.remove(path)
+        return record
+
     def advance(self, progress: Callable) -> None:
         """Train from where the run stands to its last update, measuring the learning curve on the way.
 
@@ -197,7 +183,7 @@ class Run:
         return loss
 
     def gradient(self) -> Tensor:
-        """Gradient of the next batch's mean loss at its masked positions, into the weights; returns that loss.
+        """Gradient of the next batch's mean loss, into the weights; returns that loss.
 
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
@@ -287,17 +273,11 @@ class Run:
             partial.write_text("\n".join(lines) + "\n")
 
     def losses(self, split: str, cells: int | None = None, masks: int | None = None) -> np.ndarray:
-        """Mean loss of each held-out cell over its fixed masks: float64 array (cells,).
-
-        Evaluated in float32 without dropout, and summed in float64; `cells` and `masks` take the first few of each.
-        """
+        """Mean loss of each held-out cell over its fixed masks, or the first few of both: float64 array (cells,)."""
         return self.at_masks(split, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
 
     def squared_errors(self, split: str) -> np.ndarray:
-        """The same for the squared error of the log-normalised expression, of which counts predict the mean.
-
-        That mean is of log1p(10,000 count / library) under the predicted distribution of the count.
-        """
+        """The same for the squared error of the log-normalised expression, whose mean follows from a count's."""
         if self.cells.counts is None:
             return self.losses(split)
         from lib.train import evaluate  # needs SciPy
@@ -314,22 +294,19 @@ class Run:
         """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
-        blocks = zip(
-            self.cells.held[split][:cells].split(step), self.cells.masks[split][:cells, :masks].split(step), strict=True
-        )
-        measured = []
-        for rows, fixed in blocks:
+        held, fixed, measured = self.cells.held[split][:cells], self.cells.masks[split][:cells, :masks], []
+        for rows, at in zip(held.split(step), fixed.split(step), strict=True):
             x = self.cells.expression(rows)
             of_mask = [
                 measure(self.model, rows, x, transformer.hide(positions, self.genes), positions).float()
-                for positions in fixed.to(self.device).unbind(1)
+                for positions in at.to(self.device).unbind(1)
             ]
             measured.append(torch.stack(of_mask, 1).cpu())
         return torch.cat(measured)
 
     @torch.no_grad()
     def noisy_loss(self) -> float:
-        """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
+        """The published evaluation: fresh Bernoulli masks, the mean of the means of batches of four cells."""
         self.model.eval()
         machine.seed(_stream(self.seed, self.settings.updates + self.update), self.device.type)
         means = []
@@ -363,14 +340,6 @@ class Run:
             "status": Status.OK if ok else Status.DIVERGED,
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
         }
-
-    def interrupted(self, error: Exception) -> dict:
-        """Record of a run that memory or disk stopped."""
-        reason = " ".join(str(error).split())[:200]
-        advice = "free some memory and run it again"
-        if isinstance(error, OSError):
-            advice = "make room on the disk, or make it writable, and run it again: it goes on from its last checkpoint"
-        return {**self.origin(), "status": Status.INTERRUPTED, "reason": f"stopped ({reason}); {advice}"}
 
     def origin(self) -> dict:
         """What was trained, how and where."""
@@ -418,8 +387,7 @@ class Run:
         content = {name: getattr(self, name) for name in ("identity", *PROGRESS)}
         machine.save_checkpoint(self.folder, self.progress()[0], {**content, "state": self.state()})
         self.saved = time.monotonic()
-        if CHECKPOINT_SECONDS > 0:
-            self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
+        self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, if it is one of this very run."""
@@ -444,18 +412,13 @@ def fingerprint(data, size: Size, seed: int, settings) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list]:
-    """A list that is empty until SIGINT or SIGTERM arrives. Outside the main thread signals cannot be caught."""
-    asked = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {
-        number: signal.signal(number, lambda *event: asked.append(event)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    """A list that is empty until SIGINT or SIGTERM arrives."""
+    asked, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *event: asked.append(event)) for number in numbers]
     try:
         yield asked
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 

@@ -32,7 +32,7 @@ def device() -> torch.device:
 
 
 def seed(number: int, kind: str) -> None:
-    """Seed the generators that training draws from. torch.manual_seed writes down the whole stack, for milliseconds."""
+    """Seed what training draws from. torch.manual_seed writes down the whole stack each time, for milliseconds."""
     torch.default_generator.manual_seed(number)
     if kind == "cuda":
         torch.cuda.manual_seed(number)
@@ -52,10 +52,9 @@ def precision(kind: str) -> AbstractContextManager:
 
 
 def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
-    """The model over the same weights, its blocks compiled by torch on a GPU.
+    """The model over the same weights, its blocks compiled by torch on a GPU; all but the last share one compilation.
 
-    All blocks but the last share one compilation, so that twelve take no longer than two. Where compiling fails torch
-    says so, and runs them as they are.
+    Where compiling fails torch says so, and runs them as they are.
     """
     if kind != "cuda":
         return model
@@ -123,10 +122,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def errors_of_mean(losses: np.ndarray, donor: np.ndarray) -> tuple[float | None, float | None]:
-    """Standard errors of the mean loss of cells, (cells,): over cells, and over the donors that they are of.
+    """Standard errors of the mean loss of cells, (cells,): over cells, and over their donors; None where there is one.
 
     For new donors the second holds: cells of one donor miss together. It is the cluster-robust one (Liang & Zeger 1986,
-    Biometrika 73:13) with its correction for few donors, and no less than the first; None where there is one donor.
+    Biometrika 73:13) with its correction for few donors, and no less than the first.
     """
     cells = len(losses)
     if cells < 2:

@@ -13,16 +13,10 @@ POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5
 class Optimiser:
     """AdamW, and Muon if asked for, over one model at rates that follow one schedule.
 
-    Muon steps along the orthogonalised momentum of a matrix; queries, keys and values are three. Matrices of one shape
-    go through the iteration together, in float32 on a CPU: torch.optim.Muon takes them one by one and in bfloat16, and
-    narrow sizes, whose updates are mostly overhead, train on a CPU.
-
-    Parameters
-    ----------
-    model : lib.model.transformer.Transformer
-    settings : lib.study.Train
-    peak : float
-        Largest learning rate of AdamW.
+    `settings` are a `lib.study.Train`, and `peak` is the largest learning rate of AdamW. Muon steps along the
+    orthogonalised momentum of a matrix; queries, keys and values are three. Matrices of one shape go through the
+    iteration together, in float32 on a CPU: torch.optim.Muon takes them one by one and in bfloat16, and narrow sizes,
+    whose updates are mostly overhead, train on a CPU.
     """
 
     def __init__(self, model: nn.Module, settings, peak: float) -> None:
