@@ -19,15 +19,6 @@ from lib.io import InputError
 from lib.run import workflow
 from lib.study import Study, load_study, parse_study
 
-KUBERNETES = """
-import snakemake_executor_plugin_kubernetes as plugin
-from snakemake.cli import main
-for name in ("implies_no_shared_fs", "job_deploy_sources", "auto_deploy_default_storage_provider"):
-    setattr(plugin.common_settings, name, False)
-main()
-"""
-"""Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
@@ -65,13 +56,12 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
     study = load_study(study)
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    program = ["-m", "snakemake", "--cores", str(jobs or 2)]
+    options = ["--cores", str(jobs or 2)]
     if profile:
         folder = io.ROOT / "profiles" / profile
         if not (folder / "config.yaml").is_file():
             raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
-        program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
-        program += ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
+        options = ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
     if study.runs:
         from lib.fit import runs
@@ -81,7 +71,7 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         io.check_writable(folder)
     if not os.access(Path.home(), os.W_OK):  # Snakemake and Jupyter write there
         raise InputError(f"HOME is {Path.home()}, which cannot be written; name another: HOME=/tmp/home make run.")
-    with locked(study) as lock, snakemake(study, program, lock) as child:
+    with locked(study) as lock, snakemake(study, options, lock) as child:
         said = follow(study, child)
     if child.returncode:
         if shutil.disk_usage(study.data).free < 2**20:
@@ -134,14 +124,14 @@ def locked(study: Study) -> Iterator[int]:
 
 
 @contextmanager
-def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subprocess.Popen]:
+def snakemake(study: Study, options: list[str], lock: int) -> Iterator[subprocess.Popen]:
     """Snakemake in a session of its own. When the block ends, nothing of it is left running.
 
     A profile that the user's shell names for other projects plays no part, nor do Jupyter kernels of other Pythons.
     Paths are relative: Snakemake takes brackets in that of a profile, which it seeks beside its file, for a pattern.
     """
     snakefile = workflow.relative(study, io.CODE / "Snakefile")
-    words = [*program, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
+    words = ["-m", "snakemake", *options, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
     own = {name: value for name, value in os.environ.items() if name not in ("SNAKEMAKE_PROFILE", "JUPYTER_PATH")}
     environment = own | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
     child = subprocess.Popen(
