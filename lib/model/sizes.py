@@ -8,8 +8,10 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lib import io
+if TYPE_CHECKING:
+    import pandas
 
 
 def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -111,8 +113,8 @@ def batch(masked: int) -> int:
     return min(256, max(16, 2 ** round(math.log2(512 / masked))))
 
 
-def table(study):
-    """DataFrame of the sizes: size, regime, genes, the shape, parameters, flops_per_cell (of one forward pass)."""
+def table(study) -> "pandas.DataFrame":
+    """The sizes of every regime: size, regime, genes, the shape, parameters, flops_per_cell (of one forward pass)."""
     import pandas as pd
 
     rows = [
@@ -124,19 +126,17 @@ def table(study):
     return pd.DataFrame(rows).drop(columns="name")
 
 
-def recipe():
-    """The committed sweep that `benchmarks/recipe.py` made, a DataFrame of one row per trial.
+def cost_of_rule(swept: "pandas.DataFrame") -> "pandas.DataFrame":
+    """What the rule of all sizes costs, by the sweep of learning rates and the like in data/recipe.csv.
 
-    Among its columns are factor (of the rule's rate), validation_mse (infinite: diverged), held_out (the rule was not
-    chosen there) and rule (what a study gets).
+    Of its columns rule says what a study gets, held_out where the rule was not chosen, and validation_mse is infinite
+    where a trial diverged.
+
+    Returns
+    -------
+    DataFrame
+        panel, width, held_out, rule and best (losses), cost (the share by which the first is above the second).
     """
-    import pandas as pd
-
-    return pd.read_csv(io.CODE / "data" / "recipe.csv")
-
-
-def cost_of_rule(swept):
-    """DataFrame of panel, width, held_out, losses of the rule and of the best trial, and the share between: cost."""
     by = ["panel", "width"]
     rule = swept[swept["rule"]].drop_duplicates(by).set_index(by)
     best = swept.groupby(by)["validation_mse"].min()

@@ -53,8 +53,7 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
         For every held-out split: gene_mean_mse, pca_mse (pca_components is their number) and gaussian_mse; in bits per
         masked gene gene_nll, a negative binomial of each gene whatever the cell, and gaussian_nll, the conditional
         Gaussian as a distribution of counts; bayes_mse and bayes_bits, what the best predictor can expect, and
-        bayes_realised_mse, its squared error on these very cells, which shares their noise with every model measured
-        on them. `<name>_se` is the standard error over cells, None for one cell.
+        bayes_realised_mse, its squared error on these very cells. `<name>_se` is the standard error over cells.
 
     Raises
     ------
@@ -123,9 +122,8 @@ def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
     """Mean and shrunken covariance of the training cells `rows` of x (cells, genes).
 
     Genes are standardised and their correlations shrunk towards zero by the closed-form weight of Ledoit & Wolf (2004,
-    J. Multivar. Anal. 88:365), as scikit-learn has it for cells that are all in memory. Shrunk covariances would pull
-    quiet and loud genes towards one common variance, and predict held-out cells worse the fewer cells there are. A gene
-    that never varies is predicted by its mean.
+    J. Multivar. Anal. 88:365), as scikit-learn has it for cells that are all in memory. A gene that never varies is
+    predicted by its mean.
     """
     mean, deviation, correlation, fourth = _moments(x, rows)
     distance = ((correlation - np.eye(len(correlation))) ** 2).sum()
@@ -176,10 +174,7 @@ def _blocks(x, masked, size):
 
 
 def normal_bits(counts, mean, deviation, library) -> np.ndarray:
-    """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y.
-
-    The y of zero begins at minus infinity.
-    """
+    """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y."""
     y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]
     low = np.where(counts > 0, ((y[0] + y[1]) / 2 - mean) / deviation, -np.inf)
     high = ((y[1] + y[2]) / 2 - mean) / deviation
@@ -191,8 +186,8 @@ def normal_bits(counts, mean, deviation, library) -> np.ndarray:
 def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
     """The principal components of training cells, as many as reconstruct masked genes best.
 
-    Their number is chosen on training cells that are set aside for it, under masks drawn for held-out cells (masks,
-    per_cell, k); all training cells then give the components.
+    Their number is chosen on training cells set aside, under `masks` (masks, per_cell, k) of held-out cells; all
+    training cells then give the components.
     """
     rows = np.random.default_rng(0).permutation(rows)
     aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
