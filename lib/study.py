@@ -355,7 +355,7 @@ class Study(Strict):
         """Names that differ in case alone count as one: some disks do not tell them apart."""
         taken = {"gallery", "results"} & {self.name.lower()} | {"census", "notebooks"} & {*map(str.lower, self.regimes)}
         if taken:
-            raise ValueError(f"no study or regime can be called {min(taken)}, as a folder beside it is; choose another name")
+            raise ValueError(f"no study or regime can be called {min(taken)}, a folder beside it; choose another name")
         lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
         lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}
         for key, values in lists.items():

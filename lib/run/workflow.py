@@ -39,14 +39,10 @@ NUMERICS = {
 }
 """What a person raises when the results of a rule change."""
 
-GPU_FLOPS = 1e15
-"""Training from here on asks a cluster for a GPU (half a day on one core)."""
-FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}
-"""Cautious guesses for the time limits of a cluster: one core, and a GPU of the last few years."""
-RUNNER = "SCALING_RUNNER"
-"""Environment variable that tells Snakemake the process id of the command line that started it."""
-FAILED = "The notebook failed"
-"""Begins what a job says of a failed notebook; where and why follow."""
+GPU_FLOPS = 1e15  # training from here on asks a cluster for a GPU (half a day on one core)
+FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}  # cautious guesses for time limits: one core, a GPU of the last years
+RUNNER = "SCALING_RUNNER"  # environment variable by which Snakemake knows the process that started it
+FAILED = "The notebook failed"  # begins what a job says of it; where and why follow
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,13 @@ class Step:
     @property
     def flops(self) -> float:
         """Floating-point operations of training all seeds of one size."""
-        if not self.size:
-            return 0.0
         genes, training = self.study.regimes[self.regime].genes, self.study.training(self.regime)
         return float(self.study.size(self.size).training_flops(genes, training) * len(self.study.seeds_for(self.size)))
 
     @property
     def cells(self) -> int:
         """Training cells that all seeds of one size are to see."""
-        return self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size)) if self.size else 0
+        return self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size))
 
     @property
     def gpus(self) -> int:

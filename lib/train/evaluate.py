@@ -15,16 +15,11 @@ from lib.io import TARGET
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
-STEP = 64
-"""Cells that a model reads at a time."""
-TRAINED, FEWEST = 2000, 10
-"""Cells at most that a probe is trained on; held-out cells that a cell type must have to count."""
-COMPONENTS, RESAMPLES = 50, 400
-"""Principal components, at most, beside the models; bootstraps over the held-out donors."""
-SUMMED, QUANTILES = 64, 400
-"""Up to this mean an expectation over counts is summed count by count; above it over quantiles of its distribution."""
-CHUNK = 200_000
-"""Positions that are worked on at a time."""
+STEP = 64  # cells that a model reads at a time
+CHUNK = 200_000  # positions that are worked on at a time
+SUMMED, QUANTILES = 64, 400  # above this mean an expectation is over quantiles, up to it summed count by count
+TRAINED, FEWEST = 2000, 10  # cells at most that train a probe; held-out cells that a cell type must have to count
+COMPONENTS, RESAMPLES = 50, 400  # principal components at most beside the models; bootstraps over held-out donors
 RULES = (
     "one Gaussian, differential",  # published: depends on the scale of the input, takes counts for a continuum
     "the same at 1,000,000 counts a cell",  # another scale of the same counts, and other bits

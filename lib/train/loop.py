@@ -24,12 +24,9 @@ from lib.model.sizes import BUDGETS, OUTPUTS, Size
 from lib.train import machine
 from lib.train.optimiser import Optimiser
 
-CURVE_CELLS = 256
-"""Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
-CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05
-"""Pause between checkpoints, and the share of the time that saving them may take: large models pause longer."""
-PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
-"""What a checkpoint holds of a run besides its identity and its state."""
+CURVE_CELLS = 256  # validation cells in each point of a learning curve; the loss that enters the law uses all
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05  # least pause between two, and share of the time that saving may take
+PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")  # in a checkpoint, besides the state
 
 
 class Status(StrEnum):

@@ -26,12 +26,9 @@ from lib.model.sizes import OUTPUTS, Size
 if TYPE_CHECKING:
     import pandas
 
-CACHE = 8 * 2**20
-"""Bytes of one layer's widest activations that are worked on at once by a CPU: they should stay in its cache."""
-CHECKPOINTS = 2
-"""Checkpoints that stay: the last, and the one before it should the last be damaged."""
-LONGEST = 5e10
-"""FLOPs of a trial, two seconds or so of a core; a size that takes more is not tried."""
+CACHE = 8 * 2**20  # bytes of one layer's widest activations at once on a CPU, whose cache should hold them
+CHECKPOINTS = 2  # checkpoints that stay: the last, and the one before it should the last be damaged
+LONGEST = 5e10  # FLOPs of a trial, two seconds or so of a core; a size that takes more is not tried
 
 
 def device() -> torch.device:

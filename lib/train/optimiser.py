@@ -4,10 +4,8 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-MUON_RATE = 0.4
-"""Muon's rate as a part of AdamW's, where both are the root mean square of an update's entries over 0.2."""
-POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5
-"""Of the iteration that orthogonalises (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+MUON_RATE = 0.4  # as a part of AdamW's, where both are the root mean square of an update's entries over 0.2
+POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # K. Jordan et al. 2024, kellerjordan.github.io/posts/muon
 
 
 class Optimiser:
