@@ -376,9 +376,7 @@ class Study(Strict):
         if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
         if self.genes_from and len({regime.split_seed for regime in self.regimes.values()}) > 1:
-            raise ValueError(
-                "genes_from takes the genes of one regime, whose training cells another split_seed holds out"
-            )
+            raise ValueError("genes_from takes the genes of one regime, and another split_seed holds out its cells")
         for name in self.regimes:
             try:
                 self.training(name)

@@ -24,12 +24,10 @@ GENES, MASKED = 16, 3
 EXACT = ("validation_mse", "test_mse", "validation_mse_se", "validation_mse_half", "weights_sha256", "updates")
 
 
-def panel(cells=140, held_out=30, x=None):
+def panel(cells=140, held_out=30):
     """Cells of two factors, so that context tells something about a hidden gene."""
-    rng = np.random.default_rng(0)
-    number = cells + 2 * held_out
-    if x is None:
-        x = np.abs(rng.normal(size=(number, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(number, GENES)))
+    rng, number = np.random.default_rng(0), cells + 2 * held_out
+    x = np.abs(rng.normal(size=(number, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(number, GENES)))
     rows, validation, test = np.split(rng.permutation(number), [cells, cells + held_out])
     masks = np.sort(np.argsort(rng.random((2, held_out, 2, GENES)))[..., :MASKED])
     held = {"validation": validation, "test": test}
@@ -78,7 +76,7 @@ def test_a_run_learns_from_context_and_one_that_sees_none_ends_at_the_gene_mean(
     errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
     record = run(data, tmp_path / "small", cells_seen=8_000)
-    assert record["status"] == loop.Status.OK and record["validation_mse"] < 0.6 * gene_mean
+    assert record["status"] == "ok" and record["validation_mse"] < 0.6 * gene_mean
     blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=16_000)
     assert blind["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
@@ -177,13 +175,6 @@ def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path
         results.append((run.gradient(), *(weight.grad.clone() for weight in run.model.parameters())))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
-
-
-def test_exploding_gradients_are_clipped_to_the_stated_norm(tmp_path):
-    run = started(panel(x=1e4 * np.random.default_rng(0).random((200, GENES))), tmp_path, clip=0.5)
-    run.step()
-    norm = torch.stack([weight.grad.norm() for weight in run.model.parameters()]).norm()
-    assert norm.item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tmp_path, monkeypatch):

@@ -229,9 +229,7 @@ def keep(study: str) -> None:
     folder, laws, table = io.ROOT / "data" / "results" / study.name, study.data / "laws.json", study.data / "runs.csv"
     date, runs, commit = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table), io.code_version()
     if modified := [version for version in (commit, *runs["code_version"].dropna()) if version.endswith("-modified")]:
-        raise InputError(
-            f"{study.name} was run by code that no commit holds ({modified[0]}); commit it, and run again."
-        )
+        raise InputError(f"no commit holds the code that ran {study.name} ({modified[0]}); commit it, and run again.")
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
     machine["devices"] = sorted(runs["device"].dropna().unique())
     origin = {"study": study.name, "date": f"{date}", "commit": commit, "machine": machine}

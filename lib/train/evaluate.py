@@ -177,10 +177,9 @@ def conversions(found: Predictions) -> pd.DataFrame:
     if (best := found.exact) is not None:
         each = baselines.normal_bits(found.counts, best.mean, np.sqrt(best.variance), found.library)
         mixture = simulate.probabilities(*found.truth, found.counts[..., None])
+        finer = simulate.predictive(*found.truth, 1e6).variance
         of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
-            "the same at 1,000,000 counts a cell": _differential(
-                simulate.predictive(*found.truth, 1e6).variance.mean()
-            ),
+            "the same at 1,000,000 counts a cell": _differential(finer.mean()),
             "a Gaussian for each prediction, of counts": each.mean(),
             "exact mixture, these counts": -np.log2(mixture).mean(),
             "exact entropy": best.bits.mean(),
@@ -315,9 +314,8 @@ def _score(values, labels, trained, types, donor):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3)).fit(
-        values[:trained], labels[:trained]
-    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    model.fit(values[:trained], labels[:trained])
     code = dict(zip(types, range(len(types)), strict=True))  # one more stands for every other type
     true, predicted = ([code.get(label, len(types)) for label in each]
                        for each in (labels[trained:], model.predict(values[trained:])))  # fmt: skip

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,6 @@ from lib.train.optimiser import Optimiser
 CURVE_CELLS = 256  # validation cells in each point of a learning curve; the loss that enters the law uses all
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05  # least pause between two, and share of the time that saving may take
 PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")  # in a checkpoint, besides the state
-
-
-class Status(StrEnum):
-    """How a run ended."""
-
-    OK = "ok"
-    DIVERGED = "diverged"
 
 
 def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
@@ -258,13 +250,9 @@ class Run:
             validation = self.noisy_loss()
         else:
             validation = float(self.losses("validation", cells=CURVE_CELLS, masks=1).mean())
-        self.history.append(
-            {
-                "update": self.update, "cells_seen": self.update * self.settings.batch,
-                "learning_rate": self.peak * self.share(),
-                f"train_{self.unit}": train, f"validation_{self.unit}": validation,
-            }
-        )  # fmt: skip
+        now = {"update": self.update, "cells_seen": self.update * self.settings.batch}
+        losses = {f"train_{self.unit}": train, f"validation_{self.unit}": validation}
+        self.history.append(now | {"learning_rate": self.peak * self.share()} | losses)
         with io.atomic(self.folder / "history.csv") as partial:
             lines = [",".join(self.history[0])] + [",".join(f"{v!r}" for v in row.values()) for row in self.history]
             partial.write_text("\n".join(lines) + "\n")
@@ -292,12 +280,9 @@ class Run:
         self.model.eval()
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
         held, fixed, measured = self.cells.held[split][:cells], self.cells.masks[split][:cells, :masks], []
-        for rows, at in zip(held.split(step), fixed.split(step), strict=True):
-            x = self.cells.expression(rows)
-            of_mask = [
-                measure(self.model, rows, x, transformer.hide(positions, self.genes), positions).float()
-                for positions in at.to(self.device).unbind(1)
-            ]
+        for rows, masks in zip(held.split(step), fixed.split(step), strict=True):
+            x, at = self.cells.expression(rows), masks.to(self.device).unbind(1)
+            of_mask = [measure(self.model, rows, x, transformer.hide(one, self.genes), one).float() for one in at]
             measured.append(torch.stack(of_mask, 1).cpu())
         return torch.cat(measured)
 
@@ -334,7 +319,7 @@ class Run:
             **{f"{loss}_{name}": earlier.get(name) for name in BUDGETS},
             "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
             "convergence": convergence(earlier.get("half"), means[loss], self.settings.tolerance),
-            "status": Status.OK if ok else Status.DIVERGED,
+            "status": "ok" if ok else "diverged",
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
         }
 
@@ -352,10 +337,7 @@ class Run:
             "cells_seen": self.update * self.settings.batch,
             "updates": self.update,
             "learning_rate": self.peak,
-            "optimiser": self.settings.optimiser,
-            "batch": self.settings.batch,
-            "protocol": self.settings.protocol,
-            "objective": self.settings.objective,
+            **{name: getattr(self.settings, name) for name in ("optimiser", "batch", "protocol", "objective")},
             "seconds": round(self.seconds, 3),
             "cells_per_second": round(self.progress()[0] * self.settings.batch / max(self.seconds, 1e-9), 1),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",

@@ -29,9 +29,8 @@ class Optimiser:
             shape: torch.zeros(len(of_shape), *shape, device=others[0].device)
             for shape, of_shape in self.matrices.items()
         }
-        self.adamw = torch.optim.AdamW(
-            others, lr=peak, betas=(0.9, settings.beta2), weight_decay=self.decay, fused=True
-        )
+        betas = 0.9, settings.beta2
+        self.adamw = torch.optim.AdamW(others, lr=peak, betas=betas, weight_decay=self.decay, fused=True)
 
     def _add(self, weight, parts):
         """Note a weight's `parts` matrices by their shape, the shorter side first."""
