@@ -18,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:
 	echo "make run [STUDY=demo] [JOBS=2]   run a study: params/STUDY.yaml -> data/STUDY, figures/STUDY"
-	echo "make run [STUDY=demo] PROFILE=slurm   run it on a cluster, by profiles/slurm/config.yaml (kubernetes beside it)"
+	echo "make run [STUDY=demo] PROFILE=slurm   run it on a cluster, by profiles/slurm/config.yaml"
 	echo "make status [STUDY=demo]         say what is done, running, failed or not yet done; nothing is written"
 	echo "make check STUDY=name            say what a study reads and trains, and how long that takes here; nothing is written"
 	echo "make lab [ARGS=...]              open the notebooks in JupyterLab"

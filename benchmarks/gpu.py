@@ -90,7 +90,7 @@ def train(plan: dict, regime: str, size: str, seed: int) -> None:
     """Train one run, in a process of its own."""
     shape = next(Size(**shape) for shape in plan["sizes"] if shape["name"] == size)
     data, folder = panel.load(plan["folder"] / regime), run_folder(plan, regime, size, seed)
-    loop.finished([loop.train(data, shape, seed, settings(plan["regimes"][regime]), folder)])
+    loop.train(data, shape, seed, settings(plan["regimes"][regime]), folder)
 
 
 def train_all(plan: dict, folder: Path, until: float) -> None:

@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +43,7 @@ class CensusUnavailable(InputError):
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
-
-    Works for a file and for a folder. An existing folder at `path` is replaced.
-    """
+    """Give a temporary path beside `path`, for a file or a folder, that takes its place when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
@@ -61,9 +57,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         remove(partial)
 
 
-def sweep(path: str | Path):
+def sweep(path: Path):
     """Remove what killed processes have left of `path`; to be called by whoever holds the lock that guards `path`."""
-    path = Path(path)
     for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
         remove(left)
 
@@ -125,10 +120,7 @@ def write_csv(path: str | Path, table: "pandas.DataFrame"):
 
 
 def code_version() -> str:
-    """Commit of the code, `-modified` when code, notebooks or params differ from it; `unknown` outside git.
-
-    Of a notebook only the sources of its cells count: outputs change whenever it is executed.
-    """
+    """Commit of the code, `-modified` when code, sources of notebooks or params differ; `unknown` outside git."""
 
     def git(*words):
         return subprocess.run(["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True).stdout
@@ -151,32 +143,29 @@ def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers, for a result's provenance."""
     found = {}
     for name in ("torch", "numpy", "scipy", "anndata", "scanpy", "cellxgene-census", "tiledbsoma"):
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 class Progress:
-    """How far a piece of work is, on one line: in a notebook an output that is rewritten, else a line of the terminal.
+    """How far a piece of work is, on one line of a notebook's output, with speed and remaining time.
 
-    Speed and remaining time are shown meanwhile. The line that a saved notebook keeps has neither, and is the same
-    whether the work was done just now or found done: `finished`, or how far it got when the cell was stopped.
+    The line that a saved notebook keeps has neither, and is the same whether the work was done just now or found done:
+    `finished`, or how far it got when the cell was stopped.
     """
 
     SECONDS = 0.5  # between two updates of the line
 
     def __init__(self, label: str, unit: str = "updates", cells: int = 1):
         """`unit` is what is counted, and `cells` how many cells one of it is."""
-        self.label, self.unit, self.cells = label, unit, cells
-        self.first, self.shown, self.reached = None, None, None
-        self.shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        if self.shell:
-            from IPython.display import display
+        from IPython import get_ipython
+        from IPython.display import display
 
-            self.handle = display({"text/plain": f"{label} ..."}, raw=True, display_id=True)
-            self.shell.events.register("post_run_cell", self.close)
+        self.label, self.unit, self.cells, self.events = label, unit, cells, get_ipython().events
+        self.first, self.shown, self.reached = None, None, None
+        self.handle = display({"text/plain": f"{label} ..."}, raw=True, display_id=True)
+        self.events.register("post_run_cell", self.close)
 
     def __call__(self, done: int, total: int, loss: float | None = None):
         """Show that `done` of `total` are done. The first call starts the clock: an earlier run may have done some."""
@@ -185,7 +174,7 @@ class Progress:
             self.first, self.shown = (done, now), now
         self.reached = f"{done:,} of {total:,} {self.unit}" if done < total else None
         if done == total:
-            self.write("finished", end="\n")
+            self.write("finished")
         elif done > self.first[0] and now - self.shown > self.SECONDS:
             rate = (done - self.first[0]) / (now - self.first[1])
             at = "" if loss is None else f", loss {loss:.4f}"
@@ -194,12 +183,8 @@ class Progress:
 
     def close(self, result):
         """End the line with its cell."""
-        self.shell.events.unregister("post_run_cell", self.close)
+        self.events.unregister("post_run_cell", self.close)
         self.write(f"stopped at {self.reached}" if self.reached else "finished" if result.success else "not finished")
 
-    def write(self, text, end=""):
-        line = f"{self.label}: {text}"
-        if self.shell:
-            self.handle.update({"text/plain": line}, raw=True)
-        elif sys.stderr.isatty():
-            print(f"\r{line:<100}", end=end, file=sys.stderr)
+    def write(self, text):
+        self.handle.update({"text/plain": f"{self.label}: {text}"}, raw=True)

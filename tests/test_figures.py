@@ -99,7 +99,7 @@ DRAWN = {
     "splits": lambda: figures.splits(make_cells()),
     "realism": lambda: figures.realism(REALISM, REALISM[:25].assign(source="this panel"), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
-    "recipe": lambda: figures.recipe(sizes.recipe()),
+    "recipe": lambda: figures.recipe(pd.read_csv(DATA / "recipe.csv")),
 }
 
 

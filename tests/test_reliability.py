@@ -41,7 +41,7 @@ def test_a_killed_kernel_is_named_and_loses_nothing(project):
     (project / "papermill").rename(project / "replaced")  # so that it is the real one
     run = call(project, "lib", "run", "tiny")
     assert run.returncode == 1 and "Traceback" not in run.stdout, run.stdout
-    assert [run.stdout.count(f"{size}.log: the kernel was killed") for size in ("XXS", "TINY")] == [2, 2]
+    assert [run.stdout.count(f"{size}.ipynb: the kernel was killed") for size in ("XXS", "TINY")] == [2, 2]
     (project / "replaced").rename(project / "papermill")
     notebook.write_text(content)
     assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()

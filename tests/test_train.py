@@ -24,12 +24,10 @@ GENES, MASKED = 16, 3
 EXACT = ("validation_mse", "test_mse", "validation_mse_se", "validation_mse_half", "weights_sha256", "updates")
 
 
-def panel(cells=140, held_out=30, x=None):
+def panel(cells=140, held_out=30):
     """Cells of two factors, so that context tells something about a hidden gene."""
-    rng = np.random.default_rng(0)
-    number = cells + 2 * held_out
-    if x is None:
-        x = np.abs(rng.normal(size=(number, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(number, GENES)))
+    rng, number = np.random.default_rng(0), cells + 2 * held_out
+    x = np.abs(rng.normal(size=(number, 2)) @ rng.normal(size=(2, GENES)) + 0.1 * rng.normal(size=(number, GENES)))
     rows, validation, test = np.split(rng.permutation(number), [cells, cells + held_out])
     masks = np.sort(np.argsort(rng.random((2, held_out, 2, GENES)))[..., :MASKED])
     held = {"validation": validation, "test": test}
@@ -78,7 +76,7 @@ def test_a_run_learns_from_context_and_one_that_sees_none_ends_at_the_gene_mean(
     errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
     record = run(data, tmp_path / "small", cells_seen=8_000)
-    assert record["status"] == loop.Status.OK and record["validation_mse"] < 0.6 * gene_mean
+    assert record["status"] == "ok" and record["validation_mse"] < 0.6 * gene_mean
     blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=16_000)
     assert blind["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
@@ -179,13 +177,6 @@ def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
-def test_exploding_gradients_are_clipped_to_the_stated_norm(tmp_path):
-    run = started(panel(x=1e4 * np.random.default_rng(0).random((200, GENES))), tmp_path, clip=0.5)
-    run.step()
-    norm = torch.stack([weight.grad.norm() for weight in run.model.parameters()]).norm()
-    assert norm.item() == pytest.approx(0.5, rel=1e-4)
-
-
 def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tmp_path, monkeypatch):
     """Up to the warm-up, which counts from the whole run: without it the two are the same run."""
     whole = run(data, tmp_path / "whole", warmup=0.0)
@@ -255,7 +246,7 @@ sys.path[:0] = [{tests!r}, {benchmarks!r}]
 from test_train import panel, settings, SIZE
 from lib.train import loop
 folder, data, chosen = Path({folder!r}), panel(), settings(dropout=0.2)
-loop.CHECKPOINT_SECONDS = -1
+loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = 0, float("inf")
 kills, chance = 0, random.Random(0)
 while not (folder / "result.json").is_file():
     before, child = set(folder.glob("checkpoint-*")), os.fork()
@@ -287,7 +278,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(da
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", np.inf)
     whole = run(data, tmp_path / "whole")
 
     def stop(done, total, loss):
@@ -344,10 +336,9 @@ def test_a_run_without_memory_for_one_cell_is_marked_and_says_so(data, tmp_path,
     with pytest.raises(RuntimeError, match="a mistake"):
         run(data, tmp_path)
     error = torch.OutOfMemoryError("out of memory")
-    record = run(data, tmp_path)
-    assert record["status"] == "interrupted" and not (tmp_path / "result.json").exists()
-    with pytest.raises(InputError, match=r"small, seed 7: stopped .out of memory.; free some memory"):
-        loop.finished([record])
+    with pytest.raises(InputError, match=r"small, seed 7: stopped .OutOfMemoryError: out of memory.; free some memory"):
+        run(data, tmp_path)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_size_too_large_for_the_machine_is_refused_before_anything_is_allocated(data, tmp_path):

@@ -35,14 +35,10 @@ from papermill.exceptions import PapermillExecutionError
 def execute_notebook(source, target, parameters, **options):
     name, target = Path(source).stem, Path(target)
     study, regime, size = (parameters.get(key, "") for key in ("study", "regime", "size"))
-    notebook = json.loads(Path(source).read_text())
-    if os.environ.get("FAIL") == name + regime:
-        error = {"output_type": "error", "ename": "InputError", "traceback": ["InputError: no such cells."]}
-        notebook["cells"][0] |= {"outputs": [error], "execution_count": 3}
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(notebook))
-    if notebook["cells"][0]["outputs"]:
-        raise PapermillExecutionError()
+    target.write_text(Path(source).read_text())
+    if os.environ.get("FAIL") == name + regime:
+        raise PapermillExecutionError("InputError: no such cells.")
     target.with_name(f"pid-{os.getpid()}").touch()
     hold = Path("../../hold")
     seeds = [line for line in Path(f"../../params/{study}.yaml").read_text().splitlines() if line.startswith("seeds: ")]
@@ -62,14 +58,22 @@ def execute_notebook(source, target, parameters, **options):
             written.write(f"{path}\\n")
 """
 """In place of papermill. While there is a file `hold`, training stands still after its first seed."""
-SUMMARY = """
+STAND_INS = {
+    "papermill/__init__": "",
+    "papermill/exceptions": "class PapermillExecutionError(Exception): ename, exec_count = 'InputError', 3",
+    "papermill/execute": PAPERMILL,
+    "lib/fit/__init__": "",
+    "lib/fit/runs": "def baselines(study): return list(study.regimes)",
+    "lib/fit/summary": "def laws_table(laws, regimes): return regimes",
+    "lib/figures/__init__": "",
+    "lib/figures/tables": """
 import pandas as pd
-def laws_table(laws, known):
-    numbers = {"alpha": 0.5, "alpha_low": 0.4, "alpha_high": None, "c": None, "c_low": None, "c_high": None}
-    numbers |= {"limit": 0.7, "limit_low": 0.6, "limit_high": 0.8, "exact_floor": None, "baseline": 0.9}
-    return pd.DataFrame({"regime": list(known)} | numbers | {"status": "budget-limited"}).fillna(float("nan"))
-"""
-RUNS = "def baselines(study):\n    return dict.fromkeys(study.regimes)\n"
+class laws:
+    def __init__(self, regimes):
+        self.printed = pd.DataFrame({"regime": regimes, "exponent": "0.50 (0.40 to 0.60)"})
+""",
+}
+"""Source files of papermill and of the fitted laws, by what they stand in for."""
 
 
 def write_study(project, name="tiny", **changes):
@@ -84,10 +88,7 @@ def make_project(folder):
     shutil.copy(io.CODE / "Snakefile", folder)
     for name in ("papermill", "params", "notebooks"):
         (folder / name).mkdir()
-    exceptions = "class PapermillExecutionError(Exception): pass\n"
-    files = {"papermill/__init__": "", "papermill/exceptions": exceptions, "papermill/execute": PAPERMILL}
-    files |= {"lib/fit/__init__": "", "lib/fit/runs": RUNS, "lib/fit/summary": SUMMARY}
-    for name, text in files.items():
+    for name, text in STAND_INS.items():
         (folder / f"{name}.py").write_text(text)
     for name in workflow.NOTEBOOKS.values():
         cells = [{"cell_type": "code", "source": f"import {name}", "outputs": []}]
@@ -127,8 +128,7 @@ def finished(tmp_path_factory):
     assert run.returncode == 0, run.stdout
     assert "03_train rich TINY\n" in run.stdout and "10 of 10 steps (100%) done\n" in run.stdout
     *_, heading, rich, _, _, places, _ = run.stdout.splitlines()  # what it ends with
-    numbers = ["rich", "0.500 (0.400 to ...)", "0.700 (0.600 to 0.800)", "-", "0.900", "budget-limited"]
-    assert re.split("  +", rich) == numbers and heading.startswith("regime")
+    assert re.split("  +", rich) == ["rich", "0.50 (0.40 to 0.60)"] and heading.startswith("regime")
     assert places == "Figures: figures/tiny/   executed notebooks: data/tiny/notebooks/"
     return project
 

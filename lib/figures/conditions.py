@@ -263,7 +263,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
 
 
 def probe(table: pd.DataFrame | None) -> Figure | Note:
-    """Macro F1 of a linear probe of cell types against the loss of each size; `table` is of `lib.train.probe`."""
+    """Macro F1 of a linear probe of cell types against the loss of each size; `table` is of `evaluate.probe`."""
     if table is None:
         return Note("The cells of this study have no two types.")
     figure, axes = style.panels(1, 1, height=72, width=style.DOUBLE)

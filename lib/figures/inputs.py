@@ -83,7 +83,7 @@ def splits(cells: pd.DataFrame) -> Figure:
 def recipe(swept: pd.DataFrame) -> Figure:
     """What optimiser, rate and batch do to the loss at equal seconds, a panel of cells to each axis.
 
-    `swept` is data/recipe.csv, see `lib.model.sizes.recipe`.
+    `swept` is data/recipe.csv, see `lib.model.sizes.cost_of_rule`.
     """
     of_width = swept[(swept["width"] == 16) & np.isfinite(swept["validation_mse"])]
     figure, axes = style.abreast(of_width["panel"].nunique(), height=52)

@@ -1,22 +1,21 @@
-"""Model sizes: the published ladder, exact counts of parameters and floating-point operations, the sweep of the recipe.
+"""Model sizes: the published ladder, counts of parameters and floating-point operations, the sweep of the recipe.
 
-Standard library only, but for the tables, so that a study file can be checked and a plan costed without torch.
+Without torch, so that a study file can be checked and a plan costed before it is loaded.
 """
 
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lib import io
+if TYPE_CHECKING:
+    import pandas
 
 
 def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: those of its job on a cluster, and no more than its container's quota of time.
-
-    The quota is read below `groups`: cpu.max of control groups v2, cpu/cpu.cfs_quota_us of v1.
-    """
+    """Cores that this process may use: those of its job on a cluster, within its container's quota (cgroups 2 or 1)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(OSError, ValueError):  # none, or "max"
         two = groups / "cpu.max"
@@ -29,29 +28,17 @@ def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of one transformer.
-
-    Attributes
-    ----------
-    d : int
-        Width of a token.
-    layers, heads : int
-        Encoder blocks, and attention heads in each (`d` is a multiple of `heads`).
-    ff_mult : int
-        Feed-forward width as a multiple of `d`.
-    """
+    """Shape of one transformer."""
 
     name: str
-    d: int
-    layers: int
-    heads: int
-    ff_mult: int
+    d: int  # width of a token, a multiple of heads
+    layers: int  # encoder blocks
+    heads: int  # attention heads of each
+    ff_mult: int  # feed-forward width as a multiple of d
 
     def parameters(self, genes: int, outputs: int = 1) -> int:
-        """Number of trainable parameters at `genes` genes.
-
-        Gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1 for each output), and per
-        block: attention 4d^2 + 4d, feed-forward 2 f d^2 + (f + 1) d, two LayerNorms 4d, with f = ff_mult.
+        """Trainable parameters: gene embeddings (genes x d), expression projection (2d), mask vector (d), head (d + 1
+        for each output), and per block attention 4d^2 + 4d, feed-forward 2 f d^2 + (f + 1) d, two LayerNorms 4d.
         """
         d, f = self.d, self.ff_mult
         block = (4 + 2 * f) * d * d + (9 + f) * d
@@ -60,8 +47,7 @@ class Size:
     def threads(self, genes: int) -> int:
         """Threads that train one run: one for each 16,384 values of a cell's tokens, as far as there are cores.
 
-        Two small runs beside each other are faster than one on two cores. The number decides the last digits of a
-        result, so it must not depend on what else is running.
+        They decide the last digits of a result, so they must not depend on what else is running.
         """
         return min(cores(), max(1, self.d * genes // 16_384))
 
@@ -71,10 +57,7 @@ class Size:
         return 4 * (4 * self.parameters(genes) + cells * activations)
 
     def forward_flops(self, genes: int) -> int:
-        """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all `genes` tokens.
-
-        Counts what the architecture asks for, not what an implementation saves.
-        """
+        """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all tokens."""
         d, f = self.d, self.ff_mult
         block = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
         return 2 * (genes * d + self.layers * block + genes * d)
@@ -84,10 +67,7 @@ class Size:
         return 3 * self.forward_flops(genes)
 
     def training_flops(self, genes: int, settings) -> int:
-        """Model FLOPs of one run's updates, those of its branches too.
-
-        `settings` is a `lib.study.Train`. Evaluations are left out.
-        """
+        """Model FLOPs of one run's updates by a `lib.study.Train`, those of its branches too, without evaluations."""
         updates = settings.updates + sum(ends - leaves for leaves, ends in settings.branches.values())
         return self.training_flops_per_cell(genes) * settings.batch * updates
 
@@ -105,6 +85,7 @@ PUBLISHED = {
     }.items()
 }
 """The seven sizes of arXiv 2602.15253."""
+
 PUBLISHED_PROTOCOL = {
     "library_size": "panel", "statistics_from": "all", "train_on": "all", "masks": "bernoulli", "report": "best",
     "optimiser": "adamw", "batch": 32, "beta2": 0.999, "learning_rate": 3.125e-5, "width_exponent": 0.0,
@@ -117,65 +98,44 @@ PUBLISHED_TISSUES = [
 ]  # fmt: skip
 """Its ten tissues, as the Census labels them in tissue_general: its "skin" is "skin of body" there."""
 
-
 BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
 """Earlier budgets of a run, by the part of its updates."""
-
-TARGETS = 512
-"""Hidden genes of one update, see `batch`."""
 
 OUTPUTS = {"mse": 1, "negative_binomial": 2}
 """Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""
 
 
 def batch(masked: int) -> int:
-    """Cells of one update where the study file does not say: as many as hide about TARGETS genes, `masked` each.
+    """Cells of one update where the study file does not say: as many as hide about 512 genes, `masked` each.
 
     A power of two from 16 to 256. Below, an update is mostly overhead; above, cells teach less (data/recipe.csv).
     """
-    return int(min(256, max(16, 2 ** round(math.log2(TARGETS / masked)))))
+    return min(256, max(16, 2 ** round(math.log2(512 / masked))))
 
 
-def table(study):
-    """One row per size and regime of a study: shape, parameters, FLOPs of one cell's forward pass.
-
-    Returns
-    -------
-    DataFrame with columns size, regime, genes, d, layers, heads, ff_mult, parameters, flops_per_cell
-    """
+def table(study) -> "pandas.DataFrame":
+    """The sizes of every regime: size, regime, genes, the shape, parameters, flops_per_cell (of one forward pass)."""
     import pandas as pd
 
     rows = [
-        {"size": size.name, "regime": name, "genes": regime.genes, "d": size.d, "layers": size.layers,
-         "heads": size.heads, "ff_mult": size.ff_mult,
-         "parameters": size.parameters(regime.genes, OUTPUTS[study.training(name).objective]),
-         "flops_per_cell": size.forward_flops(regime.genes)}
+        {"size": size.name, "regime": name, "genes": regime.genes} | asdict(size)
+        | {"parameters": size.parameters(regime.genes, OUTPUTS[study.training(name).objective]),
+           "flops_per_cell": size.forward_flops(regime.genes)}
         for name, regime in study.regimes.items() for size in study.sizes
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop(columns="name")
 
 
-def recipe():
-    """The committed sweep of optimiser, rate, batch, beta2 and initial scale that `benchmarks/recipe.py` made.
+def cost_of_rule(swept: "pandas.DataFrame") -> "pandas.DataFrame":
+    """What the rule of all sizes costs, by the sweep of learning rates and the like in data/recipe.csv.
 
-    Returns
-    -------
-    DataFrame
-        panel, genes, width, optimiser, batch, factor (of the rule's rate), beta2, embedding_scale, updates, seconds,
-        validation_mse (infinite: diverged), held_out (the rule was not chosen there), rule (what a study gets).
-    """
-    import pandas as pd
-
-    return pd.read_csv(io.CODE / "data" / "recipe.csv")
-
-
-def cost_of_rule(swept):
-    """By which share the rule's loss is above the best that was found, for every panel and width of the sweep.
+    Of its columns rule says what a study gets, held_out where the rule was not chosen, and validation_mse is infinite
+    where a trial diverged.
 
     Returns
     -------
     DataFrame
-        panel, width, held_out, rule and best (losses), cost.
+        panel, width, held_out, rule and best (losses), cost (the share by which the first is above the second).
     """
     by = ["panel", "width"]
     rule = swept[swept["rule"]].drop_duplicates(by).set_index(by)

@@ -67,14 +67,11 @@ class Transformer(nn.Module):
 
     Parameters
     ----------
-    size : lib.model.sizes.Size
-    genes : int
-        Genes of the panel; each has its own embedding.
     dropout : float
         On attention weights, and after attention and feed-forward.
     embedding_scale : float
-        Standard deviation of the initial gene embeddings and mask embedding. The published 0.02 leaves genes nearly
-        alike, so that a short run learns little but the overall mean.
+        Standard deviation of the initial gene and mask embeddings. The published 0.02 leaves genes nearly alike, so
+        that a short run learns little but the overall mean.
     outputs : int
         Numbers predicted for a gene: one, or two for a distribution of mean and dispersion.
     """

@@ -19,15 +19,6 @@ from lib.io import InputError
 from lib.run import workflow
 from lib.study import Study, load_study, parse_study
 
-KUBERNETES = """
-import snakemake_executor_plugin_kubernetes as plugin
-from snakemake.cli import main
-for name in ("implies_no_shared_fs", "job_deploy_sources", "auto_deploy_default_storage_provider"):
-    setattr(plugin.common_settings, name, False)
-main()
-"""
-"""Snakemake for pods that mount one volume. Its plugin takes it that they share no files, whatever a profile says."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
@@ -65,13 +56,12 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
     study = load_study(study)
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs is {jobs}; it has to be at least 1.")
-    program = ["-m", "snakemake", "--cores", str(jobs or 2)]
+    options = ["--cores", str(jobs or 2)]
     if profile:
         folder = io.ROOT / "profiles" / profile
         if not (folder / "config.yaml").is_file():
             raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
-        program = ["-c", KUBERNETES] if "executor: kubernetes" in (folder / "config.yaml").read_text() else program[:2]
-        program += ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
+        options = ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
     if study.runs:
         from lib.fit import runs
@@ -81,7 +71,7 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         io.check_writable(folder)
     if not os.access(Path.home(), os.W_OK):  # Snakemake and Jupyter write there
         raise InputError(f"HOME is {Path.home()}, which cannot be written; name another: HOME=/tmp/home make run.")
-    with locked(study) as lock, snakemake(study, program, lock) as child:
+    with locked(study) as lock, snakemake(study, options, lock) as child:
         said = follow(study, child)
     if child.returncode:
         if shutil.disk_usage(study.data).free < 2**20:
@@ -94,26 +84,14 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
 
 
 def answer(study: Study) -> str:
-    """What a finished study found, on ten lines at most: laws, how to read them, and where the rest is."""
-    import pandas as pd
-
+    """What a finished study found: its laws as 04_fit shows them, how to read them, and where the rest is."""
+    from lib.figures import tables
     from lib.fit import runs, summary
 
-    def number(row, name):
-        value, *ends = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
-        low, high = ("..." if pd.isna(end) else f"{end:.3f}" for end in ends)
-        return "-" if pd.isna(value) else f"{value:.3f}" if low == high == "..." else f"{value:.3f} ({low} to {high})"
-
-    lines = {}
-    for row in summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study)).to_dict("records"):
-        columns = {"exponent": "alpha", "floor": "limit" if pd.isna(row["c"]) else "c", "exact floor": "exact_floor",
-                   "best baseline": "baseline"}  # fmt: skip
-        lines[row["regime"]] = {title: number(row, name) for title, name in columns.items()} | {"status": row["status"]}
-    table, more = pd.DataFrame.from_dict(lines, "index").rename_axis(columns="regime"), max(0, len(lines) - 5)
+    laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
+    table = tables.laws(laws).printed.set_index("regime").rename_axis(index=None, columns="regime")
     return "\n".join([
-        table.head(5).to_string() + f"\nand {more} regimes more: {io.shown(study.data / 'laws.json')}" * (more > 0),
-        f"In brackets {study.fit.level:.0%} intervals, - where the runs determine none; "
-        "the floor of a budget-limited law is the one its budgets tend to.",
+        f"{table.to_string()}\nIn brackets {study.fit.level:.0%} intervals; – where the runs determine no number.",
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
         f"All of it on one page: make report STUDY={study.name}",
     ])  # fmt: skip
@@ -121,7 +99,7 @@ def answer(study: Study) -> str:
 
 @contextmanager
 def locked(study: Study) -> Iterator[int]:
-    """One run of a study at a time. Gives the lock's file descriptor: Snakemake inherits it, and so keeps the lock.
+    """One run of a study at a time. Gives the lock's file descriptor, which Snakemake inherits.
 
     The system frees the lock when all who hold it are gone, however they ended.
     """
@@ -134,14 +112,14 @@ def locked(study: Study) -> Iterator[int]:
 
 
 @contextmanager
-def snakemake(study: Study, program: list[str], lock: int) -> Iterator[subprocess.Popen]:
+def snakemake(study: Study, options: list[str], lock: int) -> Iterator[subprocess.Popen]:
     """Snakemake in a session of its own. When the block ends, nothing of it is left running.
 
     A profile that the user's shell names for other projects plays no part, nor do Jupyter kernels of other Pythons.
     Paths are relative: Snakemake takes brackets in that of a profile, which it seeks beside its file, for a pattern.
     """
     snakefile = workflow.relative(study, io.CODE / "Snakefile")
-    words = [*program, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
+    words = ["-m", "snakemake", *options, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
     own = {name: value for name, value in os.environ.items() if name not in ("SNAKEMAKE_PROFILE", "JUPYTER_PATH")}
     environment = own | workflow.ENVIRONMENT | {workflow.RUNNER: str(os.getpid())}
     child = subprocess.Popen(
@@ -167,7 +145,7 @@ def follow(study: Study, child: subprocess.Popen) -> list[str]:
             print(found[1] or found[2], flush=True)
         elif (found := re.match(r" +log: ([^,]*)", line)) and found[1] in steps:
             step = steps[found[1]]
-            why = step.failure() or f"{io.shown(step.file('.log'))}: {step.last_words() or 'it was killed'}"
+            why = step.failure() or f"{io.shown(step.file('.log'))}: it was killed, if it does not say why"
             print(f"FAILED {why}", flush=True)
     return said
 
@@ -188,8 +166,10 @@ def status(study: str) -> int:
 
 def check(study: str) -> None:
     """Check a study: what its files hold, what would train, and how long it takes here."""
+    os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
     from lib.data import census, split, user_files
     from lib.fit import runs
+    from lib.train import machine
 
     study = load_study(study)
     if study.runs:
@@ -197,28 +177,17 @@ def check(study: str) -> None:
         used = runs.usable(table, "validation_mse")["regime"].value_counts()
         print(f"runs with a loss, of {len(table)}:\n{used.to_string(header=False)}")
         return
-    if not (study.census.h5ad or study.census.files):
-        foresee(study)
-        return
-    pool = user_files.survey(study.census, census.own_columns(study))
-    print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
-    found, regimes = split.outlook(study, pool)
-    print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
-    print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
-    foresee(study)
-
-
-def foresee(study: Study) -> None:
-    """Print what a study reads, and how long each of its sizes takes here; nothing is read for it."""
-    os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
-    from lib.data import census
-    from lib.train import cost
-
-    if study.census.version or study.census.uri:
+    if study.census.h5ad or study.census.files:
+        pool = user_files.survey(study.census, census.own_columns(study))
+        print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
+        found, regimes = split.outlook(study, pool)
+        print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
+        print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+    elif not study.census.simulate:
         print("The labels of all cells of the Census are read, then cells twice: all genes to choose some, then those.")
         for name, regime in study.regimes.items():
             print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * census.CELL_BYTES / 1e9:.1f} GB")
-    sizes = cost.of_sizes(study)
+    sizes = machine.hours(study)
     print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
     print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here; where not measured, by FLOPs.")
 
@@ -248,8 +217,7 @@ def report(study: str) -> None:
 def keep(study: str) -> None:
     """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
 
-    runs.csv, laws.json, baselines.json ({regime: {split: ...}}), probe.csv, origin.json, and the executed notebook of
-    the fit, whose links lead to notebooks/.
+    The links of the executed notebook of the fit lead to notebooks/.
     """
     import pandas as pd
 
@@ -259,17 +227,13 @@ def keep(study: str) -> None:
     if not (study.data / "laws.json").is_file():
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
     folder, laws, table = io.ROOT / "data" / "results" / study.name, study.data / "laws.json", study.data / "runs.csv"
-    made, runs = datetime.datetime.fromtimestamp(laws.stat().st_mtime, datetime.UTC), pd.read_csv(table)
-    commit, trained = io.code_version(), runs["code_version"].dropna() if "code_version" in runs else ()
-    if modified := [version for version in (commit, *trained) if version.endswith("-modified")]:
-        raise InputError(
-            f"{study.name} was run by code that no commit holds ({modified[0]}); commit it, and run again."
-        )
+    date, runs, commit = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table), io.code_version()
+    if modified := [version for version in (commit, *runs["code_version"].dropna()) if version.endswith("-modified")]:
+        raise InputError(f"no commit holds the code that ran {study.name} ({modified[0]}); commit it, and run again.")
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    machine["devices"] = sorted(runs["device"].dropna().unique()) if "device" in runs else []
-    hours = round(float(runs["seconds"].sum()) / 3600, 3) if "seconds" in runs else 0.0
-    origin = {"study": study.name, "date": f"{made:%Y-%m-%d}", "commit": commit}
-    io.write_json(folder / "origin.json", origin | {"machine": machine, "hours": hours})
+    machine["devices"] = sorted(runs["device"].dropna().unique())
+    origin = {"study": study.name, "date": f"{date}", "commit": commit, "machine": machine}
+    io.write_json(folder / "origin.json", origin | {"hours": round(float(runs["seconds"].sum()) / 3600, 3)})
     io.write_json(folder / "baselines.json", baselines(study))
     for path in (laws, table, study.data / "probe.csv", study.data / "notebooks" / "04_fit.ipynb"):
         if path.is_file():

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -40,13 +39,10 @@ NUMERICS = {
 }
 """What a person raises when the results of a rule change."""
 
-GPU_FLOPS = 1e15
-"""Training from here on asks a cluster for a GPU (half a day on one core)."""
-FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}
-"""Cautious guesses for the time limits of a cluster: one core, and a GPU of the last few years."""
-RUNNER = "SCALING_RUNNER"
-"""Environment variable that tells Snakemake the process id of the command line that started it."""
-KILLED = "the kernel was killed, often because memory ran out; the same command goes on from here"
+GPU_FLOPS = 1e15  # training from here on asks a cluster for a GPU (half a day on one core)
+FLOPS_PER_SECOND = {"cpu": 2e10, "gpu": 1e13}  # cautious guesses for time limits: one core, a GPU of the last years
+RUNNER = "SCALING_RUNNER"  # environment variable by which Snakemake knows the process that started it
+FAILED = "The notebook failed"  # begins what a job says of it; where and why follow
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,13 @@ class Step:
     @property
     def flops(self) -> float:
         """Floating-point operations of training all seeds of one size."""
-        if not self.size:
-            return 0.0
         genes, training = self.study.regimes[self.regime].genes, self.study.training(self.regime)
         return float(self.study.size(self.size).training_flops(genes, training) * len(self.study.seeds_for(self.size)))
 
     @property
     def cells(self) -> int:
         """Training cells that all seeds of one size are to see."""
-        return self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size)) if self.size else 0
+        return self.study.training(self.regime).cells_seen * len(self.study.seeds_for(self.size))
 
     @property
     def gpus(self) -> int:
@@ -150,33 +144,16 @@ class Step:
 
     @property
     def cells_seen(self) -> int:
-        """Training cells that all seeds of a size have seen so far, by their learning curves."""
-        seen = 0
-        for path in self.study.data.glob(f"{self.regime}/runs/{self.size}/seed-*/history.csv"):
-            with path.open(newline="") as table:
-                seen += max((int(float(row["cells_seen"] or 0)) for row in csv.DictReader(table)), default=0)
-        return seen
+        """Training cells that all seeds of a size have seen so far, by the last lines of their learning curves."""
+        curves = self.study.data.glob(f"{self.regime}/runs/{self.size}/seed-*/history.csv")
+        last = [list(csv.DictReader(path.read_text().splitlines()))[-1] for path in curves]
+        return sum(int(point["cells_seen"]) for point in last)
 
     def failure(self) -> str:
         """Where and why the notebook failed: its cell and the end of the traceback; empty if it has not failed."""
-        try:
-            cells = io.read_json(self.file(".ipynb"))["cells"]
-        except (OSError, ValueError):  # there is none, or half of one
-            cells = []
-        for cell in cells:
-            for output in cell.get("outputs", []):
-                if output["output_type"] == "error" and output["ename"] != "KeyboardInterrupt":
-                    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
-                    lines = [line for line in text.splitlines() if line.strip()][-6:]  # all are in the notebook
-                    place = f"{io.shown(self.file('.ipynb'))}, cell [{cell['execution_count']}]:"
-                    return "\n    ".join([place, *lines])
-        return f"{io.shown(self.file('.log'))}: {KILLED}" if KILLED in self.last_words() else ""
-
-    def last_words(self) -> str:
-        """The last line that the notebook's process has written; its kernel's own warnings are none."""
         log = self.file(".log")
-        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-        return next((line for line in reversed(lines) if not line.startswith("[IPKernelApp]")), "")
+        _, failed, why = (log.read_text(errors="replace") if log.is_file() else "").partition(FAILED)
+        return f"{io.shown(self.file('.ipynb'))}{why.rstrip()}" if failed else ""
 
 
 def steps(study: Study) -> list[Step]:
@@ -241,10 +218,13 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
     with filelock.FileLock(Path(executed).with_name(f"{Path(executed).stem}.lock")):
         try:
             execute_notebook(notebook, executed, parameters, cwd=Path(notebook).parent, **options)
-        except PapermillExecutionError:  # the executed notebook has the error
+        except PapermillExecutionError as error:
+            if error.ename != "KeyboardInterrupt":
+                lines = [line for line in str(error).splitlines() if line.strip()][-6:]  # the notebook has all
+                print(f"{FAILED}, cell [{error.exec_count}]:", *lines, sep="\n    ")
             return 1
         except DeadKernelError:
-            print(KILLED)
+            print(f"{FAILED}: the kernel was killed, often because memory ran out; the same command goes on from here")
             return 1
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
         checksums = {}

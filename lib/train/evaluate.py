@@ -1,6 +1,6 @@
-"""A finished run looked at closely: read back from its weights, by gene and in bits.
+"""Finished runs looked at closely: read back from their weights, by gene, in bits, and by what their features hold.
 
-`examine` runs a model once, and keeps what it finds in data/<study>/examined.json.
+`examine` and `probe` run models once, and keep what they find in data/<study>/examined.json and probe.csv.
 """
 
 from dataclasses import dataclass, replace
@@ -15,12 +15,11 @@ from lib.io import TARGET
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
-STEP = 64
-"""Cells that a model predicts at a time."""
-SUMMED, QUANTILES = 64, 400
-"""Up to this mean an expectation over counts is summed count by count; above it over quantiles of its distribution."""
-CHUNK = 200_000
-"""Positions that are worked on at a time."""
+STEP = 64  # cells that a model reads at a time
+CHUNK = 200_000  # positions that are worked on at a time
+SUMMED, QUANTILES = 64, 400  # above this mean an expectation is over quantiles, up to it summed count by count
+TRAINED, FEWEST = 2000, 10  # cells at most that train a probe; held-out cells that a cell type must have to count
+COMPONENTS, RESAMPLES = 50, 400  # principal components at most beside the models; bootstraps over held-out donors
 RULES = (
     "one Gaussian, differential",  # published: depends on the scale of the input, takes counts for a continuum
     "the same at 1,000,000 counts a cell",  # another scale of the same counts, and other bits
@@ -36,7 +35,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Examination:
-    """One run of a study, examined; without a run to examine the sentence says why, and the rest is None."""
+    """One run of a study, examined; without one the sentence says why, and the rest is None."""
 
     sentence: str
     run: str | None = None  # its name
@@ -65,34 +64,22 @@ def examine(study, runs: pd.DataFrame) -> Examination:
 
     `runs` is the table of `lib.fit.runs.collect`.
     """
-    run, path = _to_examine(study, runs), study.data / "examined.json"
-    if isinstance(run, str):
-        return Examination(run)
-    key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
-    if path.is_file() and (content := io.read_json(path)).pop("key") == key:
-        tables = {name: pd.DataFrame(content[name]) for name in ("genes", "bits")}
-        tables["bits"]["rule"] = _in_order(tables["bits"]["rule"])
-        return Examination(content["sentence"], content["run"], **tables)
-    examination = _examined(study, *run)
-    content = dict(vars(examination))
-    for name, table in content.items():
-        if isinstance(table, pd.DataFrame):
-            content[name] = table.astype(object).where(table.notna(), None).to_dict("list")  # NaN is not JSON
-    io.write_json(path, {"key": key, **content})
-    return examination
-
-
-def _to_examine(study, runs):
-    """Regime, size and seed of the run that `examine` takes, or a sentence that says why there is none."""
     if study.runs:
-        return "These runs were trained elsewhere; their weights are not here to be examined."
+        return Examination("These runs were trained elsewhere; their weights are not here to be examined.")
     counted = [name for name in study.regimes if study.training(name).objective != "mse"]
     regime = (counted or list(study.regimes))[0]
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
     if done.empty:
-        return f"No run of {regime} has ended with a loss; there is none to examine."
+        return Examination(f"No run of {regime} has ended with a loss; there is none to examine.")
     best = done[done["parameters"] == done["parameters"].max()].sort_values("seed").iloc[0]
-    return regime, best["size"], int(best["seed"])
+    run, path = (regime, best["size"], int(best["seed"])), study.data / "examined.json"
+    key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
+    if not path.is_file() or io.read_json(path)["key"] != key:
+        io.write_json(path, {"key": key, **_examined(study, *run)})
+    content = io.read_json(path)
+    bits = pd.DataFrame(content["bits"])
+    bits["rule"] = pd.Categorical(bits["rule"], [rule for rule in RULES if rule in set(bits["rule"])])
+    return Examination(content["sentence"], content["run"], pd.DataFrame(content["genes"]), bits)
 
 
 def _examined(study, regime, size, seed):
@@ -104,8 +91,8 @@ def _examined(study, regime, size, seed):
         seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
         found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
     genes = by_gene(adata, data, found)
-    tables = {"genes": genes, "bits": conversions(found)}
-    return Examination(concentration(genes), f"{size}, seed {seed}, of {regime}", **tables)
+    tables = {"genes": genes.to_dict("list"), "bits": conversions(found).to_dict("list")}
+    return {"sentence": concentration(genes), "run": f"{size}, seed {seed}, of {regime}"} | tables
 
 
 def network(study, regime: str, size: str, seed: int, genes: int):
@@ -190,21 +177,15 @@ def conversions(found: Predictions) -> pd.DataFrame:
     if (best := found.exact) is not None:
         each = baselines.normal_bits(found.counts, best.mean, np.sqrt(best.variance), found.library)
         mixture = simulate.probabilities(*found.truth, found.counts[..., None])
+        finer = simulate.predictive(*found.truth, 1e6).variance
         of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
-            "the same at 1,000,000 counts a cell": _differential(
-                simulate.predictive(*found.truth, 1e6).variance.mean()
-            ),
+            "the same at 1,000,000 counts a cell": _differential(finer.mean()),
             "a Gaussian for each prediction, of counts": each.mean(),
             "exact mixture, these counts": -np.log2(mixture).mean(),
             "exact entropy": best.bits.mean(),
         }
     rows = [(predictor, rule, float(rules[rule])) for predictor, rules in of.items() for rule in RULES if rule in rules]
-    table = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
-    return table.assign(rule=_in_order(table["rule"]))
-
-
-def _in_order(rules):
-    return pd.Categorical(rules, [rule for rule in RULES if rule in set(rules)])
+    return pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
 
 
 def _gaussian_rules(found, mean, squares):
@@ -260,3 +241,96 @@ def _log_mean(mean, dispersion, library):
             running, unit, odds, theta = running[left], unit[left], odds[left], theta[left]
             probability, seen = probability[left], seen[left]
     return found
+
+
+def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
+    """Macro F1 of cell types, by logistic regression on features of cells, on the validation and test donors.
+
+    Of the first regime of `runs`, the table of `lib.fit.runs.collect`; a model's features are the mean of its last
+    tokens with no gene hidden. The result stays in data/<study>/probe.csv until its runs change.
+
+    Returns
+    -------
+    DataFrame or None
+        features (a size, `principal components` or `all genes`), parameters, loss (validation MSE; both NaN for the
+        last two), f1, and low and high, its 95 % interval over held-out donors. None where fewer than two labels of
+        cells are known, or no run is here.
+    """
+    if study.runs or not (runs["status"] == "ok").any():
+        return None
+    regime, path = next(iter(study.regimes)), study.data / "probe.csv"
+    done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
+    done = done.drop_duplicates("size")
+    losses = done["validation_mse"].map("{:.9g}".format)  # as they are in a table that has been read, too
+    key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + losses)}\n"
+    if not path.is_file() or not path.read_text().startswith(key):
+        table = _probed(study, regime, done)
+        if table is None:
+            return None
+        with io.atomic(path) as partial:
+            partial.write_text(key + table.to_csv(index=False))
+    return pd.read_csv(path, comment="#")
+
+
+def _probed(study, regime, runs):
+    adata = panel.read(study.folder(regime) / "panel.h5ad")
+    labels, splits = adata.obs["cell_type"].astype(str), adata.obs["split"].astype(str)
+    trained = np.flatnonzero((splits == "train") & (labels != "unknown"))
+    trained = np.random.default_rng(0).permutation(trained)[:TRAINED]
+    tested = np.flatnonzero(splits.isin(("validation", "test")) & (labels != "unknown"))
+    number = labels.iloc[tested].value_counts()
+    types = sorted(set(labels.iloc[trained].unique()) & set(number.index[number >= FEWEST]))
+    if len(types) < 2:
+        return None
+    both, donor = np.concatenate([trained, tested]), adata.obs["donor_id"].to_numpy()[tested]
+
+    def score(values):
+        return _score(values, labels.to_numpy()[both], len(trained), types, donor)
+
+    centred = np.asarray(adata.X[both]) - np.asarray(adata.X[trained]).mean(0)
+    axes = np.linalg.svd(centred[: len(trained)], full_matrices=False)[2][:COMPONENTS]
+    rows = [{"features": "principal components"} | score(centred @ axes.T), {"features": "all genes"} | score(centred)]
+    for run in runs.to_dict("records"):
+        scores = score(embeddings(study, regime, run["size"], int(run["seed"]), adata.X[both]))
+        rows.append({"features": run["size"], "parameters": run["parameters"], "loss": run["validation_mse"]} | scores)
+    return pd.DataFrame(rows)[["features", "parameters", "loss", "f1", "low", "high"]]
+
+
+def embeddings(study, regime: str, size: str, seed: int, x: np.ndarray) -> np.ndarray:
+    """Mean of the last tokens of a finished run, (cells, d) float32, for cells x, (cells, genes), no gene hidden."""
+    import torch
+
+    model, means = network(study, regime, size, seed, x.shape[1]), []
+    model.head.register_forward_pre_hook(lambda module, tokens: means.append(tokens[0].mean(1)))
+    with torch.no_grad():
+        for cells in torch.as_tensor(np.ascontiguousarray(x)).split(STEP):
+            model(cells, torch.zeros_like(cells, dtype=torch.bool))
+    return torch.cat(means).numpy()
+
+
+def _score(values, labels, trained, types, donor):
+    """F1 with its interval, of a logistic regression on standardised values, of which the first so many are trained."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    model.fit(values[:trained], labels[:trained])
+    code = dict(zip(types, range(len(types)), strict=True))  # one more stands for every other type
+    true, predicted = ([code.get(label, len(types)) for label in each]
+                       for each in (labels[trained:], model.predict(values[trained:])))  # fmt: skip
+    donors, of = np.unique(donor, return_inverse=True)
+    confusion = np.zeros((len(donors), len(types) + 1, len(types) + 1))
+    np.add.at(confusion, (of, true, predicted), 1)
+    times = np.random.default_rng(0).multinomial(len(donors), [1 / len(donors)] * len(donors), RESAMPLES)
+    low, high = np.quantile(macro_f1(np.tensordot(times, confusion, 1)), (0.025, 0.975))
+    return {"f1": float(macro_f1(confusion.sum(0))), "low": low, "high": high}
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Mean F1 of all types but the last, from counts (..., true type, predicted type); absent types do not count."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)[..., :-1]
+    of_type = confusion.sum(-1)[..., :-1]
+    both = of_type + confusion.sum(-2)[..., :-1]
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(np.where(of_type > 0, 2 * right / both, np.nan), axis=-1)

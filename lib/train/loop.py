@@ -4,12 +4,10 @@ import copy
 import hashlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +23,9 @@ from lib.model.sizes import BUDGETS, OUTPUTS, Size
 from lib.train import machine
 from lib.train.optimiser import Optimiser
 
-CURVE_CELLS = 256
-"""Validation cells in each point of a learning curve; the loss that enters the law uses all of them."""
-CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05
-"""Pause between checkpoints, and the share of the time that saving them may take: large models pause longer."""
-PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")
-"""What a checkpoint holds of a run besides its identity and its state."""
-
-
-class Status(StrEnum):
-    """How a run ended."""
-
-    OK = "ok"
-    DIVERGED = "diverged"
-    INTERRUPTED = "interrupted"
+CURVE_CELLS = 256  # validation cells in each point of a learning curve; the loss that enters the law uses all
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20, 0.05  # least pause between two, and share of the time that saving may take
+PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")  # in a checkpoint, besides the state
 
 
 def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
@@ -60,53 +47,30 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
     Returns
     -------
     dict
-        The run's record, as in result.json. Status `diverged` (the loss is not finite) and `interrupted` (memory or
-        disk gave out) come without a loss and with a reason; an interrupted run leaves no result and may go on.
+        The run's record, as in result.json; with status `diverged` (the loss is not finite) a reason, and no loss.
 
     Raises
     ------
     InputError
-        This size does not fit into this machine's memory; nothing was started.
+        This size does not fit into this machine's memory, or memory or disk gave out; the run can go on.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     identity, result = fingerprint(data, size, seed, settings), folder / "result.json"
     with FileLock(folder / ".lock"):
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
-        return _completed(Run(data, size, seed, settings, folder, identity), progress)
-
-
-def _completed(run, progress):
-    """Train a run to its end and write its result; or its record of what stopped it."""
-    try:
-        run.advance(progress)
-        record = run.record()
-        with io.atomic(run.folder / "weights.safetensors") as partial:
-            partial.write_bytes(run.weights())
-        io.write_json(run.folder / "result.json", record)
-        for path in machine.checkpoints(run.folder):
-            io.remove(path)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if not (isinstance(error, OSError) or machine.out_of_memory(error)):
-            raise
-        return run.interrupted(error)
-    return record
-
-
-def finished(records: list[dict]) -> list[dict]:
-    """The records of a size's runs, when all are finished.
-
-    Raises
-    ------
-    InputError
-        Naming the first that was interrupted, and why. The others are finished and are not trained again.
-    """
-    for record in records:
-        if record["status"] == Status.INTERRUPTED:
-            raise InputError(f"{record['size']}, seed {record['seed']}: {record['reason']}.")
-    return records
+        try:
+            return Run(data, size, seed, settings, folder, identity).completed(progress)
+        except (OSError, MemoryError, RuntimeError) as error:
+            full = isinstance(error, OSError)
+            if not (full or machine.out_of_memory(error)):
+                raise
+            advice = "make room on the disk, or make it writable" if full else "free some memory"
+            raise InputError(
+                f"{size.name}, seed {seed}: stopped ({io.short(error)}); {advice}, and run it again: it goes on from "
+                "its last checkpoint."
+            ) from None
 
 
 def learning_rate(settings, width: int) -> float:
@@ -162,6 +126,17 @@ class Run:
         self.saved, self.pause = time.monotonic(), CHECKPOINT_SECONDS
         self.restore()
 
+    def completed(self, progress: Callable) -> dict:
+        """Train to the end, and leave the record and the weights in place of the checkpoints."""
+        self.advance(progress)
+        record = self.record()
+        with io.atomic(self.folder / "weights.safetensors") as partial:
+            partial.write_bytes(self.weights())
+        io.write_json(self.folder / "result.json", record)
+        for path in machine.checkpoints(self.folder):
+            io.remove(path)
+        return record
+
     def advance(self, progress: Callable) -> None:
         """Train from where the run stands to its last update, measuring the learning curve on the way.
 
@@ -197,7 +172,7 @@ class Run:
         return loss
 
     def gradient(self) -> Tensor:
-        """Gradient of the next batch's mean loss at its masked positions, into the weights; returns that loss.
+        """Gradient of the next batch's mean loss, into the weights; returns that loss.
 
         As many cells at once as the cache, or the memory, has room for: when memory gives out, half as many.
         """
@@ -275,29 +250,19 @@ class Run:
             validation = self.noisy_loss()
         else:
             validation = float(self.losses("validation", cells=CURVE_CELLS, masks=1).mean())
-        self.history.append(
-            {
-                "update": self.update, "cells_seen": self.update * self.settings.batch,
-                "learning_rate": self.peak * self.share(),
-                f"train_{self.unit}": train, f"validation_{self.unit}": validation,
-            }
-        )  # fmt: skip
+        now = {"update": self.update, "cells_seen": self.update * self.settings.batch}
+        losses = {f"train_{self.unit}": train, f"validation_{self.unit}": validation}
+        self.history.append(now | {"learning_rate": self.peak * self.share()} | losses)
         with io.atomic(self.folder / "history.csv") as partial:
             lines = [",".join(self.history[0])] + [",".join(f"{v!r}" for v in row.values()) for row in self.history]
             partial.write_text("\n".join(lines) + "\n")
 
     def losses(self, split: str, cells: int | None = None, masks: int | None = None) -> np.ndarray:
-        """Mean loss of each held-out cell over its fixed masks: float64 array (cells,).
-
-        Evaluated in float32 without dropout, and summed in float64; `cells` and `masks` take the first few of each.
-        """
+        """Mean loss of each held-out cell over its fixed masks, or the first few of both: float64 array (cells,)."""
         return self.at_masks(split, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
 
     def squared_errors(self, split: str) -> np.ndarray:
-        """The same for the squared error of the log-normalised expression, of which counts predict the mean.
-
-        That mean is of log1p(10,000 count / library) under the predicted distribution of the count.
-        """
+        """The same for the squared error of the log-normalised expression, whose mean follows from a count's."""
         if self.cells.counts is None:
             return self.losses(split)
         from lib.train import evaluate  # needs SciPy
@@ -314,22 +279,16 @@ class Run:
         """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
         step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
-        blocks = zip(
-            self.cells.held[split][:cells].split(step), self.cells.masks[split][:cells, :masks].split(step), strict=True
-        )
-        measured = []
-        for rows, fixed in blocks:
-            x = self.cells.expression(rows)
-            of_mask = [
-                measure(self.model, rows, x, transformer.hide(positions, self.genes), positions).float()
-                for positions in fixed.to(self.device).unbind(1)
-            ]
+        held, fixed, measured = self.cells.held[split][:cells], self.cells.masks[split][:cells, :masks], []
+        for rows, masks in zip(held.split(step), fixed.split(step), strict=True):
+            x, at = self.cells.expression(rows), masks.to(self.device).unbind(1)
+            of_mask = [measure(self.model, rows, x, transformer.hide(one, self.genes), one).float() for one in at]
             measured.append(torch.stack(of_mask, 1).cpu())
         return torch.cat(measured)
 
     @torch.no_grad()
     def noisy_loss(self) -> float:
-        """The published evaluation: fresh Bernoulli masks each time, the mean of the means of batches of four cells."""
+        """The published evaluation: fresh Bernoulli masks, the mean of the means of batches of four cells."""
         self.model.eval()
         machine.seed(_stream(self.seed, self.settings.updates + self.update), self.device.type)
         means = []
@@ -360,17 +319,9 @@ class Run:
             **{f"{loss}_{name}": earlier.get(name) for name in BUDGETS},
             "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
             "convergence": convergence(earlier.get("half"), means[loss], self.settings.tolerance),
-            "status": Status.OK if ok else Status.DIVERGED,
+            "status": "ok" if ok else "diverged",
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
         }
-
-    def interrupted(self, error: Exception) -> dict:
-        """Record of a run that memory or disk stopped."""
-        reason = " ".join(str(error).split())[:200]
-        advice = "free some memory and run it again"
-        if isinstance(error, OSError):
-            advice = "make room on the disk, or make it writable, and run it again: it goes on from its last checkpoint"
-        return {**self.origin(), "status": Status.INTERRUPTED, "reason": f"stopped ({reason}); {advice}"}
 
     def origin(self) -> dict:
         """What was trained, how and where."""
@@ -386,10 +337,7 @@ class Run:
             "cells_seen": self.update * self.settings.batch,
             "updates": self.update,
             "learning_rate": self.peak,
-            "optimiser": self.settings.optimiser,
-            "batch": self.settings.batch,
-            "protocol": self.settings.protocol,
-            "objective": self.settings.objective,
+            **{name: getattr(self.settings, name) for name in ("optimiser", "batch", "protocol", "objective")},
             "seconds": round(self.seconds, 3),
             "cells_per_second": round(self.progress()[0] * self.settings.batch / max(self.seconds, 1e-9), 1),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
@@ -418,8 +366,7 @@ class Run:
         content = {name: getattr(self, name) for name in ("identity", *PROGRESS)}
         machine.save_checkpoint(self.folder, self.progress()[0], {**content, "state": self.state()})
         self.saved = time.monotonic()
-        if CHECKPOINT_SECONDS > 0:
-            self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
+        self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, if it is one of this very run."""
@@ -444,18 +391,13 @@ def fingerprint(data, size: Size, seed: int, settings) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list]:
-    """A list that is empty until SIGINT or SIGTERM arrives. Outside the main thread signals cannot be caught."""
-    asked = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {
-        number: signal.signal(number, lambda *event: asked.append(event)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    """A list that is empty until SIGINT or SIGTERM arrives."""
+    asked, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *event: asked.append(event)) for number in numbers]
     try:
         yield asked
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 

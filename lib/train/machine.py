@@ -1,4 +1,4 @@
-"""What the training loop stands on: device, threads, precision, memory, checkpoints, and the panel as tensors.
+"""What the training loop stands on: device, precision, memory, checkpoints, the panel as tensors; and its hours here.
 
 A checkpoint is written whole or not at all, named by its checksum, and loaded without pickle.
 """
@@ -7,10 +7,12 @@ import copy
 import hashlib
 import math
 import os
+import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,12 +20,15 @@ from torch import Tensor
 
 from lib import io
 from lib.io import InputError
-from lib.model.sizes import Size
+from lib.model import transformer
+from lib.model.sizes import OUTPUTS, Size
 
-CACHE = 8 * 2**20
-"""Bytes of one layer's widest activations that are worked on at once by a CPU: they should stay in its cache."""
-CHECKPOINTS = 2
-"""Checkpoints that stay: the last, and the one before it should the last be damaged."""
+if TYPE_CHECKING:
+    import pandas
+
+CACHE = 8 * 2**20  # bytes of one layer's widest activations at once on a CPU, whose cache should hold them
+CHECKPOINTS = 2  # checkpoints that stay: the last, and the one before it should the last be damaged
+LONGEST = 5e10  # FLOPs of a trial, two seconds or so of a core; a size that takes more is not tried
 
 
 def device() -> torch.device:
@@ -32,7 +37,7 @@ def device() -> torch.device:
 
 
 def seed(number: int, kind: str) -> None:
-    """Seed the generators that training draws from. torch.manual_seed writes down the whole stack, for milliseconds."""
+    """Seed what training draws from. torch.manual_seed writes down the whole stack each time, for milliseconds."""
     torch.default_generator.manual_seed(number)
     if kind == "cuda":
         torch.cuda.manual_seed(number)
@@ -52,10 +57,9 @@ def precision(kind: str) -> AbstractContextManager:
 
 
 def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
-    """The model over the same weights, its blocks compiled by torch on a GPU.
+    """The model over the same weights, its blocks compiled by torch on a GPU; all but the last share one compilation.
 
-    All blocks but the last share one compilation, so that twelve take no longer than two. Where compiling fails torch
-    says so, and runs them as they are.
+    Where compiling fails torch says so, and runs them as they are.
     """
     if kind != "cuda":
         return model
@@ -123,10 +127,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def errors_of_mean(losses: np.ndarray, donor: np.ndarray) -> tuple[float | None, float | None]:
-    """Standard errors of the mean loss of cells, (cells,): over cells, and over the donors that they are of.
+    """Standard errors of the mean loss of cells, (cells,): over cells, and over their donors; None where there is one.
 
     For new donors the second holds: cells of one donor miss together. It is the cluster-robust one (Liang & Zeger 1986,
-    Biometrika 73:13) with its correction for few donors, and no less than the first; None where there is one donor.
+    Biometrika 73:13) with its correction for few donors, and no less than the first.
     """
     cells = len(losses)
     if cells < 2:
@@ -177,3 +181,50 @@ class Cells:
     def truth(self, rows: Tensor, x: Tensor) -> Tensor:
         """What a model predicts, (cells, genes): expression, or counts."""
         return x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
+
+
+def hours(study) -> "pandas.DataFrame":
+    """Hours that each size takes on this machine, all of its seeds one after another.
+
+    Returns
+    -------
+    DataFrame
+        regime, size, seeds, cells_seen (in a run, those of its branches too), parameters, hours; and measured, whether
+        the size was tried here, or its hours are those of its operations at the rate of a smaller one.
+    """
+    import pandas as pd
+
+    rows = []
+    for regime in study.regimes:
+        genes, settings, rate = study.regime(regime).genes, study.training(regime), None
+        for size in sorted(study.sizes, key=lambda size: size.parameters(genes)):
+            operations, work = size.training_flops_per_cell(genes), size.training_flops(genes, settings)
+            cells = cells_at_once(size, genes, settings.batch, device().type)
+            measured = rate is None or operations * cells < LONGEST
+            if measured:
+                rate = _seconds(size, genes, study.masking.genes(genes), settings, cells) / (operations * cells)
+            seeds = len(study.seeds_for(size.name))
+            rows.append({
+                "regime": regime, "size": size.name, "seeds": seeds, "cells_seen": round(work / operations),
+                "parameters": size.parameters(genes, OUTPUTS[settings.objective]),
+                "hours": seeds * work * rate / 3600, "measured": measured,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _seconds(size: Size, genes: int, masked: int, settings, cells: int) -> float:
+    """Seconds of the forward and backward pass of so many cells of random values: the least of three."""
+    torch.set_num_threads(size.threads(genes))
+    on, outputs = device(), OUTPUTS[settings.objective]
+    model = transformer.Transformer(size, genes, settings.dropout, outputs=outputs).to(on).train()
+    x = torch.rand(cells, genes, device=on)
+    positions = torch.rand(cells, genes, device=on).topk(masked, dim=1).indices
+    hidden, least = transformer.hide(positions, genes), float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        with precision(on.type):
+            loss = model(x, hidden, positions).float().square().mean()
+        loss.backward()
+        loss.item()  # waits for a GPU
+        least = min(least, time.perf_counter() - started)
+    return least

@@ -4,25 +4,17 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-MUON_RATE = 0.4
-"""Muon's rate as a part of AdamW's, where both are the root mean square of an update's entries over 0.2."""
-POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5
-"""Of the iteration that orthogonalises (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+MUON_RATE = 0.4  # as a part of AdamW's, where both are the root mean square of an update's entries over 0.2
+POLYNOMIAL, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # K. Jordan et al. 2024, kellerjordan.github.io/posts/muon
 
 
 class Optimiser:
     """AdamW, and Muon if asked for, over one model at rates that follow one schedule.
 
-    Muon steps along the orthogonalised momentum of a matrix; queries, keys and values are three. Matrices of one shape
-    go through the iteration together, in float32 on a CPU: torch.optim.Muon takes them one by one and in bfloat16, and
-    narrow sizes, whose updates are mostly overhead, train on a CPU.
-
-    Parameters
-    ----------
-    model : lib.model.transformer.Transformer
-    settings : lib.study.Train
-    peak : float
-        Largest learning rate of AdamW.
+    `settings` are a `lib.study.Train`, and `peak` is the largest learning rate of AdamW. Muon steps along the
+    orthogonalised momentum of a matrix; queries, keys and values are three. Matrices of one shape go through the
+    iteration together, in float32 on a CPU: torch.optim.Muon takes them one by one and in bfloat16, and narrow sizes,
+    whose updates are mostly overhead, train on a CPU.
     """
 
     def __init__(self, model: nn.Module, settings, peak: float) -> None:
@@ -37,9 +29,8 @@ class Optimiser:
             shape: torch.zeros(len(of_shape), *shape, device=others[0].device)
             for shape, of_shape in self.matrices.items()
         }
-        self.adamw = torch.optim.AdamW(
-            others, lr=peak, betas=(0.9, settings.beta2), weight_decay=self.decay, fused=True
-        )
+        betas = 0.9, settings.beta2
+        self.adamw = torch.optim.AdamW(others, lr=peak, betas=betas, weight_decay=self.decay, fused=True)
 
     def _add(self, weight, parts):
         """Note a weight's `parts` matrices by their shape, the shorter side first."""
