@@ -57,8 +57,7 @@ def test_golden_numbers_of_the_published_runs(laws):
     ends = law["intervals"]["profile_size_means"]
     assert [round(end, 3) for end in (*ends["alpha"], *ends["c"])] == [0.447, 0.639, 1.450, 1.489]
     assert list(law["intervals"]) == [
-        "profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_runs_bca", "bootstrap_within_sizes",
-        "bootstrap_sizes", "two_stage",
+        "profile_size_means", "profile_runs", "bootstrap_runs", "bootstrap_within_sizes", "bootstrap_sizes", "two_stage",
     ]  # fmt: skip
     aicc = {"power + floor": -142, "quadratic": -94, "power": -66, "log-linear": -64, "constant": -49}
     assert {form: round(law["comparison"][form]["aicc"]) for form in aicc} == aicc
@@ -167,7 +166,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
     assert (rich["exact_floor"], rich["baseline"], counts["exact_floor"], counts["baseline"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
     intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
-    assert len(intervals) == 7 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
+    assert len(intervals) == 6 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
     assert np.isnan(limited["exact_floor"])
 
 

@@ -294,7 +294,7 @@ def intervals_table(laws: dict) -> pd.DataFrame:
         {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
-        if law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
+        if method in METHODS and law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
     ]
     return pd.DataFrame(rows)
 
