@@ -37,11 +37,8 @@ METHODS = {
 def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` resampled ladders: their size means and weights, each (size, sizes).
 
-    Parameters
-    ----------
-    unit : {"runs", "seeds", "sizes", "both"}
-        What is drawn with replacement: runs regardless of size, seeds within each size, whole sizes with all their
-        seeds, or sizes and then seeds within them.
+    What is drawn with replacement is a `unit`: runs regardless of size, seeds within each size, whole sizes with all
+    their seeds, or both, sizes and then seeds within them.
     """
     n, m = len(ladder.losses), len(ladder.d)
     if unit == "runs":
@@ -83,13 +80,7 @@ def percentile(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
 
 
 def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, level: float = 0.95) -> dict:
-    """Every interval of a ladder with at least four sizes.
-
-    Returns
-    -------
-    dict
-        method -> {"alpha": (low, high), "c": (low, high)}, -inf or inf for an end that does not exist.
-    """
+    """Every interval of a ladder with at least four sizes: {method: {"alpha" or "c": (low, high)}}, inf where open."""
     intervals = {HEADLINE: headline(ladder, level)}
     region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level)
     intervals["profile_runs"] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
@@ -130,8 +121,7 @@ def brief(ladder: Ladder, level: float = 0.95) -> dict:
 
 def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:
     """Headline interval of `alpha` or `c` in an entry of laws.json; None for an end that does not exist."""
-    low, high = law["intervals"].get(HEADLINE, {}).get(quantity, (None, None))
-    return low, high
+    return tuple(law["intervals"].get(HEADLINE, {}).get(quantity, (None, None)))
 
 
 def columns_of(law: dict) -> dict:
@@ -160,20 +150,14 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def band(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise band of a law at parameter counts `grid`: (low, high), NaN below four sizes.
+def curve(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> pd.DataFrame:
+    """A law of size means with its pointwise band at counts `grid`: parameters, loss, lo, hi (NaN below four sizes).
 
-    It is the range of the expected loss over all laws in the profile-likelihood region behind the headline interval.
-
-    Parameters
-    ----------
-    law : Law
-        A fit to size means, smallest first.
-    known : float
-        See `Ladder.known_variance`.
+    The band is the range of the expected loss over all laws in the profile-likelihood region behind the headline
+    interval; for `known` see `Ladder.known_variance`.
     """
-    sizes, grid = law.parameters, np.asarray(grid, float)
-    if len(sizes) < FEWEST_SIZES:
-        return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
-    region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
-    return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
+    sizes, low, high = law.parameters, np.nan, np.nan
+    if len(sizes) >= FEWEST_SIZES:
+        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
+        low, high = region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
+    return pd.DataFrame({"parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})
