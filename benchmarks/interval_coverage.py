@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.figures import style
-from lib.fit.intervals import BOOTSTRAPS, HEADLINE, METHODS, bca, fit_draws, leave_one_out, percentile, resample
+from lib.fit.intervals import BOOTSTRAPS, HEADLINE, METHODS, fit_draws, percentile, resample
 from lib.fit.law import profile, size_weights
 from lib.fit.runs import Ladder
 
@@ -94,20 +94,10 @@ def _intervals(parameters, losses, resamples, rng, level):
         Ladder(labels, parameters, *one, count, index, study.ravel(), np.zeros(sizes))
         for *one, study in zip(means, weights, losses, strict=True)
     ]
-
-    def fit_each(drawn):
-        y, w = map(np.concatenate, zip(*drawn, strict=True))
-        return fit_draws(d, y, w).reshape(2, studies, -1)
-
     for method, unit in BOOTSTRAPS.items():
-        draws = fit_each(resample(data, unit, resamples, rng) for data in ladders)
+        drawn = [resample(data, unit, resamples, rng) for data in ladders]
+        draws = fit_draws(d, *map(np.concatenate, zip(*drawn, strict=True))).reshape(2, studies, -1)
         intervals[method] = np.swapaxes(percentile(draws, level), 0, 1)
-        if unit == "runs":
-            left_out = fit_each(leave_one_out(data, 0, sizes * seeds) for data in ladders)
-            point = fit_draws(d, means, np.broadcast_to(count, means.shape))
-            each = zip(draws, left_out, point, strict=True)
-            ends = [[bca(*study, level) for study in zip(*quantity, strict=True)] for quantity in each]
-            intervals[method + "_bca"] = np.swapaxes(ends, 1, 2)
     return intervals
 
 

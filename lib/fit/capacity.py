@@ -36,12 +36,9 @@ def judged(rows: pd.DataFrame, status: str) -> str:
 def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
     """The law of every budget of the usable runs of one regime, and the law that they tend to.
 
-    Returns
-    -------
-    dict
-        `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the
-        law of every size's own limit; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and alpha. Empty
-        without earlier budgets.
+    `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the law
+    of every size's own limit; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and alpha. Empty without
+    earlier budgets.
     """
     columns = {name: f"{metric}_{name}" for name in BUDGETS if f"{metric}_{name}" in rows}
     columns = {name: column for name, column in columns.items() if rows[column].notna().all()} | {"whole": metric}
@@ -67,13 +64,8 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     interval spans the laws at every b that the F test does not reject. Where the best b is an end of those tried, the
     budgets do not determine a limit.
 
-    Parameters
-    ----------
-    data : Ladder
-        The sizes at the whole budget.
-    losses : (sizes, budgets)
-    shares : (budgets,)
-        Of the updates, in ascending order; the last is 1.
+    `data` has the sizes at the whole budget, `losses` are (sizes, budgets), and `shares` of the updates (budgets,)
+    ascend to 1.
     """
     fall = losses[:, :-1] - losses[:, -1:]
     x = shares[:-1] ** -DECAYS[:, None] - 1  # (decays, earlier budgets)
@@ -85,11 +77,7 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     variance = scores / df / (x**2).sum(1)
     laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]), level)
             for i in some}  # fmt: skip
-    ends = {}
-    for name in ("alpha", "c"):
-        low, high = zip(*(law["intervals"][HEADLINE][name] for law in laws.values()), strict=True)
-        ends[name] = [min(low), max(high)]
-    law = laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: ends}}
+    law = laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: _span(laws.values())}}
     return law | ({"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else {})
 
 
@@ -99,8 +87,13 @@ def to_the_limit(law: dict) -> dict[str, list[float]]:
     Converged runs too would still gain a little, of which no interval at one budget knows; on simulated cells such
     intervals missed the exact floor from above.
     """
-    both = [of["intervals"][HEADLINE] for of in (law, law["budget"]["limit"])]
-    return {name: [min(of[name][0] for of in both), max(of[name][1] for of in both)] for name in ("alpha", "c")}
+    return _span((law, law["budget"]["limit"]))
+
+
+def _span(laws):
+    """From the lowest to the highest end of the headline intervals of these laws."""
+    ends = [law["intervals"][HEADLINE] for law in laws]
+    return {name: [min(of[name][0] for of in ends), max(of[name][1] for of in ends)] for name in ("alpha", "c")}
 
 
 def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
@@ -124,9 +117,8 @@ def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[st
     of a budget one of capacity.
     """
     seeing = rows[sees_context(rows)]
-    P, variants = seeing["parameters"], {}
-    variants["smallest size left out"] = seeing[P.min() < P]
-    variants["largest size left out"] = seeing[P.max() > P]
+    P = seeing["parameters"]
+    variants = {"smallest size left out": seeing[P.min() < P], "largest size left out": seeing[P.max() > P]}
     if "parameters_without_embeddings" in seeing and seeing["parameters_without_embeddings"].notna().all():
         variants["parameters without embeddings"] = seeing.assign(parameters=seeing["parameters_without_embeddings"])
     if len(seeing) < len(rows):
@@ -201,15 +193,13 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
     runs = usable(table[table["regime"] == regime], metric)
     runs = runs[sees_context(runs)]
     rows, parts = [], []
-    for name in [name for name in (*BUDGETS, "whole", "limit", "joint") if name in law["budget"]]:
-        of = law["budget"][name]
+    for name, of in law["budget"].items():
         seen = of.get("share", np.inf) * runs["cells_seen"].max()
         rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
         if "share" in of:
-            losses = runs[metric if name == "whole" else f"{metric}_{name}"]
-            flops = runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
-            budget = {"cells_seen": seen, "loss": losses.astype(float), "flops": seen * flops}
-            parts.append(runs[["size", "parameters"]].assign(**budget))
+            losses = runs[metric if name == "whole" else f"{metric}_{name}"].astype(float)
+            flops = seen * runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
+            parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses, flops=flops))
     return Budgets(regime, metric, pd.concat(parts), pd.DataFrame(rows), floors.get(regime))
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
-from lib.fit.runs import UNITS, headline, usable
+from lib.fit.runs import BASELINES, UNITS, headline, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -48,43 +48,33 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
         return Matched(f"No matched data axis: {refusal}")
     saved = gains(all_donors).assign(crossover=lambda table: frontier(law, table["cells_train"]))
     slope = trend(saved)
-    sentence = (
-        f"Per tenfold training cells what size saves changes by {slope['slope']:+.4f} "
-        f"({slope['low']:+.4f} to {slope['high']:+.4f})."
-    )
+    ends = f"({slope['low']:+.4f} to {slope['high']:+.4f})"
+    sentence = f"Per tenfold training cells what size saves changes by {slope['slope']:+.4f} {ends}."
     return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The usable runs of the matched axis, with the loss as a column: those of all donors, then those of few.
 
-    Raises
-    ------
-    InputError
-        The regimes differ in more than the training cells, or have fewer than three numbers of them.
+    InputError: the regimes differ in more than the training cells.
     """
     rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
-    rows = rows[_depths(rows) == 1]
+    rows = rows[rows["thin"].astype(float).fillna(1) == 1]
     for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
-        if column in rows and rows[column].nunique(dropna=False) > 1:
+        if rows[column].nunique(dropna=False) > 1:
             raise InputError(
                 f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
                 "compare regimes that differ in training cells alone."
             )
-    few = rows["donors"].notna() if "donors" in rows else pd.Series(False, rows.index)
-    if rows.loc[~few, "cells_train"].nunique() < 3:
-        raise InputError("a data axis takes three numbers of training cells at least; train more regimes.")
+    few = rows["donors"].notna()
     return rows[~few], rows[few]
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """What size saves at each number of training cells.
+    """What size saves at each number of training cells, fewest first.
 
-    Returns
-    -------
-    DataFrame, one row per number of cells, fewest first
-        cells_train; gain, the loss that the best size saves against the smallest one, with its standard error from the
-        seeds; relative, the gain as a share of the smallest size's loss.
+    Columns: cells_train; gain, the loss that the best size saves against the smallest one, with se, its standard error
+    from the seeds; relative, the gain as a share of the smallest size's loss.
     """
     groups = rows.groupby(["cells_train", "parameters"])
     means = groups.agg(loss=("loss", "mean"), n=("loss", "size")).reset_index()
@@ -118,24 +108,19 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     """Share of each split's reducible squared error that every run explains.
 
     Splits differ in how hard their cells are; what can be compared is the share of the error from each split's gene
-    mean to its exact floor, or to zero. One split alone gives no rows.
-
-    Returns
-    -------
-    DataFrame
-        regime, size, seed, parameters, split, cells (whose they are), explained, se (of explained, over cells),
-        gaussian (explained by the conditional Gaussian).
+    mean to its exact floor, or to zero. One split alone gives no rows. Columns: regime, size, seed, parameters, split,
+    cells (whose they are), explained, se (of explained, over cells), gaussian (what the conditional Gaussian explains).
     """
     parts = []
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
-        for regime, runs in (usable(table, metric) if metric in table else table[:0]).groupby("regime", sort=False):
+        for regime, runs in usable(table, metric).groupby("regime", sort=False):
             if baselines := known.get(regime, {}).get(split):
                 gene_mean = baselines["gene_mean_mse"]
                 reducible = gene_mean - baselines.get("bayes_mse", 0.0)
-                errors = runs[f"{metric}_se"].astype(float) if f"{metric}_se" in runs else np.nan
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
-                    split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible, se=errors / reducible,
+                    split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible,
+                    se=runs[f"{metric}_se"].astype(float) / reducible,
                     gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
     shares = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"split": []})
@@ -159,18 +144,14 @@ def laws_by_split(laws: dict) -> pd.DataFrame:
 def leak(shares: pd.DataFrame) -> pd.DataFrame:
     """What single cells of training donors make look better than those of test donors, per regime and size.
 
-    Returns
-    -------
-    DataFrame
-        regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of both
-        splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
+    Columns: regime, size, parameters, leak (explained share on test_random minus that on test), se (over the cells of
+    both splits), gaussian: the same difference of the conditional Gaussian, which has the same training cells.
     """
     if shares.empty:
         return pd.DataFrame(columns=["regime", "size", "parameters", "leak", "se", "gaussian"])
     of_split = shares.groupby(["split", "regime", "size", "parameters"])[["explained", "se", "gaussian"]].mean()
-    random, test = (
-        of_split[of_split.index.get_level_values(0) == name].droplevel(0) for name in ("test_random", "test")
-    )
+    splits = of_split.index.get_level_values("split")
+    random, test = (of_split[splits == name].droplevel("split") for name in ("test_random", "test"))
     table = (random - test).assign(se=np.hypot(random["se"], test["se"])).dropna()
     table = table.rename(columns={"explained": "leak"}).reset_index()
     return table.sort_values(["regime", "parameters"], ignore_index=True)
@@ -180,18 +161,14 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     """The same sizes on several splits of the donors: is the gain over the linear model one of these held-out people?
 
     The loss differs from split to split with the donors that are held out; what size gains on the conditional Gaussian,
-    which has the same cells, does so less. Empty for fewer than three splits.
-
-    Returns
-    -------
-    DataFrame, one row per size
-        size, splits; loss, its mean over the splits, and spread, their standard deviation; below_gaussian, the mean
-        share by which the loss is below the conditional Gaussian's, with _low and _high, its 95 % interval over splits.
+    which has the same cells, does so less. Empty for fewer than three splits. A row per size: splits; loss, its mean
+    over the splits, and spread, their standard deviation; below_gaussian, the mean share by which the loss is below the
+    conditional Gaussian's, with _low and _high, its 95 % interval over splits.
     """
     metric = next(iter(headline(table).values()))
     gaussian = UNITS[metric.rsplit("_", 1)[1]]["gaussian"]
     rows = usable(table, metric)
-    if "split_seed" not in rows or rows["split_seed"].nunique() < 3:
+    if rows["split_seed"].nunique() < 3:
         return pd.DataFrame()
     means = rows.groupby(["parameters", "size", "split_seed"])[[metric, gaussian]].mean().astype(float)
     means["below"] = 1 - means[metric] / means[gaussian]
@@ -199,9 +176,11 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     for (_, size), of in means.groupby(["parameters", "size"]):
         below, n = of["below"], len(of)
         reach = stats.t.ppf(0.975, n - 1) * below.std() / np.sqrt(n)
-        ends = {"below_gaussian_low": below.mean() - reach, "below_gaussian_high": below.mean() + reach}
-        row = {"size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std()}
-        table.append(row | {"below_gaussian": below.mean()} | ends)
+        table.append({
+            "size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std(),
+            "below_gaussian": below.mean(), "below_gaussian_low": below.mean() - reach,
+            "below_gaussian_high": below.mean() + reach,
+        })  # fmt: skip
     return pd.DataFrame(table)
 
 
@@ -217,54 +196,37 @@ class Depth:
     """
 
     runs: pd.DataFrame  # size, parameters, depth, loss, explained: means over seeds, of the largest number of cells
-    levels: (
-        pd.DataFrame
-    )  # depth, its regime, and of the headline loss gene_mean, gaussian, floor; explained_gaussian, _floor
+    levels: pd.DataFrame  # depth, its regime, and of the headline loss gene_mean, gaussian, floor; explained_ by those
     bought: pd.DataFrame  # of `bought`
     metric: str
-
-
-def _depths(rows):
-    """Share of the counts that each run's cells have kept."""
-    return rows["thin"].astype(float).fillna(1.0) if "thin" in rows else pd.Series(1.0, rows.index)
 
 
 def depth(table: pd.DataFrame) -> Depth | None:
     """The depths of a study; None where all of its regimes have the same."""
     metric = next(iter(headline(table).values()))
-    rows = usable(table, metric).assign(depth=lambda rows: _depths(rows))
-    rows = rows[rows["donors"].isna()] if "donors" in rows else rows
+    rows = usable(table, metric).assign(depth=lambda rows: rows["thin"].astype(float).fillna(1))
+    rows = rows[rows["donors"].isna()]
     if rows["depth"].nunique() < 2:
         return None
     explained = 1 - (rows["validation_mse"] / rows["gene_mean_mse"]).astype(float)
     rows = rows.assign(loss=rows[metric].astype(float), explained=explained)
     most = rows[rows["cells_train"] == rows["cells_train"].max()]
     runs = most.groupby(["depth", "parameters", "size"])[["loss", "explained"]].mean().reset_index()
-    by_depth, columns = most.groupby("depth"), UNITS[metric.rsplit("_", 1)[1]]
-    names = {"gene_mean": columns["gene_mean"], "gaussian": columns["gaussian"], "floor": columns["floor"]}
-    levels = pd.DataFrame({name: by_depth[column].mean().astype(float) for name, column in names.items()})
-    levels.insert(0, "regime", by_depth["regime"].first())
-    for name, column in {"gaussian": "gaussian_mse", "floor": "bayes_mse"}.items():
-        of = by_depth[[column, "gene_mean_mse"]].mean().astype(float)
-        levels[f"explained_{name}"] = 1 - of[column] / of["gene_mean_mse"]
+    columns = UNITS[metric.rsplit("_", 1)[1]]
+    means = most.astype(dict.fromkeys(BASELINES, float)).groupby("depth")[BASELINES].mean()
+    levels = pd.DataFrame({name: means[columns[name]] for name in ("gene_mean", "gaussian", "floor")})
+    levels.insert(0, "regime", most.groupby("depth")["regime"].first())
+    levels["explained_gaussian"] = 1 - means["gaussian_mse"] / means["gene_mean_mse"]
+    levels["explained_floor"] = 1 - means["bayes_mse"] / means["gene_mean_mse"]
     return Depth(runs, levels.reset_index(), bought(rows), metric)
 
 
 def bought(rows: pd.DataFrame) -> pd.DataFrame:
     """What a doubling of counts, cells or parameters adds to the explained share of the largest, deepest run.
 
-    Each is the last step that was measured, all else at its largest, divided by the doublings it takes.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Runs with the columns depth, cells_train, parameters and explained.
-
-    Returns
-    -------
-    DataFrame
-        twice_the, smaller, larger (the two levels); explained, what a doubling adds, with _low and _high, its 95 %
-        interval from the spread of seeds.
+    Each is the last step that was measured, all else at its largest, divided by the doublings it takes. `rows` are runs
+    with the columns depth, cells_train, parameters and explained. Columns: twice_the, smaller, larger (the two levels);
+    explained, what a doubling adds, with _low and _high, its 95 % interval from the spread of seeds.
     """
     names = {"depth": "counts of a cell", "cells_train": "training cells", "parameters": "parameters"}
     groups = rows.groupby(list(names))["explained"]
@@ -281,9 +243,9 @@ def bought(rows: pd.DataFrame) -> pd.DataFrame:
         seeds = number.xs(tuple(others.values()), level=tuple(others))[[smaller, larger]]
         reach = stats.t.ppf(0.975, max(free, 1)) * np.sqrt(variance * (1 / seeds).sum()) / doublings
         gain = (line[larger] - line[smaller]) / doublings
-        row = {"twice_the": name, "smaller": smaller, "larger": larger, "explained": gain}
-        table.append(row | {"explained_low": gain - reach, "explained_high": gain + reach})
-    return pd.DataFrame(table)
+        table.append((name, smaller, larger, gain, gain - reach, gain + reach))
+    columns = ["twice_the", "smaller", "larger", "explained", "explained_low", "explained_high"]
+    return pd.DataFrame(table, columns=columns)
 
 
 # ---------------------------------------------------------------- protocols
@@ -293,11 +255,7 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
     """From the published protocol to another, switch by switch: what does each do to the exponent and the floor?
 
     Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
-
-    Returns
-    -------
-    DataFrame, one row per regime in the order of the study
-        regime; alpha and relative_c, each with _low and _high; status. Empty for a study of one protocol.
+    A row per regime: alpha and relative_c, each with _low and _high; status. Empty for a study of one protocol.
     """
     if table["protocol"].iloc[0] != "published" or table["regime"].nunique() < 2:
         return pd.DataFrame()

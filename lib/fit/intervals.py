@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit.law import CHUNK_NUMBERS, FEWEST_SIZES, Law, Profile, Status, fit_many, means_law, profile
+from lib.fit.law import FEWEST_SIZES, Law, Profile, Status, fit_many, means_law, profile
 from lib.fit.runs import Ladder
 
 BOOTSTRAPS = {
@@ -27,7 +27,6 @@ METHODS = {
     HEADLINE: "profile, size means",
     "profile_runs": "profile, runs",
     "bootstrap_runs": "bootstrap, runs",
-    "bootstrap_runs_bca": "bootstrap, runs (BCa)",
     "bootstrap_within_sizes": "bootstrap, within sizes",
     "bootstrap_sizes": "bootstrap, sizes",
     "two_stage": "bootstrap, sizes then seeds",
@@ -38,11 +37,8 @@ METHODS = {
 def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` resampled ladders: their size means and weights, each (size, sizes).
 
-    Parameters
-    ----------
-    unit : {"runs", "seeds", "sizes", "both"}
-        What is drawn with replacement: runs regardless of size, seeds within each size, whole sizes with all their
-        seeds, or sizes and then seeds within them.
+    What is drawn with replacement is a `unit`: runs regardless of size, seeds within each size, whole sizes with all
+    their seeds, or both, sizes and then seeds within them.
     """
     n, m = len(ladder.losses), len(ladder.d)
     if unit == "runs":
@@ -55,14 +51,6 @@ def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> 
             return np.broadcast_to(ladder.means, weights.shape), weights
         counts = np.hstack([rng.multinomial(times[:, s] * k, [1 / k] * k) for s, k in enumerate(ladder.seeds)])
     return ladder.by_size(counts * ladder.losses) / np.maximum(ladder.by_size(counts), 1), weights
-
-
-def leave_one_out(ladder: Ladder, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ladder without each of the runs start..stop in turn: unweighted means and weights, (runs, sizes)."""
-    taken = ladder.index[start:stop, None] == np.arange(len(ladder.d))
-    counts = ladder.seeds - taken
-    sums = ladder.seeds * ladder.means - taken * ladder.losses[start:stop, None]
-    return sums / np.maximum(counts, 1), counts
 
 
 def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -78,16 +66,9 @@ def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.where((w > 0).sum(1) >= FEWEST_SIZES, draws, np.nan)
 
 
-def _in_chunks(ladder, total, draw):
-    """Fit `draw(start, stop)` for all of `total` draws with bounded memory."""
-    step = max(1, CHUNK_NUMBERS // (len(ladder.losses) + len(ladder.d)))
-    chunks = [(i, min(i + step, total)) for i in range(0, total, step)]
-    return np.concatenate([fit_draws(ladder.d, *draw(*chunk)) for chunk in chunks], axis=1)
-
-
 def bootstrap(ladder: Ladder, unit: str, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """(alpha, c) of `resamples` resampled ladders, (2, resamples); see `resample` and `fit_draws`."""
-    return _in_chunks(ladder, resamples, lambda start, stop: resample(ladder, unit, stop - start, rng))
+    return fit_draws(ladder.d, *resample(ladder, unit, resamples, rng))
 
 
 def percentile(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -98,48 +79,14 @@ def percentile(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
     return np.stack([np.where(few, -np.inf, ends[0]), np.where(few, np.inf, ends[1])])
 
 
-def bca(draws: np.ndarray, left_out: np.ndarray, point: float, level: float = 0.95) -> np.ndarray:
-    """Bias-corrected and accelerated interval (Efron 1987) of one quantity.
-
-    Parameters
-    ----------
-    draws, left_out : (resamples,), (runs,)
-        Its values over a bootstrap of runs, and without each run in turn.
-    point : float
-
-    Returns
-    -------
-    (2,) ends
-    """
-    draws, tails = draws[~np.isnan(draws)], stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    if len(draws) == 0 or not np.isfinite(left_out).all():
-        return np.array([-np.inf, np.inf])
-    bias = stats.norm.ppf(((draws < point).sum() + 0.5) / (len(draws) + 1))
-    pull = left_out.mean() - left_out
-    acceleration = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5 or 1)
-    at = stats.norm.cdf(bias + (bias + tails) / (1 - acceleration * (bias + tails)))
-    return np.quantile(draws, at, method="closest_observation")
-
-
 def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, level: float = 0.95) -> dict:
-    """Every interval of a ladder with at least four sizes.
-
-    Returns
-    -------
-    dict
-        method -> {"alpha": (low, high), "c": (low, high)}, -inf or inf for an end that does not exist.
-    """
+    """Every interval of a ladder with at least four sizes: {method: {"alpha" or "c": (low, high)}}, inf where open."""
     intervals = {HEADLINE: headline(ladder, level)}
     region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level)
     intervals["profile_runs"] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
     for method, unit in BOOTSTRAPS.items():
         draws = bootstrap(ladder, unit, resamples, rng)
         intervals[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
-        if unit == "runs":
-            left_out = _in_chunks(ladder, len(ladder.losses), lambda *runs: leave_one_out(ladder, *runs))
-            point = fit_draws(ladder.d, ladder.means[None], ladder.seeds[None])[:, 0]
-            corrected = [bca(*one, level) for one in zip(draws, left_out, point, strict=True)]
-            intervals[method + "_bca"] = dict(zip(("alpha", "c"), corrected, strict=True))
     return intervals
 
 
@@ -174,8 +121,7 @@ def brief(ladder: Ladder, level: float = 0.95) -> dict:
 
 def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:
     """Headline interval of `alpha` or `c` in an entry of laws.json; None for an end that does not exist."""
-    low, high = law["intervals"].get(HEADLINE, {}).get(quantity, (None, None))
-    return low, high
+    return tuple(law["intervals"].get(HEADLINE, {}).get(quantity, (None, None)))
 
 
 def columns_of(law: dict) -> dict:
@@ -204,20 +150,14 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def band(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise band of a law at parameter counts `grid`: (low, high), NaN below four sizes.
+def curve(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> pd.DataFrame:
+    """A law of size means with its pointwise band at counts `grid`: parameters, loss, lo, hi (NaN below four sizes).
 
-    It is the range of the expected loss over all laws in the profile-likelihood region behind the headline interval.
-
-    Parameters
-    ----------
-    law : Law
-        A fit to size means, smallest first.
-    known : float
-        See `Ladder.known_variance`.
+    The band is the range of the expected loss over all laws in the profile-likelihood region behind the headline
+    interval; for `known` see `Ladder.known_variance`.
     """
-    sizes, grid = law.parameters, np.asarray(grid, float)
-    if len(sizes) < FEWEST_SIZES:
-        return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
-    region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
-    return region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
+    sizes, low, high = law.parameters, np.nan, np.nan
+    if len(sizes) >= FEWEST_SIZES:
+        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
+        low, high = region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
+    return pd.DataFrame({"parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})

@@ -8,6 +8,7 @@ At the crossover a little more N and a little more D save the same, a A N^-a = b
 limits, above it data. It is also the optimal split of a FLOP budget proportional to N D (Hoffmann et al. 2022).
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +30,7 @@ class Joint:
 
     theta: np.ndarray  # a, b
     linear: np.ndarray  # E, A, B
-    cells: pd.DataFrame  # what it was fitted to, of `grid_means`
+    cells: pd.DataFrame  # parameters, cells_train, mean loss: what it was fitted to
     unit: tuple[float, float]  # smallest N, smallest D
     rss: float
     draws: "Joint | None" = None
@@ -48,30 +49,22 @@ def _columns(theta, N, D, N0, D0):
 
 
 def joint_law(table: pd.DataFrame, resamples: int = 400, seed: int = 0) -> Joint:
-    """Fit a joint law to a grid of sizes x training cells.
+    """Fit a joint law to a grid of sizes x training cells; InputError for fewer than three of either, or six cells.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns parameters, cells_train, loss. Runs of one (parameters, cells_train) are averaged: what is drawn and
-        weighed is a cell of the grid, not a seed.
-    resamples : int
-        Draws, see `_redraw`.
-
-    Raises
-    ------
-    InputError
-        For fewer than three distinct N or D, or no degree of freedom left.
+    `table` has the columns parameters, cells_train and loss. Runs of one (parameters, cells_train) are averaged: what
+    is drawn and weighed is a cell of the grid, not a seed. For the `resamples` see `_redraw`.
     """
-    cells = grid_means(table)
+    cells = table.groupby(["parameters", "cells_train"], as_index=False)[["loss"]].mean().astype(float)
+    for column, what in (("parameters", "model sizes"), ("cells_train", "numbers of training cells")):
+        if cells[column].nunique() < 3:
+            raise InputError(f"a joint law needs three {what} at least, and the table has {cells[column].nunique()}")
+    if len(cells) < 6:
+        raise InputError(f"a joint law needs 6 cells of the grid, and the table has {len(cells)}: train more")
     theta, linear, rss = _fit(cells, cells["loss"].to_numpy()[None])
     unit = cells["parameters"].min(), cells["cells_train"].min()
     law = Joint(theta[0], linear[0], cells, unit, float(rss[0]))
-    law = replace(law, status=_status(law))
-    if not resamples:
-        return law
     theta, linear, _ = _fit(cells, _redraw(law, resamples, np.random.default_rng(seed)))
-    return replace(law, draws=replace(law, theta=theta, linear=linear))
+    return replace(law, status=_status(law), draws=replace(law, theta=theta, linear=linear))
 
 
 def _redraw(law, resamples, rng):
@@ -90,7 +83,7 @@ def _redraw(law, resamples, rng):
         _, index, count = np.unique(cells[column], return_inverse=True, return_counts=True)
         if len(count) > 3:
             shared.append((index, len(count), (np.bincount(index, residual) ** 2 / count).sum()))
-    df = max(n - len(law.theta) - len(law.linear) - sum(levels - 3 for _, levels, _ in shared), 1)
+    df = max(n - 5 - sum(levels - 3 for _, levels, _ in shared), 1)  # E, A, B, a and b
     alone = max(law.rss - sum(part for *_, part in shared), 0) / rng.chisquare(df, (resamples, 1))
     drawn = fitted + np.sqrt(alone) * rng.standard_normal((resamples, n))
     for index, levels, part in shared:
@@ -99,25 +92,11 @@ def _redraw(law, resamples, rng):
     return drawn
 
 
-def grid_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean loss of each (parameters, cells_train), checked: the cells of the grid."""
-    cells = table.groupby(["parameters", "cells_train"], as_index=False)[["loss"]].mean().astype(float)
-    for column, what in (("parameters", "model sizes"), ("cells_train", "numbers of training cells")):
-        if cells[column].nunique() < 3:
-            raise InputError(f"a joint law needs three {what} at least, and the table has {cells[column].nunique()}")
-    if len(cells) < 6:
-        raise InputError(f"a joint law needs 6 cells of the grid, and the table has {len(cells)}: train more")
-    return cells
-
-
 def _status(law):
-    spans = np.log(law.cells[["parameters", "cells_train"]].max() / law.cells[["parameters", "cells_train"]].min())
-    scaled = law.theta[:2] * spans.to_numpy()
+    scaled = law.theta * np.log(law.cells[["parameters", "cells_train"]].max() / law.unit).to_numpy()
     if (scaled <= EXPONENTS[0] * 1.001).any() or (scaled >= EXPONENTS[-1] * 0.999).any():
         return Status.EXPONENT_AT_EDGE
-    if (law.linear[1:3] <= 0).any():
-        return Status.INCREASING_JOINTLY
-    return Status.OK
+    return Status.INCREASING_JOINTLY if (law.linear[1:] <= 0).any() else Status.OK
 
 
 def _fit(cells, losses):
@@ -172,12 +151,12 @@ def capacity_share(law: Joint, parameters: float, cells: float) -> float:
 def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
     """What more of either saves a run: of (parameters or cells), factor, gain and its ends; NaN beyond `REACH`."""
     rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
-    for of, column, value in (("parameters", "parameters", parameters), ("cells", "cells_train", cells)):
-        for factor in FACTORS:
-            more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
-            saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
-            ends = saved, *np.quantile(draws, tails, method="closest_observation")
-            rows.append((of, factor, *(ends if factor * value <= REACH * law.cells[column].max() else [np.nan] * 3)))
+    most = REACH * law.cells[["parameters", "cells_train"]].max()
+    for of, factor in itertools.product(("parameters", "cells"), FACTORS):
+        more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
+        saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
+        ends = saved, *np.quantile(draws, tails, method="closest_observation")
+        rows.append((of, factor, *(ends if (more <= most).all() else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["of", "factor", "gain", "gain_low", "gain_high"])
 
 

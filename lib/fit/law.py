@@ -63,19 +63,9 @@ IDENTIFIED = (Status.OK, Status.UNJUDGED)
 
 
 def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
-    """Collect the usable runs of one regime.
+    """Collect the `usable` runs of one regime, at least one; InputError for a parameter count that is not positive.
 
     Of a mean is known the variance between seeds, and of a uniform variate up to what the last half of updates changed.
-
-    Parameters
-    ----------
-    runs : DataFrame
-        Columns `size`, `parameters` and `metric`; `status` selects runs where it is present. One run is usable.
-
-    Raises
-    ------
-    InputError
-        When a parameter count is not positive.
     """
     rows = usable(runs, metric)
     if not (rows["parameters"] > 0).all():
@@ -107,14 +97,9 @@ def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: n
 
     The variance between sizes is what an unweighted law leaves over beyond seed noise. The seed variance is the pooled
     one; sizes with five seeds or more use their own, shrunk half-way to the pool: two or three seeds say next to
-    nothing about a variance. Equal numbers of few seeds therefore give equal weights.
+    nothing about a variance. Equal numbers of few seeds therefore give equal weights, and so do seeds without spread.
 
-    Parameters
-    ----------
-    d : (sizes,)
-    means, squares : (datasets, sizes)
-        Mean and sum of squares about it; squares of zero everywhere give equal weights.
-    seeds : (sizes,)
+    `means`, `squares` (sums of squares about them) and the weights are (datasets, sizes), `d` and `seeds` (sizes,).
     """
     means, squares = np.atleast_2d(means), np.atleast_2d(squares)
     extra = seeds.sum() - len(seeds)
@@ -157,16 +142,9 @@ class Fits(NamedTuple):
 
 
 def project(d: np.ndarray, y: np.ndarray, w: np.ndarray, alpha: np.ndarray, floor: bool = True) -> Projection:
-    """Solve the linear half of the law at `alpha`.
+    """Solve the linear half of the law at `alpha`, (...); without `floor`, c is zero.
 
-    Parameters
-    ----------
-    d : (sizes,)
-    y, w : (sizes, ...)
-        Losses and weights (inverse variances), broadcasting against alpha behind the first axis.
-    alpha : (...)
-    floor : bool
-        False fits `A exp(-alpha d)`, without c.
+    `d` is (sizes,), and losses `y` and weights `w` (inverse variances) are (sizes, ...), broadcasting against alpha.
     """
     d = d.reshape(-1, *[1] * np.ndim(alpha))
     e = np.exp(-alpha * d)
@@ -190,12 +168,8 @@ def alpha_grid(d: np.ndarray, floor: bool = True) -> np.ndarray:
 def fit_many(d: np.ndarray, y: np.ndarray, w: np.ndarray, floor: bool = True) -> Fits:
     """Global weighted least squares for every dataset.
 
-    Parameters
-    ----------
-    d : (sizes,)
-        log(P / smallest P), at least two distinct values.
-    y, w : (datasets, sizes)
-        A size with weight 0 takes no part.
+    `d` is log(P / smallest P), (sizes,), at least two distinct values; losses `y` and weights `w` are (datasets,
+    sizes), and a size with weight 0 takes no part.
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     grid = alpha_grid(d, floor)
@@ -211,7 +185,6 @@ def _fit_chunk(d, y, w, grid, floor):
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = _explained(d, y, w, grid, floor)
         alpha, edge = _refine(d, y, w, grid, explained.argmax(0), floor)
-        fit = project(d, y, w, alpha, floor)
         at_edge = np.flatnonzero(edge)
         if len(at_edge):
             # An end of the grid can beat a peak only because the peak lies between two of its points: refine that too.
@@ -219,9 +192,9 @@ def _fit_chunk(d, y, w, grid, floor):
             peak = (inner > explained[:-2, at_edge]) & (inner >= explained[2:, at_edge])
             some = y[:, at_edge], w[:, at_edge]
             other, other_edge = _refine(d, *some, grid, 1 + np.where(peak, inner, -1).argmax(0), floor)
-            better = project(d, *some, other, floor).rss < fit.rss[at_edge]
+            better = project(d, *some, other, floor).rss < project(d, *some, alpha[at_edge], floor).rss
             alpha[at_edge[better]], edge[at_edge[better]] = other[better], other_edge[better]
-            fit = project(d, y, w, alpha, floor)
+        fit = project(d, y, w, alpha, floor)
     return alpha, fit.amplitude, fit.c, fit.rss, edge
 
 
@@ -280,7 +253,7 @@ def _slope(d, centred, w, weight, alpha, floor):
 
 
 class Profile(NamedTuple):
-    """The region of laws that the F test does not reject, walked along alpha; first axis points, last datasets."""
+    """The region of laws that the F test does not reject, walked along alpha."""
 
     fits: Fits
     limit: np.ndarray  # (datasets,) residual sum of squares at the rim of the region
@@ -312,22 +285,12 @@ def profile(
     d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0, level: float = 0.95,
     known: float | np.ndarray = 0.0,
 ) -> Profile:  # fmt: skip
-    """Profile-likelihood region of the law, batched.
+    """Profile-likelihood region of the law, batched; for `d`, `y` and `w` see `fit_many`.
 
     A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `level`
-    quantile of F(1, df) (Bates & Watts 1988, section 6.1).
-
-    Parameters
-    ----------
-    d : (sizes,)
-    y, w : (datasets, sizes)
-        One value per size and its weight.
-    df : int
-        Residual degrees of freedom: sizes - 3 over size means, runs - 3 over runs.
-    within : float or (datasets,)
-        Weighted sum of squares inside the sizes (zero over size means).
-    known : float or (datasets,)
-        See `Ladder.known_variance`: by luck the residual variance can be below it.
+    quantile of F(1, df) (Bates & Watts 1988, section 6.1); `df` are sizes - 3 over size means, runs - 3 over runs.
+    `within`, the weighted sum of squares inside the sizes, is zero over size means. By luck the residual variance can
+    be below what is `known`, see `Ladder.known_variance`. Both are numbers or (datasets,).
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)
@@ -353,29 +316,15 @@ def profile(
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """A fitted law and the data it saw.
+    """A fitted law, and the parameters, losses and weights, (n,), that it was fitted to."""
 
-    Attributes
-    ----------
-    form : str
-        A key of `FORMS`.
-    alpha : float or None
-        Exponent of a power form.
-    coefficients : ndarray
-        Of the columns of the form, with P measured in units of the smallest P.
-    parameters, losses, weights : (n,)
-        What was fitted.
-    rss : float
-        Weighted residual sum of squares of the loss itself.
-    """
-
-    form: str
-    alpha: float | None
-    coefficients: np.ndarray
+    form: str  # a key of `FORMS`
+    alpha: float | None  # exponent of a power form
+    coefficients: np.ndarray  # of the columns of the form, with P in units of the smallest P
     parameters: np.ndarray
     losses: np.ndarray
     weights: np.ndarray
-    rss: float
+    rss: float  # weighted residual sum of squares of the loss itself
     status: Status
 
     @property
@@ -415,14 +364,9 @@ def power_law(
     weights : (n,), optional
         Inverse variances (`curve_fit` wants standard deviations instead). Equal by default.
     form : str
-        A key of `FORMS`.
+        A key of `FORMS`; InputError for fewer sizes than it has parameters.
     known : float
         See `Ladder.known_variance`; the status heeds it, the fit does not.
-
-    Raises
-    ------
-    InputError
-        For fewer sizes than parameters.
     """
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
@@ -455,12 +399,3 @@ def _status(form, fits, d, means, weights, known):
         return Status.TOO_FEW_SIZES
     identified = np.isfinite(profile(d, means, weights, len(d) - 3, known=known).interval()).all()
     return Status.OK if identified else Status.NO_FLOOR
-
-
-def aicc(rss: float, n: int, parameters: int) -> float:
-    """n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1), k counting the error variance too (Hurvich & Tsai 1989).
-
-    NaN where there are too few observations.
-    """
-    k = parameters + 1
-    return float(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else np.nan

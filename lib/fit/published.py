@@ -8,7 +8,7 @@ the 38 runs behind its two laws: 18 at 512 genes (data-rich) and 20 at 1,024 gen
 import numpy as np
 import pandas as pd
 
-from lib.fit.intervals import band, brief, columns_of
+from lib.fit.intervals import brief, columns_of, curve
 from lib.fit.law import Status, ladder, means_law, power_law
 from lib.fit.runs import usable
 
@@ -23,12 +23,9 @@ POINTS = 300  # of the grid of floors
 def criterion(table: pd.DataFrame) -> pd.DataFrame:
     """What the published fitter maximises: R2 of a straight line through log(L - c), at each c that it tries.
 
-    Returns
-    -------
-    DataFrame
-        regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual sum of
-        squares of the loss itself, which would have compared like with like. No rows for a regime of one size,
-        or with a loss that is not above zero.
+    Columns: regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual
+    sum of squares of the loss itself, which would have compared like with like. No rows for a regime of one size, or
+    with a loss that is not above zero.
     """
     curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
     for regime, runs in table.groupby("regime", sort=False):
@@ -55,9 +52,9 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     printed with it do not follow from these runs.
     """
     rows = []
-    for regime, curve in criterion(table).groupby("regime", sort=False):
-        best = int(curve["r2"].to_numpy().argmax())
-        row = {**curve.iloc[best].to_dict(), "c_at_edge": best in (0, POINTS - 1)}
+    for regime, tried in criterion(table).groupby("regime", sort=False):
+        best = int(tried["r2"].to_numpy().argmax())
+        row = {**tried.iloc[best].to_dict(), "c_at_edge": best in (0, POINTS - 1)}
         if (table["study"] == STUDY).all():
             row |= {f"printed_{name}": value for name, value in PRINTED.get(regime, {}).items()}
         rows.append(row)
@@ -67,40 +64,33 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
 def refits(runs: pd.DataFrame) -> pd.DataFrame:
     """Least squares on the runs of one regime, beside the published method, and what each questionable choice changes.
 
-    All sizes enter, as in the published fit: also those that see no context.
-
-    Returns
-    -------
-    DataFrame
-        fit, runs, alpha, alpha_low, alpha_high, c, c_low, c_high, rss, status. Intervals are the headline's, at 95 %.
-        No rows where the published method gives no law; see `criterion`.
+    All sizes enter, as in the published fit: also those that see no context. Columns: fit, alpha and c with the ends of
+    their headline intervals at 95 %, status. No rows where the published method gives no law; see `criterion`.
     """
     runs = usable(runs, "validation_mse")
-    columns = ["fit", "runs", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "rss", "status"]
+    columns = ["fit", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "status"]
     if (theirs := fits(runs)).empty:
         return pd.DataFrame(columns=columns)
-    published, smallest = theirs.iloc[0], runs["validation_mse"].min()
+    smallest = runs["validation_mse"].min()
     bounded = power_law(runs["parameters"], runs["validation_mse"] - smallest, form="power")
-    rows = [
-        {"fit": "published method", "runs": len(runs), **published[["alpha", "c", "rss"]]},
-        {"fit": "c at the smallest loss", "runs": len(runs), "alpha": bounded.alpha, "c": smallest, "rss": bounded.rss},
-        _refit("least squares", runs),
-    ]
+    choices = {"least squares": runs}
     if "final_val_mse" in runs:
-        rows.append(_refit("final loss", runs.assign(validation_mse=runs["final_val_mse"])))
+        choices["final loss"] = runs.assign(validation_mse=runs["final_val_mse"])
     for size in runs.sort_values("parameters")["size"].unique():
-        rows.append(_refit(f"without {size}", runs[runs["size"] != size]))
+        choices[f"without {size}"] = runs[runs["size"] != size]
+    rows = [
+        {"fit": "published method", **theirs.iloc[0][["alpha", "c"]]},
+        {"fit": "c at the smallest loss", "alpha": bounded.alpha, "c": smallest},
+        *({"fit": name, **_refit(of)} for name, of in choices.items()),
+    ]
     return pd.DataFrame(rows, columns=columns).replace([-np.inf, np.inf], np.nan)
 
 
-def _refit(name, runs):
-    row = {"fit": name, "runs": len(runs)}
+def _refit(runs):
     if runs["parameters"].nunique() < 3:
-        return row | {"status": Status.TOO_FEW_SIZES}
-    data = ladder(runs)
-    law = means_law(data)
-    rss = float(((data.losses - law.predict(data.parameters)[data.index]) ** 2).sum())
-    return row | {"rss": rss, "status": law.status, **columns_of(brief(data))}
+        return {"status": Status.TOO_FEW_SIZES}
+    law = brief(ladder(runs))
+    return {**columns_of(law), "status": law["status"]}
 
 
 def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,8 +103,6 @@ def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])
     theirs, data = theirs.iloc[0], ladder(runs)
     grid = np.geomspace(data.parameters[0], data.parameters[-1], 200)
-    law = means_law(data)
-    low, high = band(law, grid)
-    ours = pd.DataFrame({"fit": "ours", "parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})
     drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]
-    return pd.concat([ours, pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})], ignore_index=True)
+    published = pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})
+    return pd.concat([curve(means_law(data), grid).assign(fit="ours"), published], ignore_index=True)

@@ -1,6 +1,6 @@
 """All runs of a study in one table, and the runs of one law collected by model size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ COLUMNS = [
     "donors", "thin", "split_seed", "training_flops_per_cell", "cells_seen", "updates", "learning_rate", "optimiser",
     "batch", "protocol", "objective", *LOSSES,
     *(f"{loss}{error}" for error in ("_se", "_donor_se") for loss in LOSSES),
-    *(f"{split}_donors" for split in SPLITS[1:]), "validation_bits", *BASELINES,
+    *(f"{split}_donors" for split in SPLITS[1:]), *BASELINES,
     *(f"validation_{unit}_{budget}" for unit in ("mse", "nll") for budget in BUDGETS), "convergence", "seconds",
     "cells_per_second", "device", "status", "reason", "code_version",
 ]  # fmt: skip
@@ -47,30 +47,23 @@ def collect(study: Study) -> pd.DataFrame:
     """
     if study.runs:
         return given(study)
-    rows = [
-        _row(study, regime, size.name, seed)
-        for regime in study.regimes
-        for size in study.sizes
-        for seed in study.seeds_for(size.name)
-    ]
-    rows = [row for row in rows if row]
-    if not rows:
+    trained = [(regime, size.name) for regime in study.regimes for size in study.sizes]
+    rows = [_row(study, regime, size, seed) for regime, size in trained for seed in study.seeds_for(size)]
+    if not any(rows):
         raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    gaussian = gaussian_bits(table["validation_mse"].astype(float))
-    return table.assign(validation_bits=table["validation_nll"].astype(float).fillna(gaussian))
+    return pd.DataFrame([row for row in rows if row]).reindex(columns=COLUMNS)
 
 
-def gaussian_bits(mse):
-    """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`, in bits.
-
-    It is what arXiv 2602.15253 prints. It changes with the scale of the input and can be negative: it is not the
-    information in a count. Takes a number, an array or a Series, and gives the same; NaN where `mse` is not positive.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = 0.5 * np.log2(2 * np.pi * np.e * mse)
-    bits = bits * np.where(np.isfinite(bits), 1, np.nan)
-    return bits if np.ndim(mse) else float(bits)
+def _row(study, regime, size, seed):
+    folder, settings = study.run_folder(regime, size, seed), study.regimes[regime]
+    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": settings.donors}
+    asked |= {"thin": settings.thin, "split_seed": settings.split_seed}
+    asked["training_flops_per_cell"] = study.size(size).training_flops_per_cell(settings.genes)
+    if (folder / "result.json").is_file():
+        measured = io.read_json(study.folder(regime) / "baselines.json")
+        baselines = {name: measured["validation"].get(name) for name in BASELINES}
+        return {**io.read_json(folder / "result.json"), **baselines, **asked}
+    return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
 
 
 def given(study: Study) -> pd.DataFrame:
@@ -139,28 +132,12 @@ def read(path: Path) -> pd.DataFrame:
 
 def histories(study: Study, regime: str) -> pd.DataFrame:
     """Learning curves of one regime: size, seed and the columns of history.csv, one row per measurement."""
-    curves = []
-    for size in study.sizes:
-        for seed in study.seeds_for(size.name):
-            path = study.run_folder(regime, size.name, seed) / "history.csv"
-            if path.is_file():
-                curves.append(pd.read_csv(path).assign(size=size.name, seed=seed))
+    runs = [(size.name, seed) for size in study.sizes for seed in study.seeds_for(size.name)]
+    paths = {run: study.run_folder(regime, *run) / "history.csv" for run in runs}
+    curves = [pd.read_csv(path).assign(size=size, seed=seed) for (size, seed), path in paths.items() if path.is_file()]
     if not curves:
         raise InputError(f"study {study.name} has no learning curves in {regime}/runs; run notebook 03_train first.")
     return pd.concat(curves, ignore_index=True)
-
-
-def _row(study, regime, size, seed):
-    folder = study.run_folder(regime, size, seed)
-    settings = study.regimes[regime]
-    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": settings.donors}
-    asked |= {"thin": settings.thin, "split_seed": settings.split_seed}
-    asked["training_flops_per_cell"] = study.size(size).training_flops_per_cell(settings.genes)
-    if (folder / "result.json").is_file():
-        measured = io.read_json(study.folder(regime) / "baselines.json")
-        baselines = {name: measured["validation"].get(name) for name in BASELINES}
-        return {**io.read_json(folder / "result.json"), **baselines, **asked}
-    return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
 
 
 def baselines(study: Study) -> dict:
@@ -176,21 +153,16 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
     return {name: "validation_nll" if name in counts else "validation_mse" for name in table["regime"].unique()}
 
 
-def known_floors(known: dict, metrics: dict[str, str]) -> dict[str, float | None]:
-    """The exact floor of each regime's loss, or None where it is not known.
+def levels(known: dict, regime: str, metric: str) -> dict[str, float | None]:
+    """{baseline: its loss, on the split and in the unit of a metric}; `known` is what `baselines` gives."""
+    split, unit = metric.rsplit("_", 1)
+    measured = known.get(regime, {}).get(split, {})
+    return {name: measured.get(column) for name, column in UNITS[unit].items()}
 
-    Parameters
-    ----------
-    known : dict
-        {regime: {split: baselines}}, as `baselines` gives it.
-    metrics : dict
-        {regime: column of runs.csv}, such as `headline` gives.
-    """
-    floors = {}
-    for regime, metric in metrics.items():
-        split, unit = metric.rsplit("_", 1)
-        floors[regime] = known.get(regime, {}).get(split, {}).get(UNITS[unit]["floor"])
-    return floors
+
+def known_floors(known: dict, metrics: dict[str, str]) -> dict[str, float | None]:
+    """The exact floor of each regime's loss, or None; `metrics` is {regime: loss}, such as `headline` gives."""
+    return {regime: levels(known, regime, metric)["floor"] for regime, metric in metrics.items()}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -203,12 +175,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for regime, metric in headline(table).items():
         rows = table[(table["status"] == "ok") & (table["regime"] == regime)]
         by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
-        columns = UNITS[metric.rsplit("_", 1)[1]]
-        part = by_size.agg(
-            seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{metric.rsplit('_')[-1]}", "mean")
-        )
+        unit = metric.rsplit("_", 1)[1]
+        part = by_size.agg(seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{unit}", "mean"))
         part.insert(1, "metric", metric)
-        known = {name: by_size[column].mean().astype(float) for name, column in columns.items() if column in rows}
+        known = {name: by_size[column].mean().astype(float) for name, column in UNITS[unit].items()}
         reducible = known["gene_mean"] - known["floor"].fillna(0)
         part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
         for name in ("pca", "gaussian"):
@@ -233,34 +203,18 @@ def with_provenance(laws: dict, study: Study) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """Losses by model size, smallest first.
-
-    Attributes
-    ----------
-    labels : tuple of str, (sizes,)
-    parameters, means, weights : (sizes,)
-        Parameter count, mean loss over seeds, and weight of that mean (mean weight 1).
-    seeds : (sizes,) of int
-        Runs of each size.
-    index, losses : (runs,)
-        Size and loss of each run, sorted by size and loss so that the order of rows decides nothing.
-    known : (sizes,)
-        Variance of each mean as far as it is known: between its seeds, and by how the loss still moved.
-    error, df : float
-        Standard error of the losses over the held-out donors, which all sizes share, and its degrees of freedom; where
-        donors are not known over cells.
-    """
+    """Losses by model size, smallest first: arrays are (sizes,), and index and losses (runs,)."""
 
     labels: tuple[str, ...]
     parameters: np.ndarray
-    means: np.ndarray
-    weights: np.ndarray
-    seeds: np.ndarray
-    index: np.ndarray
-    losses: np.ndarray
-    known: np.ndarray
-    error: float = 0.0
-    df: float = np.inf
+    means: np.ndarray  # over seeds
+    weights: np.ndarray  # of the means; their mean is 1
+    seeds: np.ndarray  # runs of each size
+    index: np.ndarray  # size of each run, sorted by size and loss so that the order of rows decides nothing
+    losses: np.ndarray  # of each run
+    known: np.ndarray  # variance of each mean, as far as it is known: between its seeds, and how the loss still moved
+    error: float = 0.0  # standard error of all losses together, over held-out donors; where those are not known, cells
+    df: float = np.inf  # its degrees of freedom
 
     @property
     def d(self) -> np.ndarray:
@@ -278,21 +232,15 @@ class Ladder:
         return float((self.weights * self.known).mean())
 
     def by_size(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the runs (last axis) of each size: (..., runs) to (..., sizes)."""
+        """Sums over the runs of each size: (..., runs) to (..., sizes)."""
         return np.add.reduceat(values, np.cumsum(self.seeds) - self.seeds, axis=-1)
 
     def only(self, sizes: np.ndarray) -> "Ladder":
         """The ladder of some sizes (boolean mask), weights unchanged."""
         runs = sizes[self.index]
-        return Ladder(
-            tuple(np.array(self.labels)[sizes]),
-            *(x[sizes] for x in (self.parameters, self.means, self.weights, self.seeds)),
-            index=(np.cumsum(sizes) - 1)[self.index[runs]],
-            losses=self.losses[runs],
-            known=self.known[sizes],
-            error=self.error,
-            df=self.df,
-        )
+        of_sizes = {name: getattr(self, name)[sizes] for name in ("parameters", "means", "weights", "seeds", "known")}
+        of_runs = {"index": (np.cumsum(sizes) - 1)[self.index[runs]], "losses": self.losses[runs]}
+        return replace(self, labels=tuple(np.array(self.labels)[sizes]), **of_sizes, **of_runs)
 
 
 CONTEXT = 4

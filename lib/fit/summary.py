@@ -13,9 +13,9 @@ from scipy import stats
 from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
-from lib.fit.intervals import HEADLINE, METHODS, all_intervals, band, bootstrap, columns_of, readable, region_of
-from lib.fit.law import FEWEST_SIZES, IDENTIFIED, PARAMETERS, Law, Status, aicc, ladder, means_law, power_law
-from lib.fit.runs import UNITS, Ladder, gaussian_bits, known_floors, sees_context, usable
+from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
+from lib.fit.law import FEWEST_SIZES, IDENTIFIED, PARAMETERS, Law, Status, ladder, means_law, power_law
+from lib.fit.runs import Ladder, levels, sees_context, usable
 from lib.io import InputError
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
@@ -23,6 +23,12 @@ METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "m
 
 POINTS = 120
 """Of a curve that is drawn."""
+
+NOTHING = dict.fromkeys(("alpha", "a", "c", "rss", "r2")) | {
+    "status": Status.TOO_FEW_SIZES, "comparison": {}, "lack_of_fit": None, "rollout": [], "intervals": {},
+    "sizes": None, "known_variance": None, "budget": {}, "sensitivity": {},
+}  # fmt: skip
+"""Of an entry of laws.json, where too few sizes were trained."""
 
 
 def fit_laws(
@@ -41,8 +47,8 @@ def fit_laws(
     Parameters
     ----------
     table : DataFrame
-        Columns of runs.csv; `regime`, `parameters` and one metric are needed. Rows whose status is not ok, whose
-        loss is not finite or that copy another row exactly are left out and counted.
+        Columns of runs.csv; `regime`, `parameters` and one metric are needed. Rows that are not `usable` are left out
+        and counted.
     resamples, seed : int
         Of every bootstrap. The order of the rows decides nothing.
     errors : {"donors", "cells"}
@@ -74,40 +80,34 @@ def _law(rows, metric, resamples, seed, level, headline):
     usable_rows = usable(rows, metric)
     good = usable_rows[sees_context(usable_rows)]
     counts = {"n_sizes": good["parameters"].nunique(), "n_runs": len(good), "n_left_out": len(rows) - len(good)}
-    content = {"form": "power + floor", "level": level, **counts}
-    if content["n_sizes"] < 3:
-        return {**content, **_nothing(metric)}
-    data = ladder(good, metric)
-    law = means_law(data)
-    rss = ((data.losses - law.predict(data.parameters[data.index])) ** 2).sum()
-    spread = ((data.losses - data.losses.mean()) ** 2).sum()
-    content |= {
-        "alpha": law.alpha, "a": law.a, "c": law.c, "rss": rss, "r2": 1 - rss / spread if spread else 0.0,
-        "status": law.status, "comparison": compare_forms(data), "lack_of_fit": lack_of_fit(data),
-        "rollout": rollout(data, level), "intervals": {},
-        "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
-                  "weight": data.weights},
-        "known_variance": data.known_variance,
-        "budget": capacity.of_budgets(good, metric, level),
-        "sensitivity": capacity.sensitivity(usable_rows, metric, level) if headline else {},
-    }  # fmt: skip
-    if content["n_sizes"] >= FEWEST_SIZES:
-        content["intervals"] = all_intervals(data, resamples, np.random.default_rng(seed), level)
-    if "limit" in content["budget"]:
-        content["intervals"][HEADLINE] = capacity.to_the_limit(content)
-        if law.status == Status.OK and not np.isfinite(content["intervals"][HEADLINE]["c"]).all():
-            content["status"] = Status.NO_FLOOR
-    content["status"] = capacity.judged(good, content["status"])
+    content = {"form": "power + floor", "level": level, **counts, **NOTHING}
+    if content["n_sizes"] >= 3:
+        content |= _fitted(ladder(good, metric), resamples, seed, level)
+        content["budget"] = capacity.of_budgets(good, metric, level)
+        if headline:
+            content["sensitivity"] = capacity.sensitivity(usable_rows, metric, level)
+        if "limit" in content["budget"]:
+            content["intervals"][HEADLINE] = capacity.to_the_limit(content)
+            if content["status"] == Status.OK and not np.isfinite(content["intervals"][HEADLINE]["c"]).all():
+                content["status"] = Status.NO_FLOOR
+        content["status"] = capacity.judged(good, content["status"])
     content = plain(content)
     columns = columns_of(content)
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
 
 
-def _nothing(metric):
-    empty = ("alpha", "a", "c", "rss", "r2", "lack_of_fit", "sizes", "known_variance")
-    return dict.fromkeys(empty) | {
-        "status": Status.TOO_FEW_SIZES, "intervals": {}, "comparison": {}, "rollout": [], "budget": {},
-        "sensitivity": {}, "floor_bits": floor_bits(metric, None, [None, None]),
+def _fitted(data, resamples, seed, level):
+    law = means_law(data)
+    rss = ((data.losses - law.predict(data.parameters[data.index])) ** 2).sum()
+    spread = ((data.losses - data.losses.mean()) ** 2).sum()
+    several, rng = len(data.d) >= FEWEST_SIZES, np.random.default_rng(seed)
+    return {
+        "alpha": law.alpha, "a": law.a, "c": law.c, "rss": rss, "r2": 1 - rss / spread if spread else 0.0,
+        "status": law.status, "comparison": compare_forms(data), "lack_of_fit": lack_of_fit(data),
+        "rollout": rollout(data, level), "intervals": all_intervals(data, resamples, rng, level) if several else {},
+        "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
+                  "weight": data.weights},
+        "known_variance": data.known_variance,
     }  # fmt: skip
 
 
@@ -122,53 +122,42 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -> dict:
-    """Bits of a fitted floor, its interval carried over end by end (the conversion is increasing).
+def gaussian_bits(mse: float | None) -> float | None:
+    """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`; None where that is not positive.
 
-    Parameters
-    ----------
-    metric : str
-        Column of runs.csv: one with `mse` in its name is converted as a Gaussian, one with `nll` already is in bits.
-    floor : float or None
-    interval : pair of float or None
-        None is an open end; an end at or below zero has no Gaussian bits and is open too.
-
-    Returns
-    -------
-    dict with value, interval, kind.
+    It is what arXiv 2602.15253 prints. It changes with the scale of the input and can be negative: it is not the
+    information in a count.
     """
+    return None if mse is None or mse <= 0 else float(0.5 * np.log2(2 * np.pi * np.e * mse))
 
-    def convert(x):
-        bits = np.nan if x is None else x if "nll" in metric else gaussian_bits(x)
-        return float(bits) if np.isfinite(bits) else None
 
-    kind = "Gaussian differential entropy, depends on the scale of the input"
+def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -> dict:
+    """Bits of a fitted floor: value, interval (carried over end by end; None is open) and kind.
+
+    A squared error is converted as a Gaussian, and a negative log-likelihood already is in bits.
+    """
     if "nll" in metric:
         kind = "negative log-likelihood: an upper bound on H(count | visible genes)"
-    return {"value": convert(floor), "interval": [convert(end) for end in interval], "kind": kind}
+        return {"value": floor, "interval": interval, "kind": kind}
+    kind = "Gaussian differential entropy, depends on the scale of the input"
+    return {"value": gaussian_bits(floor), "interval": [gaussian_bits(end) for end in interval], "kind": kind}
 
 
 # ---------------------------------------------------------------- is there scaling, is there a floor
 
 
 def compare_forms(data: Ladder) -> dict[str, dict]:
-    """AICc over runs, and error in predicting the mean of a size left out, for every form.
+    """{form: {aicc, loso_rmse, parameters}}, None where a number does not exist.
 
-    AICc takes runs as independent; the leave-one-size-out error does not.
-
-    Returns
-    -------
-    dict
-        form -> {aicc, loso_rmse, parameters}, None where a number does not exist.
+    AICc (Hurvich & Tsai 1989) takes runs as independent; the error in predicting the mean of a size left out does not.
     """
-    n = len(data.losses)
+    n, table = len(data.losses), {}
     rounding = n * (np.finfo(float).eps * abs(data.losses).max()) ** 2
-    table = {}
     for form, parameters in PARAMETERS.items():
-        score = np.nan
-        if len(data.d) >= parameters:
-            score = aicc(max(runs_law(data, form).rss, rounding, np.finfo(float).tiny), n, parameters)
-        score = None if np.isnan(score) else score
+        k, score = parameters + 1, None  # the error variance is a parameter too
+        if len(data.d) >= parameters and n > k + 1:
+            rss = max(runs_law(data, form).rss, rounding, np.finfo(float).tiny)
+            score = float(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
         table[form] = {"aicc": score, "loso_rmse": loso_rmse(data, form), "parameters": parameters}
     return table
 
@@ -202,11 +191,8 @@ def lack_of_fit(data: Ladder) -> dict | None:
 def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     """Fit without the largest sizes, then predict the mean loss of each of them, with a prediction interval.
 
-    Returns
-    -------
-    list of dict
-        held_out (labels), size, parameters, predicted, interval, observed (mean over seeds), miss (observed minus
-        predicted). Empty below five sizes.
+    Each row has held_out (labels), size, parameters, predicted, interval, observed (mean over seeds) and miss (observed
+    minus predicted). Empty below five sizes.
     """
     m, rows = len(data.d), []
     for fewer in range(m - 1, FEWEST_SIZES - 1, -1):
@@ -240,12 +226,11 @@ class Closeness:
 
 def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, seed: int) -> Closeness | None:
     """That of the first regime whose law is ok, or else of the first that has an interval; None where none has."""
-    laws = {regime: next(iter(by_metric.items())) for regime, by_metric in laws.items()}
-    able = {regime: law for regime, (_, law) in laws.items() if law["intervals"]}
+    able = {regime: law for regime, law in of_metric(laws).items() if law["intervals"]}
     if not able:
         return None
     regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
-    metric, law = laws[regime]
+    metric, law = next(iter(laws[regime])), able[regime]
     rows = usable(table[table["regime"] == regime], metric)
     data = ladder(rows[sees_context(rows)], metric)
     means = pd.DataFrame({"size": data.labels, "parameters": data.parameters, "excess": data.means - law["c"]})
@@ -279,9 +264,7 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
         if sizes := law["sizes"]:
             fitted = power_law(sizes["parameters"], sizes["mean"], sizes["weight"])
             grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, POINTS)
-            low, high = band(fitted, grid, law["level"], law["known_variance"])
-            drawn = {"parameters": grid, "loss": fitted.predict(grid), "lo": low, "hi": high}
-            parts.append(pd.DataFrame({"regime": regime} | drawn))
+            parts.append(curve(fitted, grid, law["level"], law["known_variance"]).assign(regime=regime))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
 
@@ -294,7 +277,7 @@ def intervals_table(laws: dict) -> pd.DataFrame:
         {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
-        if law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
+        if method in METHODS and law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
     ]
     return pd.DataFrame(rows)
 
@@ -304,15 +287,14 @@ def comparison_table(laws: dict) -> pd.DataFrame:
 
     A form that misses by more than the largest loss ran away, as powers do when extrapolated, and has no error.
     """
-    tables = {}
-    for regime, law in of_metric(laws).items():
-        if law["comparison"]:
-            tables[regime] = pd.DataFrame(law["comparison"]).T
-            ran_away = tables[regime]["loso_rmse"] > np.abs(law["sizes"]["mean"]).max()
-            tables[regime]["loso_rmse"] = tables[regime]["loso_rmse"].mask(ran_away)
-    if not tables:
-        return pd.DataFrame(columns=["delta_aicc", "aicc", "loso_rmse", "parameters"])
-    table = pd.concat(tables, names=["regime", "form"])
+    rows = [
+        {"regime": regime, "form": form, **of, "largest": np.abs(law["sizes"]["mean"]).max()}
+        for regime, law in of_metric(laws).items()
+        for form, of in law["comparison"].items()
+    ]
+    columns = ["regime", "form", "aicc", "loso_rmse", "parameters", "largest"]
+    table = pd.DataFrame(rows, columns=columns).set_index(["regime", "form"]).astype(float)
+    table["loso_rmse"] = table["loso_rmse"].mask(table["loso_rmse"] > table.pop("largest"))
     table.insert(0, "delta_aicc", table["aicc"] - table["aicc"].groupby("regime").transform("min"))
     return table
 
@@ -325,14 +307,7 @@ def rollout_table(laws: dict) -> pd.DataFrame:
 
 
 def laws_table(laws: dict, known: dict) -> pd.DataFrame:
-    """The answer of a study: the headline law of every regime.
-
-    Parameters
-    ----------
-    laws : dict
-        Content of laws.json.
-    known : dict
-        {regime: {split: baselines}}, as `runs.baselines` gives it.
+    """The answer of a study: the headline law of every regime. `known` is what `runs.baselines` gives.
 
     Returns
     -------
@@ -341,30 +316,25 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
         budget with its ends; exact_floor of that loss, and baseline, the least loss of what needs no training; status.
         NaN where unknown, without end, or not `readable`.
     """
-    metrics = {regime: next(iter(by_metric)) for regime, by_metric in laws.items()}
-    exact, rows = known_floors(known, metrics), []
-    for regime, metric in metrics.items():
-        split, unit = metric.rsplit("_", 1)
-        law, measured = laws[regime][metric], known.get(regime, {}).get(split, {})
-        untrained = [measured.get(column) for name, column in UNITS[unit].items() if name != "floor"]
+    rows = []
+    for regime, by_metric in laws.items():
+        metric, law = next(iter(by_metric.items()))
+        untrained = levels(known, regime, metric)
+        exact = untrained.pop("floor")
         rows.append({
-            "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact[regime],
-            "baseline": min((loss for loss in untrained if loss is not None), default=None), "status": law["status"],
+            "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact,
+            "baseline": min((loss for loss in untrained.values() if loss is not None), default=None),
+            "status": law["status"],
         })  # fmt: skip
-    ends = [f"{name}{end}" for name in ("alpha", "c", "limit") for end in ("", "_low", "_high")]
-    numbers = [*ends, "exact_floor", "baseline"]
-    columns = ["regime", "metric", *numbers, "status"]
-    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
-    return readable(table)
+    table = pd.DataFrame(rows)
+    return readable(table.astype(dict.fromkeys(table.columns[2:-1], float)))
 
 
 def _limit(law):
-    """The floor in the limit of the budget, as columns; nothing where that law is not determined."""
-    limit = law.get("budget", {}).get("limit")
-    if limit is None or limit["status"] != Status.OK:
-        return {}
-    columns = columns_of(limit)
-    return {"limit": columns["c"], "limit_low": columns["c_low"], "limit_high": columns["c_high"]}
+    """The floor in the limit of the budget, as columns; None where that law is not determined."""
+    limit = law["budget"].get("limit")
+    columns = columns_of(limit) if limit and limit["status"] == Status.OK else {}
+    return {f"limit{end}": columns.get(f"c{end}") for end in ("", "_low", "_high")}
 
 
 def bits_table(laws: dict) -> pd.DataFrame:
@@ -382,19 +352,17 @@ def read_replicates() -> pd.DataFrame:
 def replicates_table(replicates: pd.DataFrame) -> pd.DataFrame:
     """How often the interval of c held the floor in replicated studies whose law lets c into a headline.
 
-    Returns
-    -------
-    DataFrame, one row per objective and claim (the headline law of status ok, or the law in the limit of the budget)
-        replicates; laws, the number of them with that claim; bias, the median of c relative to the exact floor;
-        exact, the share of intervals that hold the floor of infinitely many cells, with its 95 % interval (Wilson);
-        realised, the share that holds the floor of the very cells.
+    A row per objective and claim (the headline law of status ok, or the law in the limit of the budget): replicates;
+    laws, the number of them with that claim; bias, the median of c relative to the exact floor; exact, the share of
+    intervals that hold the floor of infinitely many cells, with its 95 % interval (Wilson); realised, the share that
+    holds the floor of the very cells.
     """
     from statsmodels.stats.proportion import proportion_confint  # costs 0.1 s that other fits need not spend
 
-    rows, claims = [], {"law of status ok": ("status", ""), "limit of the budget": ("limit_status", "limit_")}
+    rows, claims = [], {"law of status ok": "", "limit of the budget": "limit_"}
     for objective, of in replicates.groupby("objective", sort=False):
-        for claim, (status, prefix) in claims.items():
-            named = of[of[status] == Status.OK]
+        for claim, prefix in claims.items():
+            named = of[of[f"{prefix}status"] == Status.OK]
             low, high = (named[f"{prefix}{end}"].astype(float) for end in ("low", "high"))
             ends = low.fillna(-np.inf), high.fillna(np.inf)
             held = named["exact"].between(*ends)
