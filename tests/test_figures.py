@@ -145,10 +145,8 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
 
 def test_many_regimes_fit_a_page_too():
     regimes = [f"regime {n}" for n in range(11)]
-    rows, laws = (
-        pd.concat([LADDER.assign(regime=regime) for regime in regimes]),
-        dict.fromkeys(regimes, LAWS["data-rich"]),
-    )
+    rows = pd.concat([LADDER.assign(regime=regime) for regime in regimes])
+    laws = dict.fromkeys(regimes, LAWS["data-rich"])
     figure = figures.loss_against_parameters(rows, summary.curves(laws), {}, laws)
     assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
 

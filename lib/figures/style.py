@@ -302,7 +302,7 @@ def key(**style) -> Line2D:
 
 
 def size_lines(axis: Axes, runs: pd.DataFrame, x: str, y: str, **line: object) -> list[tuple[float, str, str]]:
-    """The mean of each size over its runs, a line each, sizes in ascending order; returns what `end_labels` takes."""
+    """The mean of each size over its runs, a line each, sizes in ascending order; returns its labels for `settle`."""
     shade, end = shades(runs["size"]), runs[x] == runs.groupby("size")[x].transform("max")
     if len(runs):
         seaborn.lineplot(runs, x=x, y=y, hue="size", style="size", palette=shade, markers=markers(runs["size"]),
