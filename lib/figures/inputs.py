@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pandas as pd
-import seaborn
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, key
@@ -88,12 +87,14 @@ def recipe(swept: pd.DataFrame) -> Figure:
     of_width = swept[(swept["width"] == 16) & np.isfinite(swept["validation_mse"])]
     figure, axes = style.panels(of_width["panel"].nunique(), 52)
     colours = {"adamw": style.BASELINES["gene_mean"][1]["color"], "muon": style.INK, "soap": "#AA7744"}
-    usual = swept[swept["rule"]].groupby("panel")["batch"].first()
+    usual, keys = swept[swept["rule"]].set_index("panel")["batch"].groupby(level=0).first(), {}
     for axis, (name, rows) in zip(axes, of_width.groupby("panel", sort=False), strict=True):
         plain = rows[(rows["beta2"] == 0.99) & (rows["embedding_scale"] == 0.5)]
-        seaborn.lineplot(plain, x="factor", y="validation_mse", hue="optimiser", palette=colours, units="batch",
-                         estimator=None, style=plain["batch"] == usual[name], dashes={True: "", False: (1, 1.65)},
-                         marker="o", markersize=3, markeredgewidth=0, legend=False, ax=axis)  # fmt: skip
+        for (optimiser, batch), of in plain.groupby(["optimiser", "batch"]):
+            dashes = "-" if batch == usual[name] else ":"
+            of = of.sort_values("factor")
+            axis.plot(of["factor"], of["validation_mse"], dashes, marker="o", markersize=3, color=colours[optimiser])
+        keys |= {optimiser: key(color=colours[optimiser], marker="o", markersize=3) for optimiser in plain["optimiser"]}
         seconds = f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}"
         style.header(axis, name, [f"{seconds}; dotted: a quarter of it, and four times"])
         axis.set(xlabel="learning rate (times the rule's)", ylabel=style.loss_label("validation_mse"), xscale="log")
@@ -103,7 +104,7 @@ def recipe(swept: pd.DataFrame) -> Figure:
         figure,
         f"Validation loss of width 16 after equal seconds against the learning rate, by optimiser and batch: "
         f"{len(of_width)} of {len(swept)} runs of the sweep.",
-        {optimiser: key(color=colour, marker="o", markersize=3) for optimiser, colour in colours.items()},
+        keys,
     )
 
 
