@@ -117,30 +117,31 @@ def _score(ends, truth):
 def draw(table):
     """How often each interval of data/coverage.csv held the truth, and the shares that the headline promises."""
     methods = [name for name in METHODS if name in set(table["method"])]
-    figure, axes = style.panels(1, 2, height=25 + 10 * len(methods))
+    figure, axes = style.panels(2, 25 + 10 * len(methods))
     cells = table.assign(design=[f"{row.sizes} × {row.seeds}" for row in table.itertuples()])
     cells["cell"] = cells.groupby(["size_effect", "design", "truth"]).ngroup()
     marker = dict(zip(dict.fromkeys(cells["design"]), style.MARKERS, strict=False))
-    for axis, name, what in zip(axes.flat, ("alpha", "c"), ("exponent", "floor"), strict=True):
+    for axis, name, what in zip(axes, ("alpha", "c"), ("exponent", "floor"), strict=True):
         axis.axvspan(*PROMISED, color=style.GREY, alpha=0.15, linewidth=0)
         axis.axvline(100 * table["level"].iloc[0], color=style.GREY, linewidth=0.8, linestyle="--")
         _shares(axis, cells.dropna(subset=[name]), name, methods, marker)
         style.listed(axis, [METHODS[method] for method in methods], shown=name == "alpha")
         axis.set(xlim=(min(PROMISED[0] - 4, axis.get_xlim()[0]), 100.5),
                  xlabel=f"studies whose interval held the {what} (%)")  # fmt: skip
-    axes.flat[0].set_ylabel("interval (by method)")
-    axes.flat[0].get_yticklabels()[0].set_fontweight("bold" if methods[0] == HEADLINE else "normal")
+    axes[0].set_ylabel("interval (by method)")
+    axes[0].get_yticklabels()[0].set_fontweight("bold" if methods[0] == HEADLINE else "normal")
     grey = {"color": style.GREY, "linestyle": "", "markersize": 4}
-    style.legend(figure, {design: style.key(marker=shape, **grey) for design, shape in marker.items()} | {
+    keys = {design: style.key(marker=shape, **grey) for design, shape in marker.items()} | {
         "seed noise": style.key(color=EFFECT[False], linewidth=3),
         "and size effect": style.key(color=EFFECT[True], linewidth=3),
-        "floor": style.key(marker="o", **grey), "no floor": style.key(marker="o", markerfacecolor="white", **grey),
-    })  # fmt: skip
+        "floor": style.key(marker="o", **grey), "no floor": style.key(marker="o", **grey, **style.OPEN),
+    }  # fmt: skip
     return style.settle(
         figure,
         f"How often each interval held the truth in {cells['cell'].nunique()} kinds of simulated study, "
         f"{cells['studies'].min():,} or more of each. Bars: 95 % binomial; dashed: what is promised; strip: "
         f"{PROMISED[0]} to {PROMISED[1]} %.",
+        keys,
     )
 
 
@@ -159,7 +160,7 @@ def main():
     """Measure the coverage, write data/coverage.csv and draw it."""
     table = coverage()
     io.write_csv(io.ROOT / "data" / "coverage.csv", table.round(4))
-    style.save(draw(table), io.ROOT / "figures" / "gallery", "coverage", ("svg", "png"))
+    style.save(draw(table), io.ROOT / "figures" / "gallery", "coverage")
     for method, of in table.groupby("method", sort=False):
         for name in ("alpha", "c"):
             held, studies = round((of[name] * of["studies"]).sum()), of["studies"].sum()

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from functools import cache
 from io import BytesIO, StringIO
 from types import SimpleNamespace as View
@@ -37,7 +38,7 @@ RUNS = pd.concat([LADDER, LADDER.assign(regime="data-limited"), FAILED])
 LAWS = {regime: {METRIC: KEPT["data-rich"][METRIC]} for regime in RUNS["regime"].unique()}
 CURVES = summary.curves(LAWS)
 MEASURED = {"validation": {name: LADDER[name].iloc[0] for name in ("gene_mean_mse", "gaussian_mse", "bayes_mse")}}
-NO_LAW = {"data-rich": {METRIC: {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}}}
+NO_LAW = {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}
 
 
 def make_histories():
@@ -144,34 +145,31 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
 
 def test_many_regimes_fit_a_page_too():
     regimes = [f"regime {n}" for n in range(11)]
-    rows, laws = (
-        pd.concat([LADDER.assign(regime=regime) for regime in regimes]),
-        dict.fromkeys(regimes, LAWS["data-rich"]),
-    )
+    rows = pd.concat([LADDER.assign(regime=regime) for regime in regimes])
+    laws = dict.fromkeys(regimes, LAWS["data-rich"])
     figure = figures.loss_against_parameters(rows, summary.curves(laws), {}, laws)
     assert len(figure.axes) == 11 and figure.get_figheight() * 25.4 <= 120 + 1e-6
 
 
 def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monkeypatch):
-    seen = []
+    seen, figure = [], drawn["learning"]
     monkeypatch.setattr("IPython.display.display", lambda what, **how: seen.append((what, how)))
-    figure = drawn["learning"]
     figure._ipython_display_()
-    (_, how), (caption, _) = seen
-    assert how["metadata"]["image/png"]["alt"] == figure.caption and figure.caption in caption.data
-    content, shown = figure._repr_png_()
-    assert len(content) < 60_000 and Image.open(BytesIO(content)).width > 1.5 * shown["width"]
+    (data, how), (caption, _) = seen
+    png, shown = b64decode(data["image/png"]), how["metadata"]["image/png"]
+    assert shown["alt"] == figure.caption and figure.caption in caption.data
+    assert len(png) < 60_000 and Image.open(BytesIO(png)).width > 1.5 * shown["width"]
 
 
 def test_what_a_study_has_no_runs_for_is_a_note_and_an_earlier_figure_of_it_goes(tmp_path, drawn):
     failed, empty = RUNS.assign(status="diverged", validation_mse=np.nan), pd.DataFrame()
     nothing = View(sentence="three numbers of cells", gains=None, genes=None, bits=None, sizes=[])
     notes = [figures.matched(nothing), figures.by_gene(nothing), figures.conversions(nothing), figures.budget(None),
-             figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, NO_LAW),
+             figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, LAWS),
              figures.architecture(nothing), figures.held_out(empty, empty), tables.sizes(empty), tables.plain(empty),
              tables.plain(None), tables.rollout(empty), tables.forms(empty)]  # fmt: skip
     assert all(isinstance(note, style.Note) for note in notes)
-    figures.save(drawn["matched"], tmp_path, "drawn", ("svg",))
+    figures.save(drawn["matched"], tmp_path, "drawn")
     note = figures.save(notes[0], tmp_path, "drawn")
     assert note.content()[0]["text/markdown"] == "three numbers of cells" and list(tmp_path.iterdir()) == []
 
@@ -230,7 +228,7 @@ def test_every_axis_has_a_label_and_a_unit(drawn):
 
 
 def test_a_colour_means_one_thing():
-    fixed = [*(colour for _, colour, _ in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
+    fixed = [*(line["color"] for _, line in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
     assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE[:4], style.GREY, style.INK}
 
 
@@ -260,9 +258,10 @@ def test_points_lines_band_and_floor_are_those_given(drawn):
 def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
     law = LAWS["data-rich"][METRIC] | {"status": "floor not identified"}
     law["intervals"] = {"profile_size_means": {"alpha": [None, 0.5], "c": [None, None]}}
-    figures.loss_against_parameters(RUNS, CURVES, {}, {"data-rich": {METRIC: law}})
-    figure = figures.loss_against_parameters(LADDER[LADDER["width"] < 6], CURVES[:0], {}, NO_LAW)
-    assert "no law: too few sizes" in texts(figure) and figure.get_figwidth() * 25.4 == pytest.approx(85)
+    figures.loss_against_parameters(RUNS, CURVES, {}, LAWS | {"data-rich": {METRIC: law}})
+    none, rows = {"data-rich": {METRIC: NO_LAW}}, LADDER[LADDER["width"] < 6]
+    figure = figures.loss_against_parameters(rows, CURVES[:0], {}, none)
+    assert "no law: too few sizes" in " ".join(texts(figure)) and figure.get_figwidth() * 25.4 == pytest.approx(85)
 
 
 def test_means_and_gains_are_those_given(drawn):

@@ -28,11 +28,6 @@ def papermill(project, notebook, folder, *parameters):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def project(executed):
-    return executed
-
-
 def cells(notebook):
     return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
 
@@ -48,8 +43,8 @@ def by_default(executed, name):
     return Path(how["input_path"]).stem == name and how["parameters"].items() <= default.items()
 
 
-def test_every_run_is_one_row_of_the_stated_columns(project):
-    table = pd.read_csv(project / "data/demo/runs.csv")
+def test_every_run_is_one_row_of_the_stated_columns(executed):
+    table = pd.read_csv(executed / "data/demo/runs.csv")
     assert list(table.columns) == runs.COLUMNS
     assert len(table) == 2 * 5 * 2
     assert not table.duplicated(["regime", "size", "seed"]).any()
@@ -57,19 +52,17 @@ def test_every_run_is_one_row_of_the_stated_columns(project):
     assert set(table["convergence"]) <= {"converged", "not converged"}
     # Runs that went well, of all donors, in squared errors, on two splits of one donor each: the rest is empty.
     empty = table.columns[table.columns.str.contains("test_dataset|test_random|_nll|_donor_se")]
-    unasked = {"reason", "donors", "thin", "split_seed", *empty} - {
-        "gene_nll",
-        "gaussian_nll",
-    }  # the bits of the baselines stay
-    assert table[list(unasked)].isna().all().all()
-    assert table.drop(columns=list(unasked)).notna().all().all()
+    bits = {"gene_nll", "gaussian_nll"}  # those of the baselines stay
+    unasked = list({"reason", "donors", "thin", "split_seed", *empty} - bits)
+    assert table[unasked].isna().all().all()
+    assert table.drop(columns=unasked).notna().all().all()
     assert (table["bayes_mse"] < table["gaussian_mse"]).all() and (table["bayes_mse"] < table["gene_mean_mse"]).all()
     possible = table["bayes_mse"] - 5 * table["validation_mse_se"]
     assert (table["validation_mse"] > possible).all(), "no model beats what is possible"
 
 
-def test_laws_carry_intervals_comparison_and_origin(project):
-    laws = json.loads((project / "data/demo/laws.json").read_text())
+def test_laws_carry_intervals_comparison_and_origin(executed):
+    laws = json.loads((executed / "data/demo/laws.json").read_text())
     assert set(laws) == set(STUDY["regimes"])
     for law in (laws[regime][metric] for regime in laws for metric in ("validation_mse", "test_mse")):
         assert {"form", "alpha", "a", "c", "r2", "n_sizes", "n_runs", "status", "floor_bits"} <= set(law)
@@ -80,8 +73,8 @@ def test_laws_carry_intervals_comparison_and_origin(project):
         assert law["provenance"]["census"]["simulate"]["states"] == 8
 
 
-def test_figures_and_tables_come_in_every_format_with_their_caption(project):
-    place = project / "figures/demo"
+def test_figures_and_tables_come_in_every_format_with_their_caption(executed):
+    place = executed / "figures/demo"
     drawn, laid = ({path.stem for path in place.glob(f"*.{kind}")} for kind in ("pdf", "csv"))
     assert {"loss_against_parameters", "learning_curves", "budget", "architecture", "genes", "bits"} <= drawn
     assert not {"published_audit", "matched", "protocols"} & drawn, "what a study has no data for is left out"
@@ -93,10 +86,10 @@ def test_figures_and_tables_come_in_every_format_with_their_caption(project):
     assert {path.stem for path in place.glob("*.txt")} == drawn | laid
 
 
-def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(project):
-    executed = sorted((project / "data/demo/notebooks").rglob("*.ipynb"))
-    assert len(executed) == 2 + 1 + 2 * 5 + 1 + 1
-    for notebook in executed:
+def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(executed):
+    shown = sorted((executed / "data/demo/notebooks").rglob("*.ipynb"))
+    assert len(shown) == 2 + 1 + 2 * 5 + 1 + 1
+    for notebook in shown:
         found = outputs(notebook)
         assert not [output for output in found if output["output_type"] == "error" or output.get("name") == "stderr"]
         assert any("image/png" in output.get("data", {}) for output in found), notebook.name
@@ -111,15 +104,15 @@ WRITES = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_notebook_runs_by_itself_again_shows_the_same_and_writes_only_what_is_its_own(name, project, tmp_path):
+def test_a_notebook_runs_by_itself_again_shows_the_same_and_writes_only_what_is_its_own(name, executed, tmp_path):
     def state():
-        return {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
+        return {path: path.stat().st_mtime_ns for path in executed.rglob("*") if path.is_file()}
 
     before = state()
-    papermill(project, name, tmp_path)
-    changed = [str(path.relative_to(project)) for path, when in state().items() if before.get(path) != when]
+    papermill(executed, name, tmp_path)
+    changed = [str(path.relative_to(executed)) for path, when in state().items() if before.get(path) != when]
     assert [path for path in changed if not re.match(WRITES[name], path)] == []
-    (first,) = [path for path in (project / "data/demo/notebooks").rglob("*.ipynb") if by_default(path, name)]
+    (first,) = [path for path in (executed / "data/demo/notebooks").rglob("*.ipynb") if by_default(path, name)]
     shown = [[output.get("data") for output in outputs(path)] for path in (first, tmp_path / f"{name}.ipynb")]
     assert shown[0] == shown[1]
 

@@ -77,11 +77,8 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     assert over in TEXT and f"no better than {low:.3f} to {high:.3f}" in TEXT
     linear = f"(conditional Gaussian {largest['gaussian_mse']:.3f}, PCA {largest['pca_mse']:.3f}); d64"
     means = runs.groupby("width")["validation_mse"].mean()
-    assert (
-        linear in TEXT
-        and (means[means.index >= 8] < largest["pca_mse"]).all()
-        and (means[means.index < 8] > 0.185).all()
-    )
+    assert linear in TEXT and (means[means.index >= 8] < largest["pca_mse"]).all()
+    assert (means[means.index < 8] > 0.185).all()
     seeds = runs.query("width == 4")["validation_mse"]
     assert f"seeds of d4 differ by {100 * (seeds.max() / seeds.min() - 1):.0f} %" in TEXT
     f1 = pd.read_csv(RESULTS / "marrow" / "probe.csv", comment="#").set_index("features")["f1"]
@@ -91,8 +88,8 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
 
 
 def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
-    law = io.read_json(io.CODE / "data" / "results" / "ladder" / "laws.json")["data-rich"]["validation_mse"]
-    runs = pd.read_csv(io.CODE / "data" / "results" / "ladder" / "runs.csv").query("width >= 4")
+    law = io.read_json(RESULTS / "ladder" / "laws.json")["data-rich"]["validation_mse"]
+    runs = pd.read_csv(RESULTS / "ladder" / "runs.csv").query("width >= 4")
     alpha, c = (number(law, name, digits) for name, digits in (("alpha", ".2f"), ("c", ".3f")))
     exact, linear = runs["bayes_mse"].mean(), runs["gaussian_mse"].mean()
     assert f"an exponent of {alpha} to a floor of {c}; the exact floor is {exact:.3f}" in TEXT and law["n_sizes"] == 10
@@ -131,9 +128,8 @@ def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
     splits = conditions.donor_splits(pd.read_csv(RESULTS / "marrow-donors" / "runs.csv")).set_index("size")
     ends = 100 * splits[["below_gaussian", "below_gaussian_low", "below_gaussian_high"]]
     d16, d48 = ("{:.1f} % ({:.1f} to {:.1f})".format(*ends.loc[size]) for size in ("d16", "d48"))
-    assert (
-        f"d48 is {d48} below the conditional Gaussian, and d16 {d16}, while" in TEXT and (splits["splits"] == 5).all()
-    )
+    assert f"d48 is {d48} below the conditional Gaussian, and d16 {d16}, while" in TEXT
+    assert (splits["splits"] == 5).all()
     assert f"differ by {splits.loc['d48', 'spread']:.3f} from split to split" in TEXT
 
 

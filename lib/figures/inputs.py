@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, key
@@ -31,27 +30,30 @@ def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     table, panel : DataFrame
         source, quantile and, at each quantile: library, zeros, mean, variance, correlation; `table` also simulated.
     """
-    figure, axes = style.panels(2, 2, height=48)
+    figure, axes = style.panels(4, 48)
     lines = {
         False: {"color": style.SPLITS["train"], "linewidth": 0.9},
         True: {"color": style.INK, "linewidth": 0.9, "linestyle": "--"},
     }
     this = {"color": style.colours([regime])[regime], "linewidth": 1.8}
     parts = [(rows, lines[simulated]) for (simulated, _), rows in table.groupby(["simulated", "source"])]
-    for axis, (column, (x, y)) in zip(axes.flat, DISTRIBUTIONS.items(), strict=True):
+    for axis, (column, (x, y)) in zip(axes, DISTRIBUTIONS.items(), strict=True):
         for rows, line in [*parts, (panel, this)]:
             axis.plot(rows[column], rows["variance"] if column == "mean" else 100 * rows["quantile"], **line)
         axis.set(xlabel=x, ylabel=y)
-    style.log_axis(axes[0, 0].xaxis, axes[1, 0].xaxis, axes[1, 0].yaxis)
+    axes[0].set(xscale="log")
+    axes[2].set(xscale="log", yscale="log")
     number, name = table.groupby("simulated")["source"].nunique(), panel["source"].iloc[0]
-    style.legend(figure, {
+    keys = {
         f"real data sets ({number[False]})": key(**lines[False]),
-        f"simulator, default settings ({number[True]})": key(**lines[True]), name: key(**this),
-    })  # fmt: skip
+        f"simulator, default settings ({number[True]})": key(**lines[True]),
+        name: key(**this),
+    }
     return style.settle(
         figure,
         f"Distributions over cells, genes and pairs of genes: {name} beside {number[False]} real data sets and "
         f"{number[True]} simulated ones, each at its most variable genes.",
+        keys,
     )
 
 
@@ -59,24 +61,21 @@ def splits(cells: pd.DataFrame) -> Figure:
     """Cells of every donor, by split; `cells` has donor_id and split, and the largest 100 donors are drawn."""
     table = pd.crosstab(cells["donor_id"].astype(str), cells["split"].astype(str))
     table = table[[split for split in style.SPLITS if split in table]]
-    order = table.assign(total=table.sum(axis=1), main=table.to_numpy().argmax(axis=1))
-    table = table.loc[order.sort_values(["main", "total"], ascending=[True, False], kind="stable").index]
-    shown = table[table.index.isin(order["total"].nlargest(MOST_DONORS).index)]
-    figure, axes = style.panels(1, 1, height=52)
-    axis = axes.flat[0]
+    shown = table.loc[table.sum(axis=1).nlargest(MOST_DONORS).index].sort_values([*table], ascending=False)
+    figure, (axis,) = style.panels(1, 52)
     shown.plot.bar(stacked=True, color=style.SPLITS, width=0.85, linewidth=0, legend=False, ax=axis)
     few, whole = len(shown) <= 15, len(shown) == len(table)
     which = "one bar each" if whole else f"the {len(shown)} largest of {len(table):,}"
     axis.set(xlabel=f"donor ({which})", ylabel="cells (number)", xlim=(-0.7, len(shown) - 0.3))
-    axis.yaxis.set_major_formatter(FuncFormatter(style.short))
+    axis.yaxis.set_major_formatter(style.short)
     x, names = (range(len(shown)), shown.index) if few else ([], [])
     axis.set_xticks(x, names, rotation=35, ha="right", rotation_mode="anchor")
     names = [f"{split}: {table[split].sum():,} cells, donors: {(table[split] > 0).sum():,}" for split in table]
-    style.legend(figure, dict(zip(names, axis.containers, strict=True)))
     return style.settle(
         figure,
         f"Cells of each donor, coloured by split: {len(cells):,} cells of {len(table):,} donors"
         + ("." if whole else f", of whom the {len(shown)} largest are drawn."),
+        dict(zip(names, axis.containers, strict=True)),
     )
 
 
@@ -86,8 +85,8 @@ def recipe(swept: pd.DataFrame) -> Figure:
     `swept` is data/recipe.csv, see `lib.model.sizes.cost_of_rule`.
     """
     of_width = swept[(swept["width"] == 16) & np.isfinite(swept["validation_mse"])]
-    figure, axes = style.abreast(of_width["panel"].nunique(), height=52)
-    colours = dict(zip(("adamw", "muon", "soap"), (style.BASELINES["gene_mean"][1], style.INK, "#AA7744"), strict=True))
+    figure, axes = style.panels(of_width["panel"].nunique(), 52)
+    colours = {"adamw": style.BASELINES["gene_mean"][1]["color"], "muon": style.INK, "soap": "#AA7744"}
     usual, keys = swept[swept["rule"]].set_index("panel")["batch"].groupby(level=0).first(), {}
     for axis, (name, rows) in zip(axes, of_width.groupby("panel", sort=False), strict=True):
         plain = rows[(rows["beta2"] == 0.99) & (rows["embedding_scale"] == 0.5)]
@@ -101,11 +100,11 @@ def recipe(swept: pd.DataFrame) -> Figure:
         axis.set(xlabel="learning rate (times the rule's)", ylabel=style.loss_label("validation_mse"), xscale="log")
         axis.xaxis.set_ticks([0.5, 1, 2], labels=["0.5", "1", "2"])
         axis.minorticks_off()
-    style.legend(figure, keys)
     return style.settle(
         figure,
         f"Validation loss of width 16 after equal seconds against the learning rate, by optimiser and batch: "
         f"{len(of_width)} of {len(swept)} runs of the sweep.",
+        keys,
     )
 
 
@@ -123,8 +122,8 @@ def architecture(study: Study) -> Figure | Note:
         (f"head:\n{d} → 1", d + 1),
         ("expression of\nmasked genes", None),
     )
-    figure, axes = style.panels(1, 1, height=38, width=style.DOUBLE)
-    axis, middle, boxes = axes.flat[0], {"ha": "center", "va": "center"}, []
+    figure, (axis,) = style.panels(1, 38, style.DOUBLE)
+    middle, boxes = {"ha": "center", "va": "center"}, []
     axis.set(xlim=(-0.5, len(parts) - 0.5), ylim=(0, 1))
     axis.axis("off")
     arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.7, "mutation_scale": 5}

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
-from lib.io import atomic
+from lib.io import atomic, remove
 from lib.study import Study
 
 SINGLE, DOUBLE = 85, 175
@@ -35,14 +34,20 @@ INK, GREY = "#222222", "#6E6E6E"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
 """Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
 BASELINES = {
-    "gene_mean": ("gene mean", "#858585", (0, (1, 1.2))),
-    "pca": ("PCA", "#F0A800", (0, (5, 1.5))),
-    "gaussian": ("conditional\nGaussian", "#882255", (0, (4, 1.2, 1, 1.2))),
-    "floor": ("exact floor", "#000000", "-"),
+    "gene_mean": ("gene mean", {"color": "#858585", "linestyle": (0, (1, 1.2))}),
+    "pca": ("PCA", {"color": "#F0A800", "linestyle": (0, (5, 1.5))}),
+    "gaussian": ("conditional\nGaussian", {"color": "#882255", "linestyle": (0, (4, 1.2, 1, 1.2))}),
+    "floor": ("exact floor", {"color": "#000000", "linestyle": "-"}),
 }
-"""Label, colour and dashes of each baseline: different in colour and in dashes."""
+"""Label and line of each baseline: different in colour and in dashes."""
+LEVEL = {"linewidth": 0.9, "zorder": 1}
+"""A line across the axes, below what was measured."""
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
+BARS = DOT | {"fmt": "o", "capsize": 2}
+"""The same with an interval."""
+OPEN = {"markerfacecolor": "white"}
+"""A marker of what enters no headline, or is not determined."""
 MARKERS = "os^DvPX<>ph*d8"
 PARAMETERS = "model parameters (number)"
 SPLITS = {
@@ -51,33 +56,30 @@ SPLITS = {
 """Colour of every split."""
 SPLIT_NAMES = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
 UNITS = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"}
-KINDS = ("pdf", "svg", "png", "txt", "csv", "tex")
-"""Endings of all files that `save` may write for one name."""
 
 _order = {"regimes": [], "sizes": []}
 
+ticks = {"labelsize": SMALL, "color": INK, "major.width": 0.6, "major.size": 2.5, "major.pad": 2, "minor.width": 0.4,
+         "minor.size": 1.5}  # fmt: skip
 seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu Sans", rc={
     "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE, "axes.titleweight": "bold",
-    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.title_fontsize": SMALL,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "patch.linewidth": 0.6,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
-    "axes.labelpad": 2.5, "xtick.major.pad": 2, "ytick.major.pad": 2, "legend.frameon": False,
-    "legend.handlelength": 1.8, "legend.columnspacing": 1.4, "legend.handletextpad": 0.5,
-    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlelocation": "left", "axes.titlepad": 4, "axes.labelpad": 2.5, "axes.labelcolor": INK,
+    "axes.edgecolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "lines.linewidth": 1.2, "lines.markersize": 4, "patch.linewidth": 0.6, "text.color": INK,
+    "legend.fontsize": SMALL, "legend.frameon": False, "legend.handlelength": 1.8, "legend.columnspacing": 1.4,
+    "legend.handletextpad": 0.5,
     # Hinted letters are as wide as fits the pixels: the layout would hold for one resolution alone.
     "text.hinting": "none",
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
     # in an SVG is looked up on the reader's machine, and another font would move and clip the labels.
     "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "single-cell-scaling",
-})  # fmt: skip
+} | {f"{axis}tick.{name}": value for axis in "xy" for name, value in ticks.items()})  # fmt: skip
 
 
 class Shown:
     """What a notebook cell shows and a manuscript takes: a figure, a table, or a note in their place.
 
-    Subclasses give `content`, the pair of data and metadata of a notebook output, and `write`.
+    Subclasses give `content`, the pair of data and metadata of a notebook output, and `write` but for notes.
     """
 
     caption = ""
@@ -93,16 +95,12 @@ class Shown:
 
 @dataclass
 class Note(Shown):
-    """One line in place of a figure or table that a study has no runs for; nothing is written for it."""
+    """One line in place of a figure or table that a study has no runs for."""
 
     sentence: str
 
     def content(self):
         return {"text/markdown": self.sentence, "text/plain": self.sentence}, {}
-
-    def write(self, folder, name):
-        for kind in KINDS:  # of an earlier run that had it
-            (Path(folder) / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def section(text: str, *parts: Shown) -> None:
@@ -114,59 +112,53 @@ def section(text: str, *parts: Shown) -> None:
 
 
 class Figure(Shown, matplotlib.figure.Figure):
-    """A matplotlib figure that shows itself in a notebook as a small PNG with the same bytes on every run.
+    """A matplotlib figure, `width` x `height` mm, that shows itself in a notebook as a small PNG.
 
     It is not registered with pyplot, so a cell that ends in a figure shows it once, and nothing is left to close.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.caption = ""
-        self.later = []  # what can only be placed when the size of the axes is known; see `settle`
+    def __init__(self, width: float, height: float):
+        super().__init__(figsize=(width / 25.4, height / 25.4), dpi=200, layout="constrained")
+        self.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
 
     def content(self):
-        png, size = self._repr_png_()
-        return {"image/png": base64.b64encode(png).decode(), "text/plain": self.caption}, {"image/png": size}
-
-    def _repr_png_(self):
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=200, pil_kwargs={"compress_level": 1})
         image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         image.save(small, format="png", optimize=True)
         # Shown at 130 % of the printed size: 7 pt read on paper at 40 cm need about 9 pt on a screen at arm's length.
         scale = 1.3 * 96 / 200
-        size = {"width": round(image.width * scale), "height": round(image.height * scale)}
-        return small.getvalue(), size | {"alt": self.caption}
+        size = {"width": round(image.width * scale), "height": round(image.height * scale), "alt": self.caption}
+        png = base64.b64encode(small.getvalue()).decode()
+        return {"image/png": png, "text/plain": self.caption}, {"image/png": size}
 
-    def write(self, folder, name, formats=("pdf", "svg", "png")):
-        """Write `folder/name.<format>` for each format, and the caption beside them as `name.txt`.
-
-        No file carries a date or a version, each is complete or absent, and its width is the printed width.
-        """
+    def write(self, folder, name):
+        """Write PDF, SVG and PNG of the printed width, without a date or a version."""
         unstamped = {
             "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
             "svg": {"Date": None, "Creator": None},
             "png": {"Software": None},
         }
-        for kind in formats:
-            with atomic(Path(folder) / f"{name}.{kind}") as partial:
-                self.savefig(partial, format=kind, dpi=300, metadata=unstamped[kind])
-        write_caption(self.caption, folder, name)
+        for kind, metadata in unstamped.items():
+            with atomic(folder / f"{name}.{kind}") as partial:
+                self.savefig(partial, format=kind, dpi=300, metadata=metadata)
 
 
-def save(what: Shown, folder: Path, name: str, *formats: tuple[str, ...]) -> Shown:
-    """Write a figure (in other formats, if given) or a table, `folder/name.<kind>`, and return it for the notebook.
+def save(what: Shown, folder: Path, name: str) -> Shown:
+    """Write a figure or a table, `folder/name.<kind>`, with its caption as `.txt`; returns it for the notebook.
 
-    The same content gives the same bytes.
+    The same content gives the same bytes, and each file is complete or absent. For a note nothing is written, and what
+    an earlier run had in its place is removed.
     """
-    what.write(folder, name, *formats)
+    folder = Path(folder)
+    if isinstance(what, Note):
+        for kind in ("pdf", "svg", "png", "csv", "tex", "txt"):
+            remove(folder / f"{name}.{kind}")
+        return what
+    what.write(folder, name)
+    with atomic(folder / f"{name}.txt") as partial:
+        partial.write_text(what.caption + "\n")
     return what
-
-
-def write_caption(caption: str, folder: Path, name: str) -> None:
-    """The caption as plain text, `folder/name.txt`."""
-    with atomic(Path(folder) / f"{name}.txt") as partial:
-        partial.write_text(caption + "\n")
 
 
 def use(study: Study) -> None:
@@ -179,68 +171,117 @@ def use(study: Study) -> None:
 
 
 def _ordered(kind, names):
-    known = _order[kind]
+    known, names = _order[kind], dict.fromkeys(names)
     return [*known, *(name for name in names if name not in known)] if set(names) & set(known) else list(names)
 
 
 def colours(regimes: Iterable[str]) -> dict[str, str]:
     """{regime: colour}."""
-    names = _ordered("regimes", dict.fromkeys(regimes))
+    names = _ordered("regimes", regimes)
     few = len(names) <= len(PALETTE)
     palette = PALETTE if few else seaborn.color_palette("viridis", len(names) + 1).as_hex()[1:]
-    return {name: palette[names.index(name)] for name in regimes}
+    return dict(zip(names, palette, strict=False))
 
 
 def markers(sizes: Iterable[str]) -> dict[str, str]:
     """{size: marker}; `sizes` in ascending order."""
-    names = _ordered("sizes", dict.fromkeys(sizes))
-    return {name: MARKERS[names.index(name) % len(MARKERS)] for name in sizes}
+    return dict(zip(_ordered("sizes", sizes), itertools.cycle(MARKERS), strict=False))
 
 
 def shades(sizes: Iterable[str]) -> dict[str, str]:
     """{size: colour} from light (smallest) to dark (largest)."""
-    names = _ordered("sizes", dict.fromkeys(sizes))
+    names = _ordered("sizes", sizes)
     return dict(zip(names, seaborn.color_palette("crest", len(names) + 1).as_hex()[1:], strict=True))
 
 
-def panels(rows: int, columns: int, height: float, width: float | None = None) -> tuple[Figure, np.ndarray]:
-    """A figure of `rows` x `columns` axes, each row `height` mm high at most; one column wide where it has one."""
-    width, height = width or (SINGLE if columns == 1 else DOUBLE), min(rows * height, TALLEST)
-    figure = Figure(figsize=(width / 25.4, height / 25.4), dpi=200, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+def panels(number: int, height: float, width: float | None = None, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure of so many axes, in rows of two (of three or four where there are many) that are `height` mm or lower.
 
-
-def abreast(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of so many axes in rows of two, or of three or four where there are many; the axes as a list."""
-    columns = min(number, 2 if number <= 4 else 3 if number <= 9 else 4)
-    figure, axes = panels(-(-number // columns), columns, height)
-    for axis in axes.flat[number:]:
-        axis.remove()
-    return figure, list(axes.flat[:number])
-
-
-def settle(figure: Figure, caption: str) -> Figure:
-    """Lay a finished figure out once and keep it so: every format, and every later drawing, has the same layout.
-
-    `caption` says what is shown: what lines, bands and bars are, and how many runs stand behind them.
+    It is one journal column wide where one axes is, unless `width` says otherwise.
     """
+    columns = min(number, columns if number <= 4 else 3 if number <= 9 else 4)
+    rows = -(-number // columns)
+    figure = Figure(width or (SINGLE if columns == 1 else DOUBLE), min(rows * height, TALLEST))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.remove()
+    return figure, axes[:number]
+
+
+def settle(figure: Figure, caption: str, keys: dict | None = None, ends: dict | None = None) -> Figure:
+    """Finish a figure: ticks of logarithmic axes, legend, labels of lines, and one layout for every later drawing.
+
+    Parameters
+    ----------
+    caption : str
+        What is shown: what lines, bands and bars are, and how many runs stand behind them.
+    keys : dict
+        {label: handle} of the legend.
+    ends : dict
+        {axes: list of (y, text, colour)}, labels right of the axes.
+    """
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):  # else its ticks are chosen
+            _log_ticks(axis)
+    if keys:
+        _legend(figure, keys)
     figure.draw_without_rendering()
-    for place_labels in figure.later:
-        place_labels()
+    for axes, labels in (ends or {}).items():
+        _end_labels(axes, labels)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     figure.caption = " ".join(caption.split())
     return figure
 
 
+def _log_ticks(axis):
+    """Powers of ten as `short` writes them, with numbers between them over less than two decades."""
+    low, high = axis.get_view_interval()
+    if high < 4 * low:
+        axis.set_major_locator(MaxNLocator(5))
+        alike = ScalarFormatter(useOffset=False)  # equally many decimals on all ticks
+        alike.set_scientific(False)
+        axis.set_major_formatter(alike)
+    else:
+        steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5) if high < 100 * low else (1,)
+        axis.set_major_locator(LogLocator(subs=steps, numticks=9 if len(steps) > 1 else 7))
+        axis.set_major_formatter(short)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure, keys):
+    """Under the axes: one row where it fits, otherwise as many columns as fit."""
+    room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
+    columns = len(keys) if sum(widths) < room else max(1, int(room // max(widths)))
+    figure.legend(list(keys.values()), list(keys), loc="outside lower center", borderaxespad=0, borderpad=0.2,
+                  ncols=columns)  # fmt: skip
+
+
+def _end_labels(axis, labels):
+    """Labels right of the axes, each at its height or as near as the others leave room for."""
+    from scipy.optimize import isotonic_regression
+
+    x, at = axis.get_xlim()[1], axis.transScale + axis.transLimits
+    labels = sorted((at.transform((x, y))[1], text, colour) for y, text, colour in labels)
+    line = (SMALL + 1.2) / 72 * axis.figure.dpi / axis.get_window_extent().height
+    heights = np.array([line * (text.count("\n") + 1) for _, text, _ in labels])
+    # Less what the labels below take up, middles have only to ascend.
+    below = np.cumsum(heights) - heights / 2
+    shifts = isotonic_regression(np.array([y for y, *_ in labels]) - below).x
+    middles = np.clip(shifts, 0, max(0, 1 - sum(heights))) + below
+    for (y, text, colour), middle in zip(labels, middles, strict=True):
+        leader = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5), "color": colour}
+        axis.annotate(text, (1, y), (1.06, middle), xycoords="axes fraction", textcoords="axes fraction",
+                      fontsize=SMALL, color=colour, va="center", linespacing=1.05, annotation_clip=False,
+                      arrowprops=leader)  # fmt: skip
+
+
 def header(axis: Axes, title: str, lines: Iterable[str] = (), above: float = 0) -> None:
-    """A bold title with plain lines under it, `above` pt above the axes."""
+    """A title with plain lines under it, `above` pt above the axes."""
     lines, step = [line for line in lines if line], SMALL + 2.5
-    for place, line in enumerate(reversed(lines)):
-        axis.annotate(line, (0, 1), (0, above + 3 + place * step), xycoords="axes fraction",
-                      textcoords="offset points", fontsize=SMALL, color=GREY, va="bottom")  # fmt: skip
-    axis.set_title(title, loc="left", pad=above + 4 + len(lines) * step)
+    axis.annotate("\n".join(lines), (0, 1), (0, above + 3), xycoords="axes fraction", textcoords="offset points",
+                  fontsize=SMALL, linespacing=1.2, color=GREY, va="bottom")  # fmt: skip
+    axis.set_title(title, pad=above + 4 + len(lines) * step)
 
 
 def size_names(axis: Axes, places: dict[str, float]) -> float:
@@ -260,53 +301,8 @@ def key(**style) -> Line2D:
     return Line2D([], [], **style)
 
 
-def legend(figure: Figure, keys: dict[str, object]) -> None:
-    """A legend under the axes, `keys` is {label: handle}: one row where it fits, otherwise as many columns as fit."""
-    room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
-    columns = len(keys) if sum(widths) < room else max(1, int(room // max(widths)))
-    figure.legend(list(keys.values()), list(keys), loc="outside lower center", borderaxespad=0, borderpad=0.2,
-                  ncols=columns)  # fmt: skip
-
-
-def end_labels(axis: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Write labels right of the axes, each at its height or as near as the others leave room for.
-
-    `labels` is a list of (y, text, colour); call it when the limits are final.
-    """
-    at = axis.transScale + axis.transLimits
-    x = axis.get_xlim()[1]
-    wanted = sorted((at.transform((x, y))[1], text, colour) for y, text, colour in labels)
-    leader = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
-    texts = [
-        axis.annotate(text, (1, y), (1.06, y), xycoords="axes fraction", textcoords="axes fraction", fontsize=SMALL,
-                      color=colour, va="center", linespacing=1.05, annotation_clip=False,
-                      arrowprops=leader | {"color": colour})
-        for y, text, colour in wanted
-    ]  # fmt: skip
-
-    def place():
-        line = (SMALL + 1.2) / 72 * axis.figure.dpi / axis.get_window_extent().height
-        heights = [line * (text.count("\n") + 1) for _, text, _ in wanted]
-        for text, middle in zip(texts, spread([y for y, *_ in wanted], heights), strict=True):
-            text.set_position((1.06, middle))
-
-    axis.figure.later.append(place)
-
-
-def spread(wanted: list[float], heights: list[float]) -> list[float]:
-    """Move ascending middles apart, as little as possible, until labels of these heights fit beside each other in 0..1.
-
-    Less what the labels below take up, middles have only to ascend.
-    """
-    from scipy.optimize import isotonic_regression
-
-    below = np.cumsum(heights) - np.array(heights) / 2
-    shifts = isotonic_regression(np.array(wanted) - below).x
-    return list(np.clip(shifts, 0, max(0, 1 - sum(heights))) + below)
-
-
 def size_lines(axis: Axes, runs: pd.DataFrame, x: str, y: str, **line: object) -> list[tuple[float, str, str]]:
-    """The mean of each size over its runs, a line each, sizes in ascending order; returns what `end_labels` takes."""
+    """The mean of each size over its runs, a line each, sizes in ascending order; returns its labels for `settle`."""
     shade, end = shades(runs["size"]), runs[x] == runs.groupby("size")[x].transform("max")
     if len(runs):
         seaborn.lineplot(runs, x=x, y=y, hue="size", style="size", palette=shade, markers=markers(runs["size"]),
@@ -328,25 +324,44 @@ def listed(axis: Axes, names: Iterable[str], shown: bool = True) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def interval(axis: Axes, y: float, ends: Iterable[float], colour: str = INK, **dot: object) -> None:
-    """An estimate with its interval, `ends` is (low, estimate, high); arrows where it leaves the axis or has no end.
+def intervals(
+    axis: Axes, names: Iterable[str], ends: pd.DataFrame, colours: Iterable[str] | None = None,
+    solid: Iterable[bool] | None = None, shown: bool = True,
+) -> None:  # fmt: skip
+    """Estimates with their intervals, a row each, `listed`; open dots where they are not `solid`.
 
-    Call it when the limits of x are final.
+    The columns of `ends` are low, estimate and high; arrows stand where an interval leaves the axis or has no end, so
+    the limits of x have to be final.
     """
-    low, value, high = (np.nan if end is None else end for end in ends)
     left, right = axis.get_xlim()
-    whisker = [np.fmax(left, low), np.fmin(right, high)]
-    axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
-    for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
-        if not inside:
-            axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)
-    axis.plot(np.clip(value, left, right), y, "o", color=colour, zorder=4, **{"markersize": 4} | dot)
+    colours, solid = colours or itertools.repeat(INK), itertools.repeat(True) if solid is None else solid
+    rows = zip(ends.to_numpy(), colours, solid, strict=False)
+    for y, ((low, value, high), colour, whole) in enumerate(rows):
+        whisker = [np.fmax(left, low), np.fmin(right, high)]
+        axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
+        for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
+            if not inside:
+                axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)
+        axis.plot(np.clip(value, left, right), y, "o", color=colour, zorder=4, **{} if whole else OPEN)
+    listed(axis, names, shown)
+
+
+def around(values: Iterable[float], share: float = 0.05) -> tuple[float, float]:
+    """Limits of an axis that leave this share of the values' range beside them; NaN and None are passed over."""
+    values = np.array(values, float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    return low - share * (high - low), high + share * (high - low)
 
 
 def loss_label(metric: str) -> str:
     """Axis label of a loss, with its unit: `validation_mse` is validation MSE (log1p expression²)."""
     split, kind = metric.rsplit("_", 1)
     return f"{SPLIT_NAMES.get(split, split)} {UNITS[kind]}"
+
+
+def floor_label(metric: str) -> str:
+    """Axis label of the floor of a law of that loss."""
+    return f"floor c ({'bits' if metric.endswith('nll') else 'MSE'})"
 
 
 def counted(number: int, thing: str) -> str:
@@ -362,36 +377,15 @@ def short(value: float, _=None) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
-def log_axis(*axes: Axis) -> None:
-    """Powers of ten written as `short` writes them, on x or y axes (pass `axes.xaxis`)."""
-    for axis in axes:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_locator(LogLocator(numticks=7))
-        axis.set_major_formatter(FuncFormatter(short))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def log_ticks(*axes: Axis) -> None:
-    """Readable ticks for logarithmic axes that span about a decade or less; call it when the limits are final."""
-    for axis in axes:
-        low, high = axis.get_view_interval()
-        steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
-        near = high < 4 * low
-        axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=steps, numticks=9))
-        alike = ScalarFormatter(useOffset=False)  # equally many decimals on all ticks
-        alike.set_scientific(False)
-        axis.set_major_formatter(alike if near else FuncFormatter(short))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def rounded(value: float, interval: tuple | list | None) -> str:
-    """`value` with its interval, to the digits that the interval supports; None is an end that does not exist."""
-    ends = [end for end in interval or () if end is not None]
-    width = ends[1] - ends[0] if len(ends) == 2 else abs(value - ends[0]) if ends else 0.01
+def rounded(value: float, ends: Iterable[float | None]) -> str:
+    """`value` with its interval, to the digits that it supports; None, NaN or infinity is an end that is not there."""
+    low, high = np.array(ends, float)
+    known = [end for end in (low, high) if np.isfinite(end)]
+    width = high - low if len(known) == 2 else abs(value - known[0]) if known else 0.01
     digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
-    text, *ends = (f"{number:.{digits}f}".replace("-", "−") for number in (value, *ends))
-    if len(ends) == 2:
-        return f"{text} [{ends[0]}, {ends[1]}]"
-    if not ends:
+    text, *known = (f"{number:.{digits}f}".replace("-", "−") for number in (value, *known))
+    if len(known) == 2:
+        return f"{text} [{known[0]}, {known[1]}]"
+    if not known:
         return f"{text} (not bounded)"
-    return f"{text} ({'≤' if interval[0] is None else '≥'} {ends[0]})"
+    return f"{text} ({'≥' if np.isfinite(low) else '≤'} {known[0]})"

@@ -3,6 +3,7 @@
 A table shows itself in a notebook, and `lib.figures.save` writes it as CSV with every digit and as LaTeX as shown.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import style
-from lib.figures.style import Note, Shown, write_caption
+from lib.figures.style import Note, Shown
 from lib.io import atomic, write_csv
 
 TEX = str.maketrans({
@@ -38,15 +39,14 @@ class Table(Shown):
         return {"text/html": shown, "text/plain": self.printed.to_string(index=False)}, {}
 
     def write(self, folder: Path, name: str) -> None:
-        """Write `folder/name.csv`, `.tex` (booktabs) and the caption as `.txt`."""
-        write_csv(Path(folder) / f"{name}.csv", self.raw)
+        """Write CSV and LaTeX (booktabs)."""
+        write_csv(folder / f"{name}.csv", self.raw)
         caption = self.caption
         for letter in "%_&#":
             caption = caption.replace(letter, f"\\{letter}")
         how = {"index": False, "escape": True, "label": f"tab:{name}", "position": "htbp"}
-        with atomic(Path(folder) / f"{name}.tex") as partial:
+        with atomic(folder / f"{name}.tex") as partial:
             partial.write_text(self.printed.to_latex(caption=caption, **how).translate(TEX))
-        write_caption(self.caption, folder, name)
 
 
 def plain(
@@ -67,38 +67,28 @@ def plain(
     headings = columns if isinstance(columns, dict) else {name: str(name).replace("_", " ") for name in columns}
     printed = pd.DataFrame({heading: _cells(table, name, digits) for name, heading in headings.items()})
     printed = printed.loc[:, (printed != NONE).any()]
-    same, repeated = pd.Series(True, printed.index), printed.copy()
-    for name, heading in headings.items():
-        if heading in printed:
-            if pd.api.types.is_numeric_dtype(table[name]):
-                break
-            same &= printed[heading] == printed[heading].shift()
-            repeated.loc[same, heading] = ""
-    return Table(table if raw is None else raw, repeated, caption)
+    numbers = {heading for name, heading in headings.items() if pd.api.types.is_numeric_dtype(table[name])}
+    leading = list(itertools.takewhile(lambda heading: heading not in numbers, printed))
+    repeated = (printed[leading] == printed[leading].shift()).astype(int).cumprod(axis=1).astype(bool)
+    printed[leading] = printed[leading].mask(repeated, "")
+    return Table(table if raw is None else raw, printed, caption)
 
 
 def _cells(table, name, digits):
-    """A column as text."""
-    values = table[name]
+    """A column as text, with its interval or standard error where the table has one."""
     if f"{name}_low" in table:
-        ends = table[[f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
-        ends = [[None if np.isnan(end) or np.isinf(end) else end for end in pair] for pair in ends]
-        fitted = table["status"].notna() if "status" in table else np.full(len(table), True)  # else without intervals
-        return [NONE if pd.isna(value) else style.rounded(value, pair) if asked else _text(value, digits)
-                for value, pair, asked in zip(values.astype(float), ends, fitted, strict=True)]  # fmt: skip
+        rows = table[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
+        return [NONE if np.isnan(value) else style.rounded(value, ends) for value, *ends in rows]
     if f"{name}_se" in table:
-        errors = table[f"{name}_se"].astype(float)
-        return [NONE if pd.isna(value) else f"{value:.4f} ± {error:.4f}"
-                for value, error in zip(values.astype(float), errors, strict=True)]  # fmt: skip
-    return [_text(value, digits) for value in values]
+        rows = table[[name, f"{name}_se"]].to_numpy(float)
+        return [NONE if np.isnan(value) else f"{value:.4f} ± {error:.4f}" for value, error in rows]
+    return [_text(value, digits) for value in table[name]]
 
 
 def _text(value, digits):
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    if isinstance(value, (str, list, tuple)):
-        return str(value)
-    if pd.isna(value):
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return NONE
     if not isinstance(value, (int, float, np.number)):
         return str(value)
@@ -107,9 +97,9 @@ def _text(value, digits):
     return text if "e-" in text else text.replace("-", "−")
 
 
-def _fixed(values, decimals):
-    """Numbers as text, with equally many decimals."""
-    return [NONE if pd.isna(value) else f"{value:.{decimals}f}".replace("-", "−") for value in values.astype(float)]
+def _fixed(values):
+    """Numbers as text, with one decimal."""
+    return [NONE if np.isnan(value) else f"{value:.1f}".replace("-", "−") for value in values.astype(float)]
 
 
 def losses(names: Iterable[str]) -> dict[str, str]:
@@ -147,7 +137,7 @@ def runs(table: pd.DataFrame) -> Table:
     )
     shown = table.assign(
         metric=table["metric"].map(losses(table["metric"])),
-        **{name: _fixed(100 * table[name], 1) for name in shares},
+        **{name: _fixed(100 * table[name]) for name in shares},
     )
     return plain(shown, columns | shares, 4, caption, raw=table)
 
@@ -163,7 +153,7 @@ def forms(table: pd.DataFrame) -> Table | Note:
         "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
         "predicting the mean of a size that was left out."
     )
-    shown = table.assign(delta_aicc=_fixed(table["delta_aicc"], 1))
+    shown = table.assign(delta_aicc=_fixed(table["delta_aicc"]))
     return plain(shown, columns, 3, caption, raw=table)
 
 
@@ -171,9 +161,8 @@ def rollout(table: pd.DataFrame) -> Table | Note:
     """What small sizes predict for large ones; `table` is what `lib.fit.summary.rollout_table` gives."""
     if table.empty:
         return Note("A roll-out takes five sizes at least; this study has no regime with as many.")
-    low, high = np.array(table["interval"].tolist(), float).T
-    raw = table.drop(columns="interval").assign(predicted_low=low, predicted_high=high)
-    raw["held_out"] = [" ".join(sizes) for sizes in table["held_out"]]
+    raw = table.drop(columns="interval").assign(held_out=table["held_out"].map(" ".join))
+    raw[["predicted_low", "predicted_high"]] = np.array(table["interval"].tolist(), float)
     inside = raw["observed"].between(raw["predicted_low"], raw["predicted_high"])
     columns = {
         "regime": "regime", "held_out": "fitted without", "size": "predicts", "predicted": "predicted",
@@ -183,7 +172,7 @@ def rollout(table: pd.DataFrame) -> Table | Note:
         "Laws fitted without the largest sizes, and what they predict for them, with prediction intervals in brackets: "
         f"{inside.sum()} of {len(inside)} means lie inside."
     )
-    missed = _fixed(100 * raw["miss"] / raw["predicted"], 1)
+    missed = _fixed(100 * raw["miss"] / raw["predicted"])
     return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)
 
 
