@@ -3,7 +3,6 @@
 import datetime
 import difflib
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +21,6 @@ def folder_name(name: str) -> str:
         allowed = "use at most 60 letters, digits, - and _, a letter or digit first, and a dot only before a digit"
         raise ValueError(f"{name[:80]!r} cannot name a folder; {allowed}")
     return name
-
-
-def _inside(path):
-    if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{path!r} leads out of the project folder; copy the file into it, or give its whole path")
-    return path
 
 
 def _number(value):
@@ -316,7 +309,7 @@ def _size(given):
 class Given(Strict):
     """Runs that were trained elsewhere."""
 
-    table: Annotated[str, AfterValidator(_inside)]  # a CSV file in the project, or anywhere by its whole path
+    table: str  # a CSV file, from the project folder
     columns: dict[str, str] = {}  # its columns under the names of runs.csv, {theirs: ours}
     regimes: dict[str, dict[str | int, Text]] = {}  # regimes by the values of one column, {column: {value: regime}}
     gene_mean_mse: dict[Text, Positive] = {}  # loss of predicting each gene's mean where it is known, {regime: loss}

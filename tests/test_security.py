@@ -64,14 +64,6 @@ def test_no_folder_of_the_project_is_taken_for_that_of_a_study_or_regime(kind, n
         parsed(**{kind: name})
 
 
-def test_a_table_of_runs_lies_in_the_project_or_is_named_by_its_whole_path():
-    for path in ("data/mine.csv", "a/../mine.csv", "/disk/mine.csv", "..mine.csv"):
-        assert parse_study({"runs": {"table": path}}, "mine").runs.table == path
-    for path in ("../mine.csv", "..", "data/../../mine.csv"):
-        with pytest.raises(InputError, match="leads out of the project folder"):
-            parse_study({"runs": {"table": path}}, "mine")
-
-
 @pytest.mark.parametrize("name", ["../params/demo", "/etc/passwd", "*"])
 def test_a_parameter_of_a_notebook_cannot_name_a_study_regime_or_size_elsewhere(project, name):
     shutil.copy(io.CODE / "params" / "demo.yaml", project / "params")

@@ -208,7 +208,8 @@ def _labels(counts, given, settings, own):
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
             advice = "add it: the study splits or samples by it"
             if column in asked:
-                advice = f"correct census.{setting}, or say {{path: ..., {column}: ...}} in census.files or in a sheet"
+                advice = f"name another by census.{setting}, or give each file its own, {{path: ..., {column}: ...}}, "
+                advice += "in census.files or in a sample sheet"
             raise InputError(f"{counts.name} has no obs column {key!r} (it has: {has}); {advice}.")
     obs = obs.assign(**given)
     return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
