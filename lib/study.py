@@ -314,6 +314,10 @@ class Given(Strict):
     regimes: dict[str, dict[str | int, Text]] = {}  # regimes by the values of one column, {column: {value: regime}}
     gene_mean_mse: dict[Text, Positive] = {}  # loss of predicting each gene's mean where it is known, {regime: loss}
 
+    @property
+    def path(self) -> Path:
+        return io.ROOT / Path(self.table).expanduser()
+
 
 class Study(Strict):
     """A validated study: either data, sizes and seeds to train, or `runs` that are given."""
@@ -346,8 +350,8 @@ class Study(Strict):
     @model_validator(mode="after")
     def no_run_twice(self):
         """Names that differ in case alone count as one: some disks do not tell them apart."""
-        taken = {"gallery", "results"} & {self.name.lower()} | {"census", "notebooks"} & {*map(str.lower, self.regimes)}
-        if taken:
+        of_study, of_regimes = {self.name.lower()}, {name.lower() for name in self.regimes}
+        if taken := ({"gallery", "results"} & of_study) | ({"census", "notebooks"} & of_regimes):
             raise ValueError(f"no study or regime can be called {min(taken)}, a folder beside it; choose another name")
         lists = {"regimes": self.regimes, "sizes": [size.name for size in self.sizes], "seeds": self.seeds}
         lists |= {f"seeds_of.{size}": seeds for size, seeds in self.seeds_of.items()}

@@ -255,7 +255,7 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
         ("1500", "1.5", "line 3: parameters is '1.5'"),
         ("d8,7", "d8,", "line 3: seed is empty"),
         ("2000,d8", ",d8", "line 3: regime is empty"),
-        ("1.25", "1,25", "Expected 6 fields in line 3, saw 7"),
+        ("1.25", "1,25", "line 3 has more values than there are columns"),
         ("crashed", "gone", "line 3: status is 'gone'"),
         ("size", "model", "no column size"),
         ("status", "seed", "column seed more than once"),

@@ -324,7 +324,7 @@ def test_another_number_is_needed_when_a_panel_changes(rich):
     ("changed", "said"),
     [
         ({"regimes": {"data-rich": {"genes": 121, "cells": 500}}}, "121 genes are asked for"),
-        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "60 cells are asked for validation, whose donors"),
+        ({"regimes": {"data-rich": {"genes": 20, "cells": 601}}}, "60 cells are asked for validation, which has"),
         (
             {"regimes": {"data-rich": {"genes": 20, "cells": 10}}, "split": {"validation": 0.01}},
             "0 cells are asked for",

@@ -60,7 +60,10 @@ def execute_notebook(source, target, parameters, **options):
 """In place of papermill. While there is a file `hold`, training stands still after its first seed."""
 STAND_INS = {
     "papermill/__init__": "",
-    "papermill/exceptions": "class PapermillExecutionError(Exception): ename, exec_count = 'InputError', 3",
+    "papermill/exceptions": """
+class PapermillExecutionError(Exception):
+    ename, exec_count, traceback = "InputError", 3, ["\x1b[31mInputError: no such cells.\x1b[0m"]
+""",
     "papermill/execute": PAPERMILL,
     "lib/fit/__init__": "",
     "lib/fit/runs": "def baselines(study): return list(study.regimes)",

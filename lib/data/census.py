@@ -279,8 +279,9 @@ def blocks(collection, cells, genes, folder, progress):
         if folder and is_remote(collection.uri):
             asked = hashlib.sha256(ids.tobytes() + (b"all" if genes is None else genes.tobytes())).hexdigest()
             path = folder / f"{asked[:32]}.npz"
+        there = path is not None and path.exists()
         yield slice(start, stop), _kept(path, lambda ids=ids: fetch(collection, lambda: _counts(matrix, ids, genes)))
-        if progress:
+        if progress and (not there or stop == len(cells)):  # those that were there say nothing about the rate
             progress(stop, len(cells))
 
 
@@ -300,6 +301,8 @@ def _kept(path, block):
         return block()
     try:
         return sparse.load_npz(path)
+    except MemoryError:
+        raise
     except Exception:
         counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:

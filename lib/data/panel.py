@@ -96,6 +96,8 @@ def load(folder: Path) -> Arrays:
             library = h5["obs/total_counts"][()].astype(np.float64)
             masks = {name: masks[()] for name, masks in h5["uns/masks"].items()}
             return _arrays(_mapped(h5["X"]), _mapped(h5[COUNTS]), library, h5["obs/donor_id/codes"][()], rows, masks)
+    except MemoryError:
+        raise
     except Exception as error:
         raise InputError(f"{io.shown(path)} cannot be read ({short(error)}); remove it and make it again.") from None
 

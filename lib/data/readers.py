@@ -4,6 +4,7 @@ An .h5ad file stays on disk and may be larger than memory; 10x output is read wh
 pandas: scanpy takes neither an unpacked features.tsv, as STARsolo writes it, nor a packed genes.tsv, as in GEO.
 """
 
+import csv
 import os
 import re
 import warnings
@@ -50,7 +51,6 @@ ADVICE = {
     "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
     "Not a gzipped file": "it is not packed: take the .gz off its name",
     "more than one genome": "write the cells of one species to a file of their own",
-    "Error tokenizing data": "put values that have a separator in them in quotes",
     "": "if other programs cannot read it either, it is damaged: copy or download it again",
 }
 """The step to take, by what a library says of a file that it cannot read: the first that fits."""
@@ -211,12 +211,14 @@ def table(path: Path) -> pd.DataFrame:
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         separator = max(",;\t", key=file.readline().count)
         file.seek(0)
-        how = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
-        cells = pd.read_csv(file, sep=separator, header=None, **how).fillna("")
-    cells.index += 1
-    head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(cells.iloc[0], 1)])
+        head, *rows = csv.reader(file, delimiter=separator)  # pandas refuses empty values beyond the header
+    head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(head, 1)])
     check_once(f"{shown(path)} names column", head, head.duplicated(), "rename or drop one")
-    cells = cells.iloc[1:].set_axis(head, axis=1).apply(texts).dropna(how="all").dropna(how="all", axis=1)
+    if long := [line for line, row in enumerate(rows, 2) if any(map(str.strip, row[len(head) :]))]:
+        advice = f"put what has a {separator!r} in it in quotes"
+        raise InputError(f"{shown(path)}, line {long[0]} has more values than there are columns; {advice}.")
+    cells = pd.DataFrame([dict(zip(head, row, strict=False)) for row in rows], range(2, len(rows) + 2), head)
+    cells = cells.apply(texts).dropna(how="all").dropna(how="all", axis=1)
     if cells.empty:
         raise InputError(f"{shown(path)} has no row below the names of its columns; add some.")
     cells.attrs["separator"] = separator

@@ -257,7 +257,7 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     for name, wanted in {"train": train, **held}.items():
         order = _order(assigned, SPLITS.index(name), asked.donors, seed, donor)
         if not 1 <= wanted <= len(order):
-            asking = f"{wanted:,} cells are asked for {name}, whose donors have {len(order):,}"
+            asking = f"{wanted:,} cells are asked for {name}, which has {len(order):,}"
             raise InputError(f"{asking}; change the regime's cells or donors, or the shares or the seed of the split.")
         chosen.append(order[:wanted])
     return np.sort(np.concatenate(chosen))
@@ -308,7 +308,7 @@ def held_out(assigned: np.ndarray, split: Split) -> str:
 
 
 def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
-    """What is in each split, for the provenance: counted from the panel's own table, and not from `assign`.
+    """What is in each split, for the provenance: counted from the panel's table of cells.
 
     `obs` has soma_joinid, donor_id, split and the columns that `split` names. Given are the settings; cells, groups and
     donors of each split; and how many donors, cells, and labels of the columns that the split keeps together are in two

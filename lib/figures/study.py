@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from lib.figures import style
 from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
 from lib.fit.intervals import headline_ends
-from lib.fit.runs import UNITS, sees_context, usable
+from lib.fit.runs import levels, sees_context, usable
 from lib.fit.summary import Closeness
 
 FEW = 4
@@ -42,11 +42,14 @@ def loss_against_parameters(
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.panels(len(shown), 82)
     few, ends, colour = len(shown) <= FEW, {}, style.colours(shown)
-    levels = {regime: _levels(baselines, regime, metrics[regime]) for regime in shown}
+    known = {}
+    for regime in shown:
+        of = levels(baselines, regime, metrics[regime])
+        known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
         law = laws[regime].get(metrics[regime], {})
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
-        labels = _law(axis, curves[curves["regime"] == regime], law, levels[regime], colour[regime])
+        labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if few:
             ends[axis] = labels
             style.header(axis, regime, [_size_of(rows), "   ".join(_numbers(law))], style.size_names(axis, places))
@@ -63,7 +66,7 @@ def loss_against_parameters(
         f"Loss against model parameters: {_runs_of(drawn)}, size means with the range of seeds, and the law and its "
         f"floor with {100 * level:.3g} % band and interval."
         + (f" {counted(out, 'run')} without a final loss left out." if out else ""),
-        _loss_keys(level, [] if few else levels.values()),
+        _loss_keys(level, [] if few else known.values()),
         ends,
     )
 
@@ -73,14 +76,6 @@ def _runs_of(runs):
     several = runs["regime"].nunique()
     where = f" in {several} regimes" if several > 1 else ""
     return f"{counted(len(runs), 'run')} of {counted(runs['size'].nunique(), 'size')}{where}"
-
-
-def _levels(baselines, regime, metric):
-    """{baseline: its loss} on the split and in the unit of a regime's metric, as far as they are measured."""
-    split, kind = metric.rsplit("_", 1)
-    measured = baselines.get(regime, {}).get(split, {})
-    levels = {name: measured.get(UNITS[kind].get(name)) for name in BASELINES}
-    return {name: value for name, value in levels.items() if value is not None and np.isfinite(value)}
 
 
 def draw_runs(axis: Axes, runs: pd.DataFrame, metric: str, colour: str) -> dict[str, float]:

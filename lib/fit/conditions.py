@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
-from lib.fit.runs import BASELINES, UNITS, headline, usable
+from lib.fit.runs import BASELINES, UNITS, headline, levels, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -266,6 +266,6 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
         if regime in ran
     ]
     steps = pd.DataFrame(rows).rename(columns=lambda name: f"relative_{name}" if name[:2] in ("c", "c_") else name)
-    unit = steps["regime"].map(lambda regime: known[regime]["validation"]["gene_mean_mse"])
+    unit = steps["regime"].map(lambda regime: levels(known, regime, METRIC)["gene_mean"]).astype(float)
     ends = [name for name in steps if name.startswith("relative_c")]
     return steps.assign(**steps[ends].astype(float).div(unit, axis=0))

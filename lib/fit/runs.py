@@ -73,7 +73,7 @@ def given(study: Study) -> pd.DataFrame:
     InputError: it lacks a column or value that the fit needs, or has something else where a number or status belongs.
     """
     source, here = study.runs, f"params/{study.name}.yaml"
-    written = readers.table(io.ROOT / Path(source.table).expanduser())
+    written = readers.table(source.path)
     table = written.rename(columns={"State": "status", "state": "status"} | source.columns)
     readers.check_once(f"{source.table} has column", table.columns, table.columns.duplicated(), "rename or drop one")
     needed = {*(source.regimes or ["regime"]), "size", "seed", "parameters", "validation_mse"}

@@ -166,10 +166,8 @@ def status(study: str) -> int:
 
 def check(study: str) -> None:
     """Check a study: what its files hold, what would train, and how long it takes here."""
-    os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
     from lib.data import census, split, user_files
     from lib.fit import runs
-    from lib.train import machine
 
     study = load_study(study)
     if study.runs:
@@ -187,6 +185,9 @@ def check(study: str) -> None:
         print("The labels of all cells of the Census are read, then cells twice: all genes to choose some, then those.")
         for name, regime in study.regimes.items():
             print(f"{name}: {regime.cells:,} cells, about {2 * regime.cells * census.CELL_BYTES / 1e9:.1f} GB")
+    os.environ.update(workflow.ENVIRONMENT)  # as its notebooks will have it; read when torch is imported
+    from lib.train import machine
+
     sizes = machine.hours(study)
     print(sizes.to_string(index=False, formatters={"hours": "{:.2f}".format}))
     print(f"all sizes, one after another: {sizes['hours'].sum():.1f} hours here; where not measured, by FLOPs.")

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -174,7 +175,7 @@ def relative(study: Study, path: Path) -> str:
 def sources(study: Study) -> list[Path]:
     """The files that a study names, user files or its table of runs."""
     if study.runs:
-        return [io.ROOT / study.runs.table]
+        return [study.runs.path]
     if not (study.census.h5ad or study.census.files):
         return []
     from lib.data import user_files
@@ -220,12 +221,16 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
             execute_notebook(notebook, executed, parameters, cwd=Path(notebook).parent, **options)
         except PapermillExecutionError as error:
             if error.ename != "KeyboardInterrupt":
-                lines = [line for line in str(error).splitlines() if line.strip()][-6:]  # the notebook has all
+                lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()  # without colours
+                lines = [line for line in lines if line.strip()][-6:]  # all are in the notebook
                 print(f"{FAILED}, cell [{error.exec_count}]:", *lines, sep="\n    ")
             return 1
         except DeadKernelError:
             print(f"{FAILED}: the kernel was killed, often because memory ran out; the same command goes on from here")
             return 1
+        except Exception as error:
+            print(f"{FAILED}: {io.short(error)}")
+            raise
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
         checksums = {}
         for file in (file for file in files if file.suffix != ".html"):  # the report is made of the notebooks

@@ -246,21 +246,21 @@ def _log_mean(mean, dispersion, library):
 def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
     """Macro F1 of cell types, by logistic regression on features of cells, on the validation and test donors.
 
-    Of the first regime of `runs`, the table of `lib.fit.runs.collect`; a model's features are the mean of its last
-    tokens with no gene hidden. The result stays in data/<study>/probe.csv until its runs change.
+    Of the study's first regime in `runs`, the table of `lib.fit.runs.collect`; a model's features are the mean of its
+    last tokens with no gene hidden. The result stays in data/<study>/probe.csv until its runs change.
 
     Returns
     -------
     DataFrame or None
         features (a size, `principal components` or `all genes`), parameters, loss (validation MSE; both NaN for the
         last two), f1, and low and high, its 95 % interval over held-out donors. None where fewer than two labels of
-        cells are known, or no run is here.
+        cells are known, or that regime has no finished run here.
     """
-    if study.runs or not (runs["status"] == "ok").any():
-        return None
-    regime, path = next(iter(study.regimes)), study.data / "probe.csv"
+    regime, path = next(iter(study.regimes), None), study.data / "probe.csv"
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
     done = done.drop_duplicates("size")
+    if done.empty:
+        return None
     losses = done["validation_mse"].map("{:.9g}".format)  # as they are in a table that has been read, too
     key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + losses)}\n"
     if not path.is_file() or not path.read_text().startswith(key):
