@@ -91,7 +91,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
         keys[cells] = key(marker=SHAPES[split], **line)
     axis.set(xlabel=style.PARAMETERS, ylabel="explained share of the reducible error (%)", xscale="log")
     style.header(axis, regime, ["relative to each split's own gene mean and floor"])
-    for axis in others:
+    for axis in others:  # one, or none
         axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], color=style.INK, **style.BARS)
         (keys["conditional Gaussian"],) = axis.plot(leak["parameters"], 100 * leak["gaussian"], **GAUSSIAN)
         axis.axhline(0, color=style.GREY, linewidth=0.6)

@@ -59,7 +59,7 @@ UNITS = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"
 
 _order = {"regimes": [], "sizes": []}
 
-ticks = {"labelsize": SMALL, "color": INK, "major.width": 0.6, "major.size": 2.5, "major.pad": 2, "minor.width": 0.4,
+TICKS = {"labelsize": SMALL, "color": INK, "major.width": 0.6, "major.size": 2.5, "major.pad": 2, "minor.width": 0.4,
          "minor.size": 1.5}  # fmt: skip
 seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu Sans", rc={
     "font.size": TEXT, "axes.labelsize": TEXT, "axes.titlesize": TITLE, "axes.titleweight": "bold",
@@ -73,7 +73,7 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
     # TrueType in PDF stays editable and is accepted everywhere (Type 3 is not). SVG text becomes outlines: a font named
     # in an SVG is looked up on the reader's machine, and another font would move and clip the labels.
     "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "single-cell-scaling",
-} | {f"{axis}tick.{name}": value for axis in "xy" for name, value in ticks.items()})  # fmt: skip
+} | {f"{axis}tick.{name}": value for axis in "xy" for name, value in TICKS.items()})  # fmt: skip
 
 
 class Shown:
