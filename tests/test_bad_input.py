@@ -1,5 +1,6 @@
 """Bad input ends in one clear sentence, and leaves nothing half-written behind."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -261,6 +262,12 @@ def test_names_in_another_encoding_or_number(folder, refused_files, part):
     assert "damaged" not in refused_files(f"input/bad/{part}.gz cannot be read", "take the .gz off its name")
     (folder / part).write_bytes(b"a header\n" + content)
     refused_files(f"input/bad/{part} has", "for the", "without a header (the first line is 'a header')")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_packed_file_under_the_name_of_one_that_is_not_is_no_damage(folder, refused_files, part):
+    (folder / part).write_bytes(gzip.compress((folder / part).read_bytes()))
+    assert "damaged" not in refused_files(f"input/bad/{part} cannot be read", "let its name end in .gz")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multipl
 GENES = ("gene expression", "gene", "gex", "rna")
 """What others call these."""
 PLUGIN = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
+PACKED = "if it is packed, as by gzip, let its name end in .gz; else its first line is not what it should be"
 OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
@@ -48,6 +49,8 @@ ADVICE = {
     "unable to lock file": "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE",
     "can't open directory": PLUGIN,
     "required filter": PLUGIN,
+    "byte 0x8b in position 1": PACKED,
+    "Missing banner": PACKED,
     "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
     "Not a gzipped file": "it is not packed: take the .gz off its name",
     "more than one genome": "write the cells of one species to a file of their own",
