@@ -122,15 +122,18 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
 
 def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hold_nine_floors_in_ten():
     replicates = summary.read_replicates()
-    ok, limit = summary.replicates_table(replicates).to_dict("records")
-    assert replicates["objective"].unique().tolist() == ["mse"], "docs: none for bits, and none on fresh cells"
+    ok, limit, bits, _ = summary.replicates_table(replicates).to_dict("records")
+    assert replicates["objective"].unique().tolist() == ["mse", "negative_binomial"], "docs: none on fresh cells"
     held = [f"{round(of['exact'] * of['laws'])}" for of in (ok, limit)]
     assert f"Of {ok['replicates']} for the squared error, {ok['laws']} have a law of status ok" in TEXT
-    assert f"holds the exact floor in {held[0]}; {limit['laws']} determine the limit of their budget" in TEXT
+    assert f"holds the exact floor in {held[0]}; {limit['laws']} bound the floor in the limit of their" in TEXT
     low, high = (round(100 * limit[f"exact_{end}"]) for end in ("low", "high"))
     assert f"holds it in {held[1]} ({100 * limit['exact']:.0f} %, {low} to {high})" in TEXT
     assert f"Most laws, {(replicates['status'] == 'budget-limited').sum()}, are" in TEXT
-    assert ok["exact"] >= 0.9 and limit["exact"] >= 0.9
+    assert f"Of {bits['replicates']} for bits, {bits['laws']} have a law of status ok: its interval holds" in TEXT
+    family, entropy = (round(bits[of] * bits["laws"]) for of in ("family", "exact"))
+    assert f"such a model, in {family}, and the entropy itself, which lies lower, in {entropy}" in TEXT
+    assert ok["exact"] >= 0.9 and limit["exact"] >= 0.9 and bits["family"] >= 0.9
 
 
 def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
