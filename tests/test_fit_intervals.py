@@ -114,6 +114,13 @@ def test_a_replicate_is_the_same_again_and_leaves_the_project_alone(tmp_path):
     assert law["best"] == first["loss"].min() and set(law) == set(pd.read_csv(io.CODE / "data/replicates.csv"))
 
 
+def test_a_law_in_the_limit_whose_interval_has_no_end_determines_no_floor():
+    runs = pd.read_csv(io.CODE / "data" / "replicate_runs.csv").query("replicate == 1")
+    open_ended, closed = (replicates.law(runs[runs["objective"] == kind]) for kind in ("negative_binomial", "mse"))
+    assert open_ended["limit_high"] is None and open_ended["limit_status"] == "floor not identified"
+    assert closed["limit_low"] < closed["limit_high"] and closed["limit_status"] == "ok"
+
+
 def test_the_speed_of_the_fit_is_compared_with_scipy(monkeypatch, capsys):
     for name, value in {"ROUNDS": 1, "FITS": 200, "SCIPY_FITS": 3, "MANY": (100,)}.items():
         monkeypatch.setattr(fit, name, value)

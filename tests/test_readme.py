@@ -68,6 +68,7 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     better = 100 * (1 - largest["validation_mse"] / largest["pca_mse"])
     converged = runs.loc[runs["width"] >= 4, "convergence"] == "converged"
     assert f"all {len(converged)} runs have converged" in TEXT and converged.all()
+    assert tuple(largest[["validation_donors", "test_donors"]]) == (4, 5), "docs: four new donors, five test donors"
     times, donors = largest["validation_mse_donor_se"] / largest["validation_mse_se"], largest["validation_donors"]
     of_split = io.read_json(RESULTS / "marrow" / "baselines.json")["data-rich"]
     best = min(of_split["test"][name] for name in ("gaussian_mse", "pca_mse"))

@@ -77,8 +77,14 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     variance = scores / df / (x**2).sum(1)
     laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]), level)
             for i in some}  # fmt: skip
-    law = laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: _span(laws.values())}}
-    return law | ({"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else {})
+    ends = _span(laws.values())
+    status = Status.EXPONENT_AT_EDGE if best in (0, len(DECAYS) - 1) else widened(laws[best]["status"], ends)
+    return laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: ends}, "status": status}
+
+
+def widened(status: str, ends: dict[str, list[float]]) -> str:
+    """The status of a law whose interval was widened to `ends`: no floor where that of c has an open end now."""
+    return Status.NO_FLOOR if status == Status.OK and not np.isfinite(ends["c"]).all() else status
 
 
 def to_the_limit(law: dict) -> dict[str, list[float]]:

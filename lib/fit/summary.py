@@ -87,9 +87,8 @@ def _law(rows, metric, resamples, seed, level, headline):
         if headline:
             content["sensitivity"] = capacity.sensitivity(usable_rows, metric, level)
         if "limit" in content["budget"]:
-            content["intervals"][HEADLINE] = capacity.to_the_limit(content)
-            if content["status"] == Status.OK and not np.isfinite(content["intervals"][HEADLINE]["c"]).all():
-                content["status"] = Status.NO_FLOOR
+            content["intervals"][HEADLINE] = ends = capacity.to_the_limit(content)
+            content["status"] = capacity.widened(content["status"], ends)
         content["status"] = capacity.judged(good, content["status"])
     content = plain(content)
     columns = columns_of(content)
@@ -353,18 +352,17 @@ def replicates_table(replicates: pd.DataFrame) -> pd.DataFrame:
     """How often the interval of c held the floor in replicated studies whose law lets c into a headline.
 
     A row per objective and claim (the headline law of status ok, or the law in the limit of the budget): replicates;
-    laws, the number of them with that claim and both ends of the interval; bias, the median of c relative to the exact
-    floor; exact, the share of intervals that hold the floor of infinitely many cells, with its 95 % interval (Wilson);
-    family, the share that holds what the best model of this kind can reach (for bits the least that one negative
-    binomial can cost, above the entropy of a mixture of them); realised, the share that holds the floor of the very
-    cells.
+    laws, the number of them with that claim; bias, the median of c relative to the exact floor; exact, the share of
+    intervals that hold the floor of infinitely many cells, with its 95 % interval (Wilson); family, the share that
+    holds what the best model of this kind can reach (for bits the least that one negative binomial can cost, above the
+    entropy of a mixture of them); realised, the share that holds the floor of the very cells.
     """
     from statsmodels.stats.proportion import proportion_confint  # costs 0.1 s that other fits need not spend
 
     rows, claims = [], {"law of status ok": "", "limit of the budget": "limit_"}
     for objective, of in replicates.groupby("objective", sort=False):
         for claim, prefix in claims.items():
-            named = of[of[f"{prefix}status"] == Status.OK].dropna(subset=[f"{prefix}low", f"{prefix}high"])
+            named = of[of[f"{prefix}status"] == Status.OK]
             ends = named[f"{prefix}low"], named[f"{prefix}high"]
             held = named["exact"].between(*ends)
             low, high = proportion_confint(held.sum(), max(1, len(named)), method="wilson")
