@@ -274,6 +274,8 @@ def test_a_packed_file_under_the_name_of_one_that_is_not_is_no_damage(folder, re
     ("old", "new"),
     [
         ("%%MatrixMarket", "%%Matrix"),
+        ("integer", "pattern"),
+        ("general", "symmetric"),
         ("30 200 ", "200 30 "),
         ("\n1 1 2\n", "\n31 1 2\n"),
         ("\n1 1 2\n", "\n"),

@@ -208,6 +208,18 @@ def test_a_leak_is_counted_from_the_table_and_not_taken_from_the_plan():
     assert told["cells"] == {"train": 2, "validation": 2, "test": 2}
 
 
+def test_related_donors_stay_together(study_file):
+    simulated = {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 60}
+    study = study_file(
+        census={"simulate": simulated}, split={"validation": 0.15, "test": 0.15, "related": "dataset_id"}
+    )
+    adata = panel.read(panel.build(study, "data-rich"))
+    told = adata.uns["provenance"]["split"]
+    assert (adata.obs.groupby("dataset_id", observed=True)["split"].nunique() == 1).all()
+    assert sum(told["groups"].values()) == 8 == adata.obs["dataset_id"].nunique() and told["labels_in_two_splits"] == 0
+    assert panel.origin(adata)["held out by"] == "donor_id and dataset_id"
+
+
 def test_a_small_regime_is_part_of_a_large_one_and_a_random_split_says_that_it_leaks(rich, tiny, study_file):
     small = panel.read(panel.build(tiny, "data-limited"))
     for side in ("train", "validation", "test"):
@@ -307,6 +319,19 @@ def test_genes_of_equal_means_are_chosen_and_the_same_ones_again():
     found = panel.variability(sparse.csr_matrix(counts))
     assert np.isfinite(found[["means", "variances", "variances_norm"]].to_numpy()).all()
     assert found.equals(panel.variability(sparse.csr_matrix(counts)))
+
+
+def test_loading_a_panel_needs_neither_anndata_nor_the_census(rich, tiny):
+    code = """
+import sys
+from pathlib import Path
+from lib.data import panel
+panel.load(Path(sys.argv[1]))
+print([name for name in ("anndata", "scanpy", "tiledbsoma", "pandas", "scipy") if name in sys.modules])
+"""
+    words = [sys.executable, "-c", code, str(tiny.folder("data-rich"))]
+    done = subprocess.run(words, cwd=io.CODE, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_another_number_is_needed_when_a_panel_changes(rich):

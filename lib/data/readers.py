@@ -279,7 +279,9 @@ def _read_folder(path):
 
     parts, tables = _parts(path), []
     with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first
-        genes, cells, entries, *_ = mminfo(parts[0])
+        genes, cells, entries, *kind = mminfo(parts[0])
+    if kind[0] != "coordinate" or kind[1] not in ("integer", "real") or kind[2] != "general":
+        raise InputError(f"{shown(parts[0])} is of kind {' '.join(kind)}; write it as coordinate integer general.")
     how = {"sep": "\t", "header": None, "dtype": str, "quoting": 3, "keep_default_na": False}
     for part, length in zip(parts[1:], (cells, genes), strict=True):
         with reading(part):  # more columns than any has: rows may be of different lengths
