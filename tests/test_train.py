@@ -177,6 +177,13 @@ def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
+def test_exploding_gradients_are_clipped_to_the_stated_norm(data, tmp_path):
+    run = started(replace(data, x=1e4 * data.x), tmp_path, clip=0.5)
+    run.step()
+    norm = torch.stack([weight.grad.norm() for weight in run.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.5, rel=1e-4)
+
+
 def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tmp_path, monkeypatch):
     """Up to the warm-up, which counts from the whole run: without it the two are the same run."""
     whole = run(data, tmp_path / "whole", warmup=0.0)
