@@ -120,20 +120,25 @@ class Slurm:
         self.daemon("munged", "--foreground", "--force", f"--socket={munge['socket']}", *places)
         self.wait(lambda: munge["socket"].exists())
         self.daemon("slurmctld", "-D", "-c")
-        self.daemon("slurmd", "-D", "-b", "-N", "node")  # -b: its machine has just been started
+        self.daemon("slurmd", "-D", "-N", "node")
         self.wait(lambda: "idle" in self("sinfo", "--noheader", "--format", "%T", check=False))
 
     def restart_node(self):
         """The power is back: SLURM sees that the node was started again, and somebody declares it fit for work."""
-        self.daemon("slurmd", "-D", "-b", "-N", "node")
+        self.daemon("slurmd", "-D", "-b", "-N", "node")  # -b: its machine has just been started
         self.wait(lambda: "down" in self("sinfo", "--noheader", "--format", "%T", check=False))
+        self.stop_node()  # that one would say at every call that its machine has just been started, and be down again
+        self.daemon("slurmd", "-D", "-N", "node")
         self("scontrol", "update", "NodeName=node", "State=RESUME")
 
     def kill_node(self):
         """The node's power fails: its daemon and all processes of its jobs are gone at once."""
+        self.stop_node()
+        self.kill_jobs()
+
+    def stop_node(self):
         self.daemons["slurmd"].kill()
         self.daemons.pop("slurmd").wait()
-        self.kill_jobs()
 
     def kill_jobs(self):
         """Kill all processes of this cluster's jobs, after the steps' daemons that watch them."""
