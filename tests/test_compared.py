@@ -143,13 +143,14 @@ def test_what_a_doubling_of_depth_cells_or_size_buys_is_what_the_law_says():
 
 
 def test_donor_splits_part_the_people_from_what_size_gains():
-    """Splits whose people differ much, and a gain over the linear model of a tenth on all of them."""
+    """Splits whose people differ much, and a gain over the best baseline of a tenth on all of them."""
     rng, parts = np.random.default_rng(0), []
     for seed in range(5):
         hard = rng.uniform(0.5, 2)
-        parts.append(table(lambda N, D, hard=hard: 0.9 * hard, [200], split_seed=seed, gaussian_mse=hard, noise=1e-3))
+        known = {"gene_mean_mse": 2 * hard, "gaussian_mse": 1.1 * hard, "pca_mse": hard}
+        parts.append(table(lambda N, D, hard=hard: 0.9 * hard, [200], split_seed=seed, noise=1e-3, **known))
     found = conditions.donor_splits(pd.concat(parts)).iloc[0]
     assert found["splits"] == 5 and found["spread"] > 0.1
-    assert found["below_gaussian"] == pytest.approx(0.1, abs=1e-3)
-    assert 0 < found["below_gaussian_high"] - found["below_gaussian_low"] < 0.01 * found["spread"]
+    assert found["below_baseline"] == pytest.approx(0.1, abs=1e-3)
+    assert 0 < found["below_baseline_high"] - found["below_baseline_low"] < 0.01 * found["spread"]
     assert conditions.donor_splits(pd.concat(parts[:2])).empty

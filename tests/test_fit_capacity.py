@@ -141,6 +141,9 @@ def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
     assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
     rows = capacity.sensitivity_table(laws)
     assert rows["choice"].iloc[0] == "headline" and len(rows) == 7
+    assert capacity.hanging(laws) == 0
+    laws["r"]["validation_mse"]["sensitivity"]["smallest size left out"]["status"] = Status.NO_FLOOR
+    assert capacity.hanging(laws) == 1
 
 
 def test_a_law_of_its_budget_shows_no_number_but_its_limit():

@@ -1,4 +1,4 @@
-"""The table of runs, laws.json and the tables read from it: contract, golden numbers, comparison, bits, replicates."""
+"""The table of runs, laws.json and the tables read from it: contract, golden numbers, comparison, bits."""
 
 import copy
 import json
@@ -168,6 +168,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
     intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
     assert len(intervals) == 6 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
     assert np.isnan(limited["exact_floor"])
+    assert rich["largest"] == laws["data-rich"]["validation_mse"]["sizes"]["mean"][-1] < rich["baseline"]
 
 
 def test_a_form_that_was_extrapolated_to_nowhere_shows_no_error(laws):
@@ -189,7 +190,7 @@ def test_a_form_that_was_extrapolated_to_nowhere_shows_no_error(laws):
 )
 def test_what_the_runs_do_not_determine_is_no_number_in_the_table_of_laws(status, alpha, c, shown):
     ends = {HEADLINE: {"alpha": alpha[1:], "c": c[1:]}}
-    law = {"alpha": alpha[0], "c": c[0], "status": status, "intervals": ends, "budget": {}}
+    law = {"alpha": alpha[0], "c": c[0], "status": status, "intervals": ends, "budget": {}, "sizes": None}
     (row,) = laws_table({"rich": {"validation_mse": law}}, {}).to_dict("records")
     assert [None if np.isnan(row[name]) else row[name] for name in ("alpha", "c")] == list(shown)
 
@@ -201,18 +202,6 @@ def test_gaussian_bits_are_those_of_the_paper_and_a_floor_is_converted_end_by_en
     assert floor_bits("test_mse", -0.1, [-0.5, 0.2])["interval"][0] is None
     bits = floor_bits("validation_nll", 2.1, [2.0, 2.2])
     assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
-
-
-def test_replicates_are_counted_whose_intervals_hold_the_floor():
-    row = {"objective": "mse", "status": "ok", "c": 1.1, "low": 0.9, "high": 1.2, "exact": 1.0, "family": 1.1,
-           "realised": 1.3, "limit": 1.0, "limit_status": "ok", "limit_low": 0.8, "limit_high": 1.1}  # fmt: skip
-    missed = row | {"low": 1.05, "limit_status": "floor not identified"}
-    table = pd.DataFrame([row, row, missed, row | {"status": "budget-limited"}])
-    ok, limit = summary.replicates_table(table).to_dict("records")
-    assert (ok["replicates"], ok["laws"], ok["realised"]) == (4, 3, 0.0) and ok["exact"] == pytest.approx(2 / 3)
-    assert ok["bias"] == pytest.approx(0.1) and 0.2 < ok["exact_low"] < 2 / 3 < ok["exact_high"] < 0.95
-    assert ok["family"] == 1.0
-    assert (limit["laws"], limit["exact"], limit["bias"]) == (3, 1.0, 0.0)
 
 
 # ---------------------------------------------------------------- the table of runs

@@ -16,7 +16,6 @@ from lib.figures.study import draw_runs
 from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
-from lib.fit.law import IDENTIFIED
 from lib.fit.runs import UNITS
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
 """Marker of every held-out split."""
-DETERMINED = {
-    "floor identified": key(color=style.INK, marker="o", linestyle=""),
-    "not identified, or the budget's": key(color=style.INK, marker="o", linestyle="", **OPEN),
+STATUSES = {
+    "status ok": key(color=style.INK, marker="o", linestyle=""),
+    "any other status": key(color=style.INK, marker="o", linestyle="", **OPEN),
 }
 """What a legend says of solid and of open dots."""
 GENE_MEAN, GAUSSIAN, EXACT = (BASELINES[name][1] for name in ("gene_mean", "gaussian", "floor"))
@@ -118,7 +117,7 @@ def budget(view: Budgets | None) -> Figure | Note:
     seen = view.table[["name", "cells_seen"]].to_numpy()
     names = [limits.get(name, f"{cells:,.0f} cells seen") for name, cells in seen]
     found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float)
-    near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max())  # what is wider leaves the axis
+    near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max() + np.ptp(found))  # else it leaves the axis
     floors.set(xlim=style.around([found.min(), *near, view.exact]), xlabel=floor_label(view.metric),
                ylabel="law (of a budget, or in the limit)")  # fmt: skip
     style.intervals(floors, names, known, solid=view.table["status"] == "ok")
@@ -130,7 +129,7 @@ def budget(view: Budgets | None) -> Figure | Note:
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
         "Right: the floor of each budget's law, and in the limit of the budget.",
-        keys | DETERMINED,
+        keys | STATUSES,
         {losses: ends},
     )
 
@@ -152,7 +151,7 @@ def compute(view: Budgets | None) -> Figure | Note:
     if view.exact is not None:
         keys["exact floor"] = axis.axhline(view.exact, **LEVEL, **EXACT)
     axis.set(title=view.regime, xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric),
-             xscale="log")  # fmt: skip
+             xscale="log", ymargin=0.1)  # fmt: skip
     return style.settle(
         figure,
         f"Mean loss of every size of {view.regime} at each of its budgets, against the operations that they take. The "
@@ -208,7 +207,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     for axis, name in ((alpha, "alpha"), (floor, "relative_c")):
         ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).fillna({f"{name}_low": 0}).clip(lower=0)
         axis.set_xlim(0, 1.05 * np.nanmax(ends) if name == "alpha" else 1.15)
-        style.intervals(axis, regimes, ends, [colour[regime] for regime in regimes], table["status"].isin(IDENTIFIED),
+        style.intervals(axis, regimes, ends, [colour[regime] for regime in regimes], table["status"] == "ok",
                         shown=axis is alpha)  # fmt: skip
     alpha.set(xlabel="exponent α (no unit)", ylabel="switch (each keeps those above it)")
     floor.set(xlabel="floor c (share of the gene mean)")
@@ -222,7 +221,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
         figure,
         f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "
         f"losses of all sizes relative to the gene mean, in the colours of the steps ({counted(len(runs), 'run')}).",
-        DETERMINED,
+        STATUSES,
     )
 
 

@@ -168,11 +168,12 @@ def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
         metric = "validation_nll" if "validation_nll" in history else "validation_mse"
         ends[axis] = _curves(axis, history[np.isfinite(history[metric]) & (history["cells_seen"] > 0)], metric)
         axis.set(title=regime)
-    runs = pd.concat([history.assign(regime=regime) for regime, history in histories.items()])
+    points = pd.concat([history.assign(regime=regime) for regime, history in histories.items()])
+    runs = points.drop_duplicates(["regime", "size", "seed"])
     return style.settle(
         figure,
-        f"Validation loss during training: {_runs_of(runs.drop_duplicates(['regime', 'size', 'seed']))}. Thin lines "
-        "are seeds, thick ones the mean of those that finished; a cross marks where a run stopped early.",
+        f"Loss of a few hundred validation cells during training: {_runs_of(runs)}. Thin lines are seeds, "
+        "thick ones the mean of those that finished; a cross marks where a run stopped early.",
         ends=ends,
     )
 
@@ -187,7 +188,8 @@ def _curves(axis, history, metric):
     for row in history[~whole & (history["cells_seen"] == ends)].itertuples():
         axis.plot(row.cells_seen, getattr(row, metric), "x", color=shade[row.size], markersize=4)
     labels = style.size_lines(axis, history[whole], "cells_seen", metric, linewidth=1.3, markevery=[-1], clip_on=False)
-    axis.set(xscale="log", yscale="log", xlabel="training cells seen (number)", ylabel=loss_label(metric))
+    axis.set(xscale="log", yscale="log", xlabel="training cells seen (number)",
+             ylabel=loss_label(metric).replace("validation", "monitored"))  # fmt: skip
     return labels
 
 

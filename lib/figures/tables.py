@@ -113,13 +113,12 @@ def laws(table: pd.DataFrame) -> Table:
     `table` is what `lib.fit.summary.laws_table` gives.
     """
     columns = {
-        "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
-        "limit": "floor at any budget", "exact_floor": "exact floor", "baseline": "best baseline",
-        "status": "status",
+        "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c", "limit": "limit of the floor",
+        "exact_floor": "exact floor", "baseline": "best baseline", "largest": "largest size", "status": "status",
     }  # fmt: skip
     caption = (
         "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with profile-likelihood intervals in "
-        "brackets; beside it the best of what needs no training."
+        "brackets; beside it the loss of the largest size, and the best of what needs no training."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)

@@ -219,3 +219,10 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
             if choice == "headline" or of["status"] != Status.BUDGET:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
     return readable(pd.DataFrame(rows))
+
+
+def hanging(laws: dict) -> int:
+    """Headline laws of status ok that have no floor when their smallest size, or their largest, is left out."""
+    named = [law for law in (next(iter(of.values())) for of in laws.values()) if law["status"] == Status.OK]
+    ends = ("smallest size left out", "largest size left out")
+    return sum(any(law["sensitivity"][end]["status"] != Status.OK for end in ends) for law in named)

@@ -158,28 +158,29 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
-    """The same sizes on several splits of the donors: is the gain over the linear model one of these held-out people?
+    """The same sizes on several splits of the donors: is the gain over the baselines one of these held-out people?
 
-    The loss differs from split to split with the donors that are held out; what size gains on the conditional Gaussian,
-    which has the same cells, does so less. Empty for fewer than three splits. A row per size: splits; loss, its mean
-    over the splits, and spread, their standard deviation; below_gaussian, the mean share by which the loss is below the
-    conditional Gaussian's, with _low and _high, its 95 % interval over splits.
+    The loss differs from split to split with the donors that are held out; what size gains on a baseline, which has the
+    same cells, does so less. Empty for fewer than three splits. A row per size: splits; loss, its mean over the splits,
+    and spread, their standard deviation; below_baseline, the mean share by which the loss is below the best baseline's,
+    with _low and _high, its 95 % interval over splits.
     """
     metric = next(iter(headline(table).values()))
-    gaussian = UNITS[metric.rsplit("_", 1)[1]]["gaussian"]
+    of_unit = UNITS[metric.rsplit("_", 1)[1]]
+    untrained = [column for name, column in of_unit.items() if name != "floor" and column in table]
     rows = usable(table, metric)
     if rows["split_seed"].nunique() < 3:
         return pd.DataFrame()
-    means = rows.groupby(["parameters", "size", "split_seed"])[[metric, gaussian]].mean().astype(float)
-    means["below"] = 1 - means[metric] / means[gaussian]
+    means = rows.groupby(["parameters", "size", "split_seed"])[[metric, *untrained]].mean().astype(float)
+    means["below"] = 1 - means[metric] / means[untrained].min(axis=1)
     table = []
     for (_, size), of in means.groupby(["parameters", "size"]):
         below, n = of["below"], len(of)
         reach = stats.t.ppf(0.975, n - 1) * below.std() / np.sqrt(n)
         table.append({
             "size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std(),
-            "below_gaussian": below.mean(), "below_gaussian_low": below.mean() - reach,
-            "below_gaussian_high": below.mean() + reach,
+            "below_baseline": below.mean(), "below_baseline_low": below.mean() - reach,
+            "below_baseline_high": below.mean() + reach,
         })  # fmt: skip
     return pd.DataFrame(table)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib import io
 from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
@@ -312,8 +311,8 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     -------
     DataFrame
         regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
-        budget with its ends; exact_floor of that loss, and baseline, the least loss of what needs no training; status.
-        NaN where unknown, without end, or not `readable`.
+        budget with its ends; exact_floor of that loss; baseline, the least loss of what needs no training; largest, the
+        mean loss of the largest size; status. NaN where unknown, without end, or not `readable`.
     """
     rows = []
     for regime, by_metric in laws.items():
@@ -323,7 +322,7 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
         rows.append({
             "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact,
             "baseline": min((loss for loss in untrained.values() if loss is not None), default=None),
-            "status": law["status"],
+            "largest": law["sizes"] and law["sizes"]["mean"][-1], "status": law["status"],
         })  # fmt: skip
     table = pd.DataFrame(rows)
     return readable(table.astype(dict.fromkeys(table.columns[2:-1], float)))
@@ -341,35 +340,3 @@ def bits_table(laws: dict) -> pd.DataFrame:
     bits = {regime: law["floor_bits"] for regime, law in of_metric(laws, "validation_mse").items()}
     rows = [(regime, of["value"], *of["interval"]) for regime, of in bits.items()]
     return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"]).dropna(subset="bits")
-
-
-def read_replicates() -> pd.DataFrame:
-    """data/replicates.csv, a row for each replicated small study and objective; see `benchmarks/replicates.py`."""
-    return pd.read_csv(io.CODE / "data" / "replicates.csv")
-
-
-def replicates_table(replicates: pd.DataFrame) -> pd.DataFrame:
-    """How often the interval of c held the floor in replicated studies whose law lets c into a headline.
-
-    A row per objective and claim (the headline law of status ok, or the law in the limit of the budget): replicates;
-    laws, the number of them with that claim; bias, the median of c relative to the exact floor; exact, the share of
-    intervals that hold the floor of infinitely many cells, with its 95 % interval (Wilson); family, the share that
-    holds what the best model of this kind can reach (for bits the least that one negative binomial can cost, above the
-    entropy of a mixture of them); realised, the share that holds the floor of the very cells.
-    """
-    from statsmodels.stats.proportion import proportion_confint  # costs 0.1 s that other fits need not spend
-
-    rows, claims = [], {"law of status ok": "", "limit of the budget": "limit_"}
-    for objective, of in replicates.groupby("objective", sort=False):
-        for claim, prefix in claims.items():
-            named = of[of[f"{prefix}status"] == Status.OK]
-            ends = named[f"{prefix}low"], named[f"{prefix}high"]
-            held = named["exact"].between(*ends)
-            low, high = proportion_confint(held.sum(), max(1, len(named)), method="wilson")
-            c = named[prefix.rstrip("_") or "c"]
-            rows.append({
-                "objective": objective, "claim": claim, "replicates": len(of), "laws": len(named),
-                "bias": (c / named["exact"] - 1).median(), "exact": held.mean(), "exact_low": low, "exact_high": high,
-                "family": named["family"].between(*ends).mean(), "realised": named["realised"].between(*ends).mean(),
-            })  # fmt: skip
-    return pd.DataFrame(rows)
