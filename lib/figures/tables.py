@@ -118,7 +118,7 @@ def laws(table: pd.DataFrame) -> Table:
     }  # fmt: skip
     caption = (
         "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with profile-likelihood intervals in "
-        "brackets; beside it the loss of the largest size, and the best of what needs no training."
+        "brackets; beside it the loss of the largest size, and of the best training-free baseline."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)
