@@ -81,6 +81,8 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     assert over in TEXT and f"no better than {low:.3f} to {high:.3f}" in TEXT
     assert f"It lies {100 * (1 - largest['validation_mse'] / law['c']):.1f} % below the floor" in TEXT
     assert f"the exponent is {law['intervals']['profile_size_means']['alpha'][0]:.2f} or more" in TEXT
+    without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
+    assert f"Without `d4` the exponent is {without}" in TEXT
     linear = f"(conditional Gaussian {largest['gaussian_mse']:.3f}, PCA {largest['pca_mse']:.3f}); d64"
     means = runs.groupby("width")["validation_mse"].mean()
     assert linear in TEXT and (means[means.index >= 8] < largest["pca_mse"]).all()
@@ -108,7 +110,7 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     exact, linear = runs["bayes_mse"].mean(), runs["gaussian_mse"].mean()
     assert f"an exponent of {alpha} to a floor of {c}; the exact floor is {exact:.3f}" in TEXT and law["n_sizes"] == 10
     without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
-    assert f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT and f"without it, it is {without}" in TEXT
+    assert f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT and f"the smallest size it is {without}" in TEXT
     means = runs.groupby(["parameters", "size"])[["validation_mse_half", "validation_mse"]].mean().reset_index()
     assert means["parameters"].iloc[-1] > 1e2 * means["parameters"].iloc[0]
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)
@@ -123,6 +125,9 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert f"{ok.sum()} of {len(ok)} runs converged" in TEXT
     assert law["budget"]["whole"]["intervals"]["profile_size_means"]["c"][0] > exact > low, "docs: missed from above"
     assert f"more than {100 * (1 - low / largest):.1f} % of the largest one's loss" in TEXT
+    assert f"floor, and {100 * (1 - exact / largest):.1f} % by the exact one" in TEXT
+    misses = [100 * (row["predicted"] / row["observed"] - 1) for row in law["rollout"]]
+    assert f"predict larger ones up to {max(misses):.1f} % too high" in TEXT and min(misses) > 0
 
 
 def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hold_nine_floors_in_ten():
@@ -163,7 +168,8 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
     assert f"linear model's {linear:.3f}: d64 ends at {untuned:.3f}, where the exact floor is {exact:.3f}" in TEXT
     removed = f"remove {100 * (untuned - tuned) / (untuned - exact):.0f} % of"
     assert f"bring it to {tuned:.3f} and {removed} that excess" in TEXT
-    assert f"{removed} the largest size's excess" in TEXT
+    assert f"{removed} the largest size's excess" in TEXT and d64["updates"] < linear, "README: passes it"
+    assert tuned == pytest.approx(linear, rel=2e-3), "README: reaches the linear model"
     muon, longer = d64["optimiser"], d64["updates"]
     assert f"Muon to {muon:.3f} (its seeds differ by more), and four times the cells seen to {longer:.3f}" in TEXT
     assert np.ptp(runs.query("regime == 'optimiser' and size == 'd64'")["validation_mse"]) > tuned - muon
