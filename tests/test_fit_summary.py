@@ -250,6 +250,7 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
         ("2000,d8", ",d8", "line 3: regime is empty"),
         ("1.25", "1,25", "line 3 has more values than there are columns"),
         ("crashed", "gone", "line 3: status is 'gone'"),
+        ("1.6451", "inf", "has no run of status ok"),
         ("size", "model", "no column size"),
         ("status", "seed", "column seed more than once"),
         (ROWS.partition("\n")[2], "", "no row"),
@@ -267,13 +268,18 @@ def test_columns_that_the_table_lacks_and_regimes_that_the_study_lacks_are_named
         given_table(ROWS, columns={"val_loss": "validation_mse"})
     with pytest.raises(InputError, match="line 3: parameters is '1500', none of"):
         given_table(ROWS, regimes={"parameters": {400: "small"}})
-    with pytest.raises(InputError, match=r"line 3: parameters is '1\.500', not a whole number"):
-        given_table(ROWS.replace(",", ";").replace("1.25", "1,25").replace("1500", "1.500"))
+    for thousands in ("1.500", "1.000"):
+        with pytest.raises(InputError, match=f"line 3: parameters is '{thousands}', not a whole number"):
+            given_table(ROWS.replace(",", ";").replace("1.25", "1,25").replace("1500", thousands))
+    with pytest.raises(InputError, match="names poor, no regime"):
+        given_table(ROWS, gene_mean_mse={"poor": 2.0})
 
 
 def test_check_says_which_runs_of_a_table_have_a_loss_and_finds_its_faults(given_table, project, capsys):
     (project / "params" / "mine.yaml").write_text("runs: {table: runs.csv}")
-    given_table(ROWS)
-    assert cli.main(["check", "mine"]) == 0 and "of 2:\n2000    1\n" in capsys.readouterr().out
+    given_table(ROWS.replace("2000,d8", "2000,d4,7,400,1.7,ok\n2000,d8"))
+    assert cli.main(["check", "mine"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of 3, and sizes by parameters: runs sizes regime 2000 2 1 " in said and said.endswith("as a further run: 1")
     (project / "runs.csv").write_text(ROWS.replace("1500", "1.5k"))
     assert cli.main(["check", "mine"]) == 2 and "line 3: parameters is '1.5k'" in capsys.readouterr().err

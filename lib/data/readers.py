@@ -200,8 +200,8 @@ def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, ad
 
 
 def texts(values: pd.Series) -> pd.Series:
-    """Labels as text, missing where there is none; whole numbers that pandas made floats are the same as integers."""
-    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    """Labels as text, missing where there is none; 24.0, as pandas writes 24, is 24, but 24.000 may be 24000."""
+    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.(?!000$)0+$", r"\1", regex=True)
     return text.mask(text.str.lower().isin(MISSING)).astype(object)
 
 
@@ -218,7 +218,7 @@ def table(path: Path) -> pd.DataFrame:
     head = pd.Index([name.strip() or f"column {number}" for number, name in enumerate(head, 1)])
     check_once(f"{shown(path)} names column", head, head.duplicated(), "rename or drop one")
     if long := [line for line, row in enumerate(rows, 2) if any(map(str.strip, row[len(head) :]))]:
-        advice = f"put what has a {separator!r} in it in quotes"
+        advice = f"put what has a {separator!r} in it in quotes, and the names of the columns on line 1"
         raise InputError(f"{shown(path)}, line {long[0]} has more values than there are columns; {advice}.")
     cells = pd.DataFrame([dict(zip(head, row, strict=False)) for row in rows], range(2, len(rows) + 2), head)
     cells = cells.apply(texts).dropna(how="all").dropna(how="all", axis=1)

@@ -33,8 +33,8 @@ COLUMNS = [
 
 WHOLE = ("parameters", "genes", "cells_train", "cells_seen", "updates")
 """Columns of whole numbers from 1."""
-STATES = {"ok": "ok", "finished": "ok", "diverged": "diverged"} | dict.fromkeys(
-    ("interrupted", "crashed", "failed", "killed", "preempted", "running"), "interrupted"
+STATES = {"ok": "ok", "finished": "ok", "completed": "ok", "diverged": "diverged"} | dict.fromkeys(
+    ("interrupted", "crashed", "failed", "killed", "cancelled", "timeout", "preempted", "running"), "interrupted"
 )
 """Our status, by what it and the states of services that track runs are called."""
 
@@ -79,8 +79,8 @@ def given(study: Study) -> pd.DataFrame:
     needed = {*(source.regimes or ["regime"]), "size", "seed", "parameters", "validation_mse"}
     if missing := sorted({*source.columns} - {*written}) or sorted(needed - {*table}):
         raise InputError(
-            f"{source.table} has no column {', '.join(missing)} (it has: {', '.join(written)}); name it under "
-            f"runs.columns in {here}."
+            f"{source.table} has no column {', '.join(missing)} with values (it has: {', '.join(written)}); name it "
+            f"under runs.columns in {here}."
         )
     for column, names in source.regimes.items():
         table["regime"] = table[column].map({str(value): name for value, name in names.items()})
@@ -91,8 +91,13 @@ def given(study: Study) -> pd.DataFrame:
     status = table["status"].str.lower().map(STATES)
     _refuse(source.table, table["status"], status.isna(), f"no status; write one of {', '.join(STATES)}")
     table = _numbers(table, source.table, written.attrs["separator"] == ";").assign(study=study.name, status=status)
+    if usable(table, "validation_mse").empty:
+        raise InputError(f"{source.table} has no run of status ok with a finite validation_mse; add some.")
     if "width" not in table:
         table["width"] = table["size"].map({name: size.d for name, size in PUBLISHED.items()})
+    if unknown := sorted({*source.gene_mean_mse} - {*table["regime"]}):
+        has = ", ".join(table["regime"].unique())
+        raise InputError(f"{here}: runs.gene_mean_mse names {unknown[0]}, no regime of {source.table} (it has: {has}).")
     if source.gene_mean_mse:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]

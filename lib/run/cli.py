@@ -172,8 +172,11 @@ def check(study: str) -> None:
     study = load_study(study)
     if study.runs:
         table = runs.given(study)
-        used = runs.usable(table, "validation_mse")["regime"].value_counts()
-        print(f"runs with a loss, of {len(table)}:\n{used.to_string(header=False)}")
+        used = runs.usable(table, "validation_mse")
+        by_regime = used.groupby("regime").agg(runs=("seed", "size"), sizes=("parameters", "nunique"))
+        print(f"runs with a loss, of {len(table)}, and sizes by parameters:\n{by_regime.to_string()}")
+        again = used.duplicated(["regime", "size", "seed"]).sum()
+        print(f"with the regime, size and seed of another row, each counted as a further run: {again}")
         return
     if study.census.h5ad or study.census.files:
         pool = user_files.survey(study.census, census.own_columns(study))
