@@ -388,6 +388,9 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     said = capsys.readouterr().out
     assert "pass 'is_primary_data == True': 160\n" in said
     assert "all 24 60 (2 donors) 30 (1 donors) 30 (1 donors)" in " ".join(said.split())
+    study_file("mine", census=files | {"filter": "nnz > 20"}, split=split, regimes={"all": {"genes": 24, "cells": 40}})
+    assert command.main(["check", "mine"]) == 0
+    assert f"pass 'nnz > 20': {((counts > 0).sum(axis=1) > 20).sum()}\n" in capsys.readouterr().out
     study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})
     assert command.main(["check", "mine"]) == 2
     assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()

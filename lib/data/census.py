@@ -321,8 +321,8 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
     var : DataFrame, (genes,)
         feature_id (unique) and feature_name.
     chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
-        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. A given raw_sum is kept: it may
-        cover more genes.
+        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. Given raw_sum and nnz are kept:
+        they may cover more genes.
     summary : dict of str
         Rows added to census_info/summary; by `settings` `prepare` knows the Census again.
     presence : dict of str to (genes,) bool, optional
@@ -373,7 +373,7 @@ def _write_counts(uri, chunks, genes):
         counts.sum_duplicates()
         counts.eliminate_zeros()
         total = obs.get("raw_sum", np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel())
-        nnz = np.diff(counts.indptr).astype(np.int64)
+        nnz = np.asarray(obs.get("nnz", np.diff(counts.indptr)), np.int64)
         filled = {name: value for name, value in OBS.items() if name not in obs}
         parts.append(obs.assign(**filled | {"raw_sum": np.asarray(total, np.float64), "nnz": nnz}))
         _append(uri, cells, counts)

@@ -44,7 +44,7 @@ class Pool:
     """All files of a study, checked; the lists have an entry for each."""
 
     paths: list[Path]
-    obs: list[pd.DataFrame]  # its cells, columns named as in the Census; raw_sum counts all genes of the file
+    obs: list[pd.DataFrame]  # its cells, as in the Census; raw_sum is over all genes of the file, nnz over the pool
     var: pd.DataFrame  # feature_id and feature_name of the pooled genes, in the order in which the files bring them
     placed: list[sparse.csr_matrix]  # (genes of the file, genes of the pool): 1 where they are one
     report: pd.DataFrame  # one row for each file, in numbers
@@ -91,10 +91,10 @@ def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     chosen = _choose(paths, keys, settings.genes.pool)
     placed = [_placed(key, chosen) for key in keys]
     shared = np.all([each.getnnz(axis=0) > 0 for each in placed], axis=0)
-    cells = [_read(path, each[:, shared], chosen[shared]) for path, each in zip(paths, placed, strict=True)]
+    cells = [_read(path, each, shared, chosen) for path, each in zip(paths, placed, strict=True)]
     _check_copies(paths, obs, cells)
     for row, key, labels, read in zip(rows, keys, obs, cells, strict=True):
-        labels["raw_sum"] = read["total"].to_numpy()
+        labels["raw_sum"], labels["nnz"] = read["total"].to_numpy(), read["nnz"].to_numpy()
         row |= {
             "genes_shared": int(shared.sum()),
             "ensembl_ids": int(_ensembl(pd.Series(key)).notna().sum()),
@@ -344,16 +344,17 @@ def _check_values(counts, start, block):
         raise InputError(f"{where} has {values[at]!s}, no whole number from 0 to {LARGEST}; {advice}.")
 
 
-def _read(path, placed, chosen):
-    """Check every count of a file; for each cell its total, how many of the chosen genes are `seen`, and its mark."""
+def _read(path, placed, shared, chosen):
+    """Check every count of a file; each cell's total, genes it shows of the pool (`nnz`) and of all files, and mark."""
     parts = []
     with opened(path) as counts:
         for start, block in counts.blocks():
             _check_values(counts, start, block)
             block.eliminate_zeros()
-            common = block @ placed
-            marks, seen = cell_marks(common, chosen), np.diff(common.indptr)
-            parts.append(pd.DataFrame({"total": block.sum(axis=1).A1, "seen": seen, "mark": marks}))
+            pooled = block @ placed
+            common = pooled[:, shared]
+            part = {"total": block.sum(axis=1).A1, "nnz": np.diff(pooled.indptr), "seen": np.diff(common.indptr)}
+            parts.append(pd.DataFrame(part | {"mark": cell_marks(common, chosen[shared])}))
     cells = pd.concat(parts, ignore_index=True)
     empty = int((cells["total"] == 0).sum())
     if empty > EMPTY * len(cells):
