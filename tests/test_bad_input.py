@@ -94,6 +94,7 @@ def place(project):
         ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
         ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
         ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
+        ("samples.xlsx", b"PK", ("is a spreadsheet", "save it as CSV")),
         ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
         ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
         ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
@@ -191,7 +192,7 @@ def test_cells_without_a_donor_are_refused_by_their_number(h5ad, refused_files, 
     refused_files("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells", files=["input/*"])
 
 
-@pytest.mark.parametrize("unknown", ["Unknown", "unassigned", "-"])
+@pytest.mark.parametrize("unknown", ["Unknown", "unassigned", "Negative", "-"])
 def test_cells_of_a_donor_who_is_not_known_are_refused_by_their_number(h5ad, refused_files, counts, unknown):
     h5ad("bad", counts, donors=("A", "B", "C", unknown))
     refused_files("input/bad.h5ad: the donor of 50 cells is not known", files=["input/*"])

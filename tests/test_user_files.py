@@ -51,11 +51,16 @@ def test_10x_output_is_read_as_scanpy_reads_it(tenx, counts, layout, monkeypatch
     assert np.array_equal(everything(path), theirs.X.toarray()) and np.array_equal(everything(path), counts)
 
 
-def test_a_matrix_of_a_prefixed_geo_deposit_is_named_by_its_path(tenx, counts, project):
+def test_a_matrix_of_a_prefixed_geo_deposit_is_found_where_it_is_the_only_one(tenx, counts, project):
     folder = tenx("deposit", counts, "mtx.gz")
     for part in list(folder.iterdir()):
         part.rename(folder / f"GSM1_{part.name}")
     assert np.array_equal(everything(folder / "GSM1_matrix.mtx.gz"), counts)
+    assert np.array_equal(everything(folder), counts)
+    for part in tenx("other", counts + 1, "mtx.gz").iterdir():
+        part.rename(folder / f"GSM2_{part.name}")
+    with pytest.raises(InputError, match="name each matrix by its own path"):
+        everything(folder)
 
 
 def test_antibodies_are_left_out_of_counts_and_totals_and_that_is_said(tenx, study_file, counts):

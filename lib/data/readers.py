@@ -36,6 +36,8 @@ OTHERS = {
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
     "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
     ".rds": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
+    ".rdata": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
+    ".xlsx": ("is a spreadsheet", "save it as CSV"),
     "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
     ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
@@ -53,6 +55,7 @@ ADVICE = {
     "Missing banner": PACKED,
     "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
     "Not a gzipped file": "it is not packed: take the .gz off its name",
+    "No read method": "a newer anndata wrote it: update anndata here, or leave that column out there",
     "more than one genome": "write the cells of one species to a file of their own",
     "": "if other programs cannot read it either, it is damaged: copy or download it again",
 }
@@ -130,8 +133,8 @@ def _reader(path):
     if _is_folder(path):
         return _read_folder
     wrong = "is no known kind of file; give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
-    if path.suffix == ".gz":
-        wrong = "is packed; unpack it first, with gunzip"
+    if path.suffix in (".gz", ".tar", ".zip"):
+        wrong = "is packed; unpack it first, with gunzip, tar -x or unzip"
     raise InputError(f"{shown(path)} {wrong}.")
 
 
@@ -290,6 +293,8 @@ def _read_folder(path):
             first = " ".join(table.iloc[0, :3]).strip()
             wrong = f"has {len(table)} lines for the {length} {'genes' if part == parts[2] else 'cells'} of"
             advice = f"give one line to each, without a header (the first line is {first!r})"
+            if len(table) == genes + cells - length:
+                advice = "its rows are cells, and should be genes: write it transposed"
             raise InputError(f"{shown(part)} {wrong} {parts[0].name}; {advice}.")
         tables.append(table.apply(lambda column: column.str.strip('"')))
     with reading(parts[0]):
@@ -314,12 +319,15 @@ def _is_folder(path):
 
 
 def _parts(path):
-    """Matrix, barcodes and features of a 10x folder, or of a path to a matrix, whose prefix is that of all three."""
-    folder, prefix = (path, "") if path.is_dir() else (path.parent, path.name.partition("matrix.mtx")[0])
+    """Matrix, barcodes and features of a 10x folder, or of a path to a matrix; a prefix before one is before all."""
+    folder, names = (path, os.listdir(path)) if path.is_dir() else (path.parent, [path.name])
+    prefixes = {name.partition("matrix.mtx")[0] for name in names if "matrix.mtx" in name}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    step = "put it there, or name each matrix by its own path" if len(prefixes) > 1 else "put it there"
     found = []
     for names in (("matrix.mtx",), ("barcodes.tsv",), ("features.tsv", "genes.tsv")):
         asked = [folder / f"{prefix}{name}{packed}" for name in names for packed in ("", ".gz")]
         found.append(next((place for place in asked if place.is_file()), None))
         if found[-1] is None:
-            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; put it there.")
+            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; {step}.")
     return found

@@ -164,7 +164,8 @@ def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     if len(left) < 3:
         donors = cells["donor_id"][assigned[group] == 0].nunique()
         there = f"these cells form {len(left)}, of {donors} donor(s)"
-        advice = "add donors, set split.by to donor_id, or to random if that leak is wanted"
+        finer = "" if split.by == "donor_id" else " to donor_id, or"
+        advice = f"add donors, or set split.by{finer} to random if that leak is wanted"
         raise InputError(f"a split by {split.by} needs 3 groups of cells without a common donor; {there}: {advice}.")
     assigned[left] = hold_out(sizes[left], (split.validation, split.test), split.seed, len(cells))
     assigned = assigned[group]

@@ -22,8 +22,9 @@ CARRIED = (
     "suspension_type", "disease", "sex", "development_stage",
 )  # fmt: skip
 """obs columns taken over under their own name where a file has them."""
-NOBODY = ("unknown", "unassigned", "doublet", "not available", "not applicable", "-", "?")
-"""What stands for a donor who is not known, besides what is missing in any column."""
+NOBODY = ("unknown", "unassigned", "undetermined", "negative", "ambiguous", "doublet", "multiplet", "not available",
+          "not applicable", "-", "?")  # fmt: skip
+"""What stands for a donor who is not known, also after demultiplexing, besides what is missing in any column."""
 ENSEMBL = r"(?:\w+?_+)?(ENS[A-Z]*G\d+)(?:\.\d+)?(_PAR_Y)?"
 """An Ensembl gene id: perhaps after a genome, as in GRCh38_ENSG..., and with a version, as in ENSG... .12."""
 IDS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "id")
@@ -189,7 +190,7 @@ def _sheet(path):
         except ValidationError as error:
             wrong = error.errors()[0]
             reason = ": ".join([*map(repr, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])
-            raise InputError(f"{where}: {reason}; correct the sample sheet.") from None
+            raise InputError(f"{where}: {reason}; correct it: a .csv or .tsv is read as a sample sheet.") from None
 
 
 # ---------------------------------------------------------------- labels
