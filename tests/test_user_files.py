@@ -396,6 +396,10 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     study_file("mine", census=files | {"filter": "nnz > 20"}, split=split, regimes={"all": {"genes": 24, "cells": 40}})
     assert command.main(["check", "mine"]) == 0
     assert f"pass 'nnz > 20': {((counts > 0).sum(axis=1) > 20).sum()}\n" in capsys.readouterr().out
+    of_one = files | {"filter": "lane == '2' and is_primary_data == True"}  # a column that the Census does not know
+    h5ad("bad", counts, lane=np.resize(list("11112222"), len(counts)), is_primary_data=np.arange(len(counts)) >= 40)
+    study_file("mine", census=of_one, split=split, regimes={"all": {"genes": 24, "cells": 24}})
+    assert command.main(["check", "mine"]) == 0 and 'is_primary_data == True": 80\n' in capsys.readouterr().out
     study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})
     assert command.main(["check", "mine"]) == 2
     assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()

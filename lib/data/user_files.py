@@ -207,7 +207,7 @@ def _labels(counts, given, settings, own):
             obs[column] = _column(counts, key, column in asked or column in own)
         elif column not in given and needed:
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
-            advice = "add it: the study splits or samples by it"
+            advice = "add it: the study splits, samples or filters by it"
             if column in asked:
                 advice = f"name another by census.{setting}, or give each file its own, {{path: ..., {column}: ...}}, "
                 advice += "in census.files or in a sample sheet"
