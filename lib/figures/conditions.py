@@ -119,7 +119,7 @@ def budget(view: Budgets | None) -> Figure | Note:
     found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float)
     near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max() + np.ptp(found))  # else it leaves the axis
     floors.set(xlim=style.around([found.min(), *near, view.exact]), xlabel=floor_label(view.metric),
-               ylabel="law (of a budget, or in the limit)")  # fmt: skip
+               ylabel="law (by budget)")  # fmt: skip
     style.intervals(floors, names, known, solid=view.table["status"] == "ok")
     keys = {}
     if view.exact is not None:
