@@ -22,7 +22,7 @@ from lib.study import parse_study
 
 STUDY = {
     "census": {"simulate": {"cells": 2000, "genes": 100}},
-    "regimes": {"rich": {"genes": 64, "cells": 1000}, "limited": {"genes": 32, "cells": 200}},
+    "regimes": {"rich": {"genes": 64, "cells": 1000}, "limited": {"genes": 64, "cells": 200}},
     "sizes": ["XXS", "TINY"],
     "seeds": [7, 8],
     "train": {"cells_seen": 6400},
@@ -161,19 +161,35 @@ def test_a_finished_study_is_found_done_where_it_was_moved_and_after_code_was_re
     assert again.returncode == 0 and "03_train" not in again.stdout and (project / "written").read_text() == before
 
 
-MORE_CELLS = STUDY["regimes"] | {"limited": {"genes": 32, "cells": 300}}
 NEW_SIZE = {"02_model", "03_train rich XS", "03_train limited XS"}
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({"seeds": [7, 8, 9]}, TRAIN), ({"sizes": ["XXS", "TINY", "XS"]}, NEW_SIZE),
-    ({"fit": {"resamples": 200}}, {"04_fit"}),
-    ({"train": {"cells_seen": 640}}, TRAIN), ({"train": {"cells_seen": 6400, "library_size": "panel"}}, DATA | TRAIN),
-    ({"split": {"seed": 5}}, DATA), ({"regimes": MORE_CELLS}, {"01_data limited"}),
+def regimes(**own):
+    """The study's regimes, some with keys of their own."""
+    return {"regimes": {name: content | own.get(name, {}) for name, content in STUDY["regimes"].items()}}
+
+
+@pytest.mark.parametrize("genes_from, changes, expected", [
+    (None, {"seeds": [7, 8, 9]}, TRAIN),
+    (None, {"sizes": ["XXS", "TINY", "XS"]}, NEW_SIZE),
+    (None, {"fit": {"resamples": 200}}, {"04_fit"}),
+    (None, {"train": {"cells_seen": 640}}, TRAIN),
+    (None, {"train": {"cells_seen": 6400, "library_size": "panel"}}, DATA | TRAIN),
+    (None, {"split": {"seed": 5}}, DATA),
+    (None, regimes(limited={"cells": 300}), {"01_data limited"}),
+    ("rich", regimes(limited={"cells": 300}), {"01_data limited"}),
+    ("rich", regimes(rich={"donors": 5}), DATA),
+    ("rich", {"genes_from": None}, DATA),
+    ("rich", {"split": {"random": 0.1}}, DATA),
+    ("rich", regimes(limited={"train": {"cells_seen": 640}}), LIMITED),
+    ("rich", regimes(limited={"train": {"library_size": "panel"}}), LIMITED | {"01_data limited"}),
+    ("rich", regimes(limited={"train": {"statistics_from": "all"}}), LIMITED),
+    ("rich", regimes(rich={"train": {"statistics_from": "all"}}), DATA | TRAIN - LIMITED),
+    ("rich", regimes(limited={"train": {"objective": "negative_binomial"}}), LIMITED | {"02_model"}),
 ])  # fmt: skip
-def test_a_changed_key_of_the_study_file_changes_the_settings_of_what_it_is_for(changes, expected):
+def test_a_changed_key_of_a_study_or_regime_reruns_only_what_depends_on_it(genes_from, changes, expected):
     def settings(**changes):
-        steps = workflow.steps(parse_study(STUDY | changes, "tiny"))
+        steps = workflow.steps(parse_study(STUDY | {"genes_from": genes_from} | changes, "tiny"))
         return {(workflow.NOTEBOOKS[step.rule], step.regime, step.size): step.settings for step in steps}
 
     changed = settings(**changes).items() - settings().items()
