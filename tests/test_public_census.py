@@ -48,9 +48,8 @@ def labels():
         "tissue_general": ["blood", "skin of body"], "tissue_type": ["tissue", "cell culture"],
         "disease": ["normal", "influenza"], "assay": ["10x 3' v3", "Drop-seq", "Smart-seq2"],
     }  # fmt: skip
-    return pd.DataFrame({key: np.array(names[key])[value.astype(int)] for key, value in columns.items()}).assign(
-        is_primary_data=cell % 13 > 0
-    )
+    table = pd.DataFrame({key: np.array(names[key])[value.astype(int)] for key, value in columns.items()})
+    return table.assign(is_primary_data=cell % 13 > 0)
 
 
 def write(folder, date):
@@ -69,28 +68,30 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bucket(release):
-    """Port of an S3 server on loopback: bucket `census` holds the release, readable by anyone."""
+    """Port of an S3 server on loopback: bucket `census` holds the release and its manifest, readable by anyone."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     before = dict(os.environ)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
-    client = boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-west-2", aws_access_key_id="none",
-        aws_secret_access_key="none",
-    )  # fmt: skip
-    client.create_bucket(
-        Bucket="census", ACL="public-read", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
-    )
+    keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-west-2", **keys)
+    place = {"LocationConstraint": "us-west-2"}
+    client.create_bucket(Bucket="census", ACL="public-read", CreateBucketConfiguration=place)
+    where = {"uri": "s3://census/soma", "relative_uri": "soma", "s3_region": "us-west-2"}
+    mirrors = {"default": "here", "here": {"provider": "S3", "base_uri": "s3://census/", "region": "us-west-2"}}
+    releases = {"2025-11-08": {"release_date": None, "release_build": "2025-11-08", "soma": where}}
+    content = {"MIRRORS": json.dumps(mirrors), "RELEASE": json.dumps(releases)}
     for path in (path for path in release.rglob("*") if path.is_file()):
-        name = f"soma/{path.relative_to(release)}"
-        client.put_object(Bucket="census", Key=name, Body=path.read_bytes(), ACL="public-read")
+        content[f"soma/{path.relative_to(release)}"] = path.read_bytes()
+    for name, body in content.items():
+        client.put_object(Bucket="census", Key=name, Body=body, ACL="public-read")
     assert dict(os.environ) == before  # no credentials for other tests
     yield port
     server.stop()
 
 
-CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
+CODES = {503: "SlowDown", 403: "AccessDenied"}
 
 
 class Proxy(ThreadingHTTPServer):
@@ -104,7 +105,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream):
         super().__init__(("127.0.0.1", 0), Passing)
         self.upstream, self.fault, self.requests = upstream, lambda number, request: None, []
-        self.endpoint, self.closing = f"http://127.0.0.1:{self.server_port}", threading.Event()
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, address):
@@ -121,7 +122,7 @@ class Passing(BaseHTTPRequestHandler):
         if fault in CODES:
             self.answer(fault, {}, f"<Error><Code>{CODES[fault]}</Code><Message>no</Message></Error>".encode())
         elif fault == "silent":
-            proxy.closing.wait()
+            time.sleep(60)
         elif fault != "close":
             server = HTTPConnection("127.0.0.1", proxy.upstream)
             server.request(self.command, self.path, headers=dict(self.headers))
@@ -132,10 +133,8 @@ class Passing(BaseHTTPRequestHandler):
 
     def answer(self, status, headers, body, fault=None):
         self.send_response_only(status)
-        dropped = ("connection", "transfer-encoding")
         for name, value in ({"Content-Length": len(body)} | headers).items():
-            if name.lower() not in dropped:
-                self.send_header(name, str(value))
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault == "drop" else body)
 
@@ -145,11 +144,9 @@ class Passing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(bucket):
-    proxy = Proxy(bucket)
-    yield proxy
-    proxy.closing.set()
-    proxy.shutdown()
-    proxy.server_close()
+    with Proxy(bucket) as proxy:
+        yield proxy
+        proxy.shutdown()
 
 
 @pytest.fixture
@@ -163,29 +160,19 @@ def hasty(monkeypatch):
 
 
 @pytest.fixture
-def blockwise(hasty, monkeypatch):
-    """Blocks of 128 cells, each of which needs requests of its own, as those of a large Census do."""
-    monkeypatch.setattr(census, "CELLS", 128)
-    no_cache = {"vfs.read_ahead_size": 2000, "sm.tile_cache_size": 0}
-    monkeypatch.setattr(census, "TILEDB", census.TILEDB | no_cache)
-
-
-@pytest.fixture
-def mirror(study_file, proxy):
-    """A study of the Census behind the proxy."""
-    return study_file(
-        census={"uri": "s3://census/soma", "s3": {"endpoint": proxy.endpoint}}, regimes=REGIME, split=SPLIT
-    )
-
-
-@pytest.fixture
 def local(study_file, release):
-    """Write a study of the same Census as a folder."""
+    """Write a study of the Census as a folder."""
 
     def write(name="local", **source):
         return study_file(name, census={"uri": str(release)} | source, regimes=REGIME, split=SPLIT)
 
     return write
+
+
+@pytest.fixture
+def mirror(local, proxy):
+    """A study of the same Census behind the proxy."""
+    return local("mirror", uri="s3://census/soma", s3={"endpoint": proxy.endpoint})
 
 
 def built(study, **given):
@@ -230,20 +217,14 @@ def test_tissues_narrow_both_the_default_and_a_given_filter(local):
             assert said["filter"].endswith("and (tissue_general in ['skin of body'])")
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ({"tissues": ["skin"]}, "no tissue_general 'skin'; the nearest label is 'skin of body'"),
-        ({"filter": "(nnz > 1 or 'Dropseq' != assay)"}, "no assay 'Dropseq'; the nearest label is 'Drop-seq'"),
-        (
-            {"filter": "colour == 'red'"},
-            "colour does not exist in schema'); write a condition such as nnz > 500 on soma_",
-        ),
-        ({"filter": "disease is 'normal'"}, "cannot be used (SOMAError"),
-        ({"filter": "nnz > 10000"}, "no cell of the Census passes census.filter 'nnz > 10000'"),
-        ({"sample": {"by": "organ", "each": 5}}, "no obs column 'organ'"),
-    ],
-)
+@pytest.mark.parametrize("source, said", [
+    ({"tissues": ["skin"]}, "no tissue_general 'skin'; the nearest label is 'skin of body'"),
+    ({"filter": "(nnz > 1 or 'Dropseq' != assay)"}, "no assay 'Dropseq'; the nearest label is 'Drop-seq'"),
+    ({"filter": "colour == 'red'"}, "colour does not exist in schema'); write a condition such as nnz > 500 on"),
+    ({"filter": "disease is 'normal'"}, "cannot be used (SOMAError"),
+    ({"filter": "nnz > 10000"}, "no cell of the Census passes census.filter 'nnz > 10000'"),
+    ({"sample": {"by": "organ", "each": 5}}, "no obs column 'organ'"),
+])  # fmt: skip
 def test_a_filter_that_would_find_nothing_in_silence_is_refused(local, source, said):
     with pytest.raises(InputError) as caught:
         panel.build(local(**source), "all")
@@ -322,43 +303,23 @@ def test_the_proxy_of_the_environment_is_asked_for_what_does_not_go_past_it(stud
 def test_a_dated_release_is_found_through_the_client_s_manifest(study_file, bucket, monkeypatch, local):
     from cellxgene_census import _release_directory
 
-    class Manifest(Passing):
-        def do_GET(self):
-            where = {"uri": "s3://census/soma", "relative_uri": "soma", "s3_region": "us-west-2"}
-            mirrors = {"default": "here", "here": {"provider": "S3", "base_uri": "s3://census/", "region": "us-west-2"}}
-            releases = {"2025-11-08": {"release_date": None, "release_build": "2025-11-08", "soma": where}}
-            self.answer(200, {}, json.dumps(mirrors if "mirrors" in self.path else releases).encode())
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Manifest) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name in ("MIRRORS", "RELEASE"):
-            address = f"http://127.0.0.1:{server.server_port}/{name.lower()}"
-            monkeypatch.setattr(_release_directory, f"CELL_CENSUS_{name}_DIRECTORY_URL", address)
-        here = census._server(S3(endpoint=f"http://127.0.0.1:{bucket}"))
-        monkeypatch.setattr(census, "TILEDB", census.TILEDB | here)
-        study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
-        same(built(study), built(local()))
-        absent = study_file("absent", census={"version": "2025-11-09"})
-        with (
-            pytest.raises(CensusUnavailable, match=r"2025-11-09 .* there are 2025-11-08\."),
-            census.open_census(absent),
-        ):
-            pass
-        server.shutdown()
+    server = f"http://127.0.0.1:{bucket}"
+    for name in ("MIRRORS", "RELEASE"):
+        monkeypatch.setattr(_release_directory, f"CELL_CENSUS_{name}_DIRECTORY_URL", f"{server}/census/{name}")
+    monkeypatch.setattr(census, "TILEDB", census.TILEDB | census._server(S3(endpoint=server)))
+    study = study_file(census={"version": "2025-11-08"}, regimes=REGIME, split=SPLIT)
+    same(built(study), built(local()))
+    absent, said = study_file("absent", census={"version": "2025-11-09"}), r"2025-11-09 .* there are 2025-11-08\."
+    with pytest.raises(CensusUnavailable, match=said), census.open_census(absent):
+        pass
 
 
-PASSING = {
-    "503 for the first requests": lambda number, request: 503 if number <= 3 else None,
-    "dropped in the middle now and then": lambda number, request: "drop" if number % 7 == 0 else None,
-}
-
-
-@pytest.mark.parametrize("fault", PASSING)
-def test_a_passing_fault_is_survived(mirror, proxy, local, hasty, fault, monkeypatch):
+@pytest.mark.parametrize("fault, when", [(503, lambda number: number <= 3), ("drop", lambda number: number % 7 == 0)])
+def test_a_passing_fault_is_survived(mirror, proxy, local, hasty, fault, when, monkeypatch):
     monkeypatch.setattr(census, "READ", 20.0)
     monkeypatch.setattr(census, "PAUSES", (0.05, 0.1, 0.2, 0.4))
     monkeypatch.setitem(census.TILEDB, "vfs.s3.connect_max_tries", 4)
-    proxy.fault = PASSING[fault]
+    proxy.fault = lambda number, request: fault if when(number) else None
     same(built(mirror), built(local()))
 
 
@@ -375,7 +336,11 @@ def test_a_lasting_fault_ends_in_one_sentence_and_leaves_no_panel(mirror, proxy,
     assert not (mirror.folder("all") / "panel.h5ad").exists()
 
 
-def test_a_broken_build_goes_on_and_reads_no_finished_block_again(mirror, proxy, local, blockwise, monkeypatch):
+def test_a_broken_build_goes_on_and_reads_no_finished_block_again(mirror, proxy, local, hasty, monkeypatch):
+    """Each block of 128 cells needs requests of its own, as those of a large Census do."""
+    monkeypatch.setattr(census, "CELLS", 128)
+    no_cache = {"vfs.read_ahead_size": 2000, "sm.tile_cache_size": 0}
+    monkeypatch.setattr(census, "TILEDB", census.TILEDB | no_cache)
     done, after = [], 3
 
     def counted(matrix, ids, genes, read=census._counts):
