@@ -43,15 +43,11 @@ def test_the_joint_fit_agrees_with_scipy():
     assert [*ours.linear, *ours.theta] == pytest.approx(list(theirs.x), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "table, said",
-    [
-        (grid().query("parameters < 1e5"), "three model sizes"),
-        (grid().query("cells_train < 1e4"), "three numbers of training cells"),
-        (grid().iloc[[0, 6, 12, 18, 24]], "needs 6 cells of the grid"),
-    ],
-    ids=["sizes", "cells", "freedom"],
-)
+@pytest.mark.parametrize("table, said", [
+    (grid().query("parameters < 1e5"), "three model sizes"),
+    (grid().query("cells_train < 1e4"), "three numbers of training cells"),
+    (grid().iloc[[0, 6, 12, 18, 24]], "needs 6 cells of the grid"),
+], ids=["sizes", "cells", "freedom"])  # fmt: skip
 def test_grids_that_determine_no_joint_law_are_refused(table, said):
     with pytest.raises(InputError, match=said):
         joint_law(table)
