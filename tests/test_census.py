@@ -32,9 +32,8 @@ def written(folder, counts, obs, cuts=(), summary=None):
 
 @pytest.fixture
 def labels():
-    return pd.DataFrame(
-        {"donor_id": np.repeat(["B", "A", "C"], [90, 60, 50]), "dataset_id": np.repeat(["y", "x"], 100)}
-    )
+    donors, datasets = np.repeat(["B", "A", "C"], [90, 60, 50]), np.repeat(["y", "x"], 100)
+    return pd.DataFrame({"donor_id": donors, "dataset_id": datasets})
 
 
 def test_counts_and_categories_come_back_through_the_client_and_survive_a_move(tmp_path, counts, labels):

@@ -35,9 +35,6 @@ def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {".partial-12-panel.npz", "panel.h5ad"}
 
 
-# ---------------------------------------------------------------- the version of the code
-
-
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A project in a folder of a git repository, with one file of each kind committed."""
@@ -75,32 +72,26 @@ def test_code_studies_and_sources_of_notebooks_are_modified_and_outputs_and_pros
         assert not io.code_version().endswith("-modified"), name
 
 
-# ---------------------------------------------------------------- progress
-
 CELLS = {
-    "progress = Progress('seed 7')\nfor done in range(301): progress(done, 300, 0.5)": ["seed 7: finished"],
-    "progress = Progress('diverges')\nfor done in (1, 1200): progress(done, 3000, float('nan'))": [
-        "diverges: stopped at 1,200 of 3,000 updates"
-    ],
-    "progress = Progress('reading', 'cells')\nfor n in 5, 1000: progress(n, 3000)\nraise KeyboardInterrupt": [
-        "reading: stopped at 1,000 of 3,000 cells"
-    ],
-}
-"""A cell, and the lines that a saved notebook shows of it."""
+    "seed 7: finished": "Progress('seed 7')\nfor n in range(301): progress(n, 300, 0.5)",
+    "diverges: stopped at 1,200 of 3,000 updates":
+        "Progress('diverges')\nfor n in 1, 1200: progress(n, 3000, float('nan'))",
+    "reading: stopped at 1,000 of 3,000 cells":
+        "Progress('reading', 'cells')\nfor n in 5, 1000: progress(n, 3000)\nraise KeyboardInterrupt",
+}  # fmt: skip
+"""A line that a saved notebook shows, and the cell that it shows it of."""
 
 
 def test_a_saved_notebook_has_one_line_that_says_how_a_run_ended():
-    first = "from lib.io import Progress\nProgress.SECONDS = 0"  # every update is shown
-    cells = [nbformat.v4.new_code_cell(source) for source in (first, *CELLS)]
-    notebook = nbformat.v4.new_notebook(cells=cells)
+    sources = ["from lib.io import Progress\nProgress.SECONDS = 0"]  # every update is shown
+    sources += [f"progress = {source}" for source in CELLS.values()]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, kernel_name="python3", allow_errors=True).execute()
-    for cell, lines in zip(notebook.cells[1:], CELLS.values(), strict=True):
+    for cell, line in zip(notebook.cells[1:], CELLS, strict=True):
         shown = [output for output in cell.outputs if output.output_type != "error"]
         assert {output.output_type for output in shown} == {"display_data"}
-        assert [output.data["text/plain"] for output in shown] == lines
+        assert [output.data["text/plain"] for output in shown] == [line]
 
-
-# ---------------------------------------------------------------- imports
 
 ORDER = ["io", "model", "study", "data", "train", "fit", "figures", "run"]
 """A folder of lib imports what stands above it here, never what stands below, inside functions neither."""
