@@ -55,11 +55,10 @@ def rewrite(path, **changed):
 # ---------------------------------------------------------------- counts
 
 
-@pytest.mark.parametrize(
-    ("value", "layout"),
-    [(0.5, sparse.csr_matrix), (2 + 3e-7, np.asarray), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"),
-     (-4, "mtx")],
-)  # fmt: skip
+@pytest.mark.parametrize("value, layout", [
+    (0.5, sparse.csr_matrix), (2 + 3e-7, np.asarray), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"),
+    (-4, "mtx"),
+])  # fmt: skip
 def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, tenx, refused_files, counts, value, layout):
     h5ad("good", counts)
     changed = counts.copy()
@@ -88,25 +87,20 @@ def place(project):
     return project / "input"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "parts"),
-    [
-        ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
-        ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
-        ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
-        ("samples.xlsx", b"PK", ("is a spreadsheet", "save it as CSV")),
-        ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
-        ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
-        ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
-        ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
-        ("parse", "all_genes.csv cell_metadata.csv DGE.mtx", ("Parse's pipeline", ".h5ad")),
-        ("kb", "cells_x_genes.mtx cells_x_genes.genes.txt", ("kb-python", "--h5ad")),
-        ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
-    ],
-)
-def test_other_kinds_are_called_by_name_with_the_step_that_makes_them_readable(
-    place, refused_files, name, content, parts
-):
+@pytest.mark.parametrize("name, content, parts", [
+    ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
+    ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
+    ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
+    ("samples.xlsx", b"PK", ("is a spreadsheet", "save it as CSV")),
+    ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
+    ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
+    ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
+    ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
+    ("parse", "all_genes.csv cell_metadata.csv DGE.mtx", ("Parse's pipeline", ".h5ad")),
+    ("kb", "cells_x_genes.mtx cells_x_genes.genes.txt", ("kb-python", "--h5ad")),
+    ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
+])  # fmt: skip
+def test_other_kinds_are_named_with_the_step_that_makes_them_readable(place, refused_files, name, content, parts):
     if isinstance(content, bytes):
         (place / name).write_bytes(content)
     elif name.endswith((".loom", ".h5", ".h5mu")):
@@ -142,8 +136,7 @@ def test_a_compression_that_is_not_installed_is_not_called_damage(h5ad, refused_
 
 
 @pytest.mark.parametrize(
-    ("layout", "part", "value"),
-    [(sparse.csr_matrix, "indptr", 10**9), (sparse.csc_matrix, "indices", -1)],
+    "layout, part, value", [(sparse.csr_matrix, "indptr", 10**9), (sparse.csc_matrix, "indices", -1)]
 )
 def test_a_matrix_whose_parts_do_not_fit(h5ad, refused_files, counts, layout, part, value):
     with h5py.File(h5ad("bad", layout(counts)), "r+") as h5:
@@ -211,17 +204,14 @@ def test_repeated_cell_names(h5ad, refused_files, counts):
     refused_files("input/bad.h5ad names cell bad-3 more than once", "obs_names_make_unique")
 
 
-@pytest.mark.parametrize(
-    ("genes", "part"),
-    [
-        (["CD8A"] * 3 + [f"G{gene}" for gene in range(27)], "names gene CD8A more than once; add their counts up"),
-        (["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))], "ENSG01.2 more than once"),
-        ([f"{gene}.0" for gene in range(30)], "gene 0 (of 30 like it) is called '0.0', which names no gene"),
-        ([str(gene) for gene in range(30)], "gene 0 (of 30 like it) is called '0', which names no gene"),
-        ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], "2 species (ENSG, ENSMUSG)"),
-        ([f"G{gene}" if gene < 2 else f"ENSG{gene}" for gene in range(30)], "shares 2 of its 30 genes with the files"),
-    ],
-)
+@pytest.mark.parametrize("genes, part", [
+    (["CD8A"] * 3 + [f"G{gene}" for gene in range(27)], "names gene CD8A more than once; add their counts up"),
+    (["ENSG01.1", "ENSG01.2", *(f"ENSG1{gene}" for gene in range(28))], "ENSG01.2 more than once"),
+    ([f"{gene}.0" for gene in range(30)], "gene 0 (of 30 like it) is called '0.0', which names no gene"),
+    ([str(gene) for gene in range(30)], "gene 0 (of 30 like it) is called '0', which names no gene"),
+    ([f"{kind}{gene}" for kind in ("ENSG", "ENSMUSG") for gene in range(15)], "2 species (ENSG, ENSMUSG)"),
+    ([f"G{gene}" if gene < 2 else f"ENSG{gene}" for gene in range(30)], "shares 2 of its 30 genes with the files"),
+])  # fmt: skip
 def test_genes_that_cannot_be_used(h5ad, refused_files, counts, genes, part):
     h5ad("a", counts)
     h5ad("bad", counts + 1, genes=genes)
@@ -271,17 +261,10 @@ def test_a_packed_file_under_the_name_of_one_that_is_not_is_no_damage(folder, re
     assert "damaged" not in refused_files(f"input/bad/{part} cannot be read", "let its name end in .gz")
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("%%MatrixMarket", "%%Matrix"),
-        ("integer", "pattern"),
-        ("general", "symmetric"),
-        ("30 200 ", "200 30 "),
-        ("\n1 1 2\n", "\n31 1 2\n"),
-        ("\n1 1 2\n", "\n"),
-    ],
-)
+@pytest.mark.parametrize("old, new", [
+    ("%%MatrixMarket", "%%Matrix"), ("integer", "pattern"), ("general", "symmetric"), ("30 200 ", "200 30 "),
+    ("\n1 1 2\n", "\n31 1 2\n"), ("\n1 1 2\n", "\n"),
+])  # fmt: skip
 def test_a_text_matrix_with_a_mistake(folder, refused_files, old, new):
     content = (folder / "matrix.mtx").read_text()
     assert old in content
@@ -313,30 +296,21 @@ def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, 
     refused(lambda: user_files.survey(settings), f"input/{path.name}")
 
 
-# ---------------------------------------------------------------- sample sheets
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("path,doner_id\ninput/bad,A\n", "sheet.csv, line 2: doner_id is not a known key (did you mean donor_id?)"),
-        ("path,donor_id\ninput/bad,A\n,B\n", "sheet.csv, line 3: 'path'"),
-        ("path,donor_id\ninput/bad,A\n\ninput/gone,B\n", "line 4: 'input/gone' matches no file"),
-        ("path,donor_id\ninput/bad,A\ninput/b*,B\n", "line 3: input/bad is named twice, with different labels"),
-        ("path,donor_id\ninput/bad,\n", "input/bad has no obs column 'donor_id' (it has: none)"),
-        ("path,donor_id\n", "sheet.csv has no row below the names of its columns"),
-        ("path,donor_id\ninput/bad,Smith, J\n", "sheet.csv, line 2 has more values than there are columns"),
-        ("path,donor_id,donor_id\ninput/bad,A,B\n", "sheet.csv names column donor_id more than once"),
-        ("", "is an empty file (0 bytes)"),
-        ("path,donor_id\ninput/bad,J\xe9\n", "it is not UTF-8 text"),
-    ],
-)
+@pytest.mark.parametrize("text, part", [
+    ("path,doner_id\ninput/bad,A\n", "sheet.csv, line 2: doner_id is not a known key (did you mean donor_id?)"),
+    ("path,donor_id\ninput/bad,A\n,B\n", "sheet.csv, line 3: 'path'"),
+    ("path,donor_id\ninput/bad,A\n\ninput/gone,B\n", "line 4: 'input/gone' matches no file"),
+    ("path,donor_id\ninput/bad,A\ninput/b*,B\n", "line 3: input/bad is named twice, with different labels"),
+    ("path,donor_id\ninput/bad,\n", "input/bad has no obs column 'donor_id' (it has: none)"),
+    ("path,donor_id\n", "sheet.csv has no row below the names of its columns"),
+    ("path,donor_id\ninput/bad,Smith, J\n", "sheet.csv, line 2 has more values than there are columns"),
+    ("path,donor_id,donor_id\ninput/bad,A,B\n", "sheet.csv names column donor_id more than once"),
+    ("", "is an empty file (0 bytes)"),
+    ("path,donor_id\ninput/bad,J\xe9\n", "it is not UTF-8 text"),
+])  # fmt: skip
 def test_a_sample_sheet_with_a_mistake(folder, refused_files, project, text, part):
     (project / "sheet.csv").write_bytes(text.encode("latin-1"))
     refused_files(part, files=["sheet.csv"])
-
-
-# ---------------------------------------------------------------- a Census too small, or that cannot be written
 
 
 def test_a_place_that_may_not_be_written(h5ad, study_file, project, counts):

@@ -104,10 +104,8 @@ def test_a_replicate_is_the_same_again_and_leaves_the_project_alone(tmp_path):
     }  # fmt: skip
     census = replicates.CENSUS | {"cells": 1000, "donors": 10, "genes": 30, "states": 4}
     root = io.ROOT
-    first, again = (
-        pd.DataFrame(replicates.replicate(3, "negative_binomial", tmp_path / name, census, content))
-        for name in ("one", "other")
-    )
+    made = [replicates.replicate(3, "negative_binomial", tmp_path / name, census, content) for name in ("one", "other")]
+    first, again = map(pd.DataFrame, made)
     assert first.drop(columns="seconds").equals(again.drop(columns="seconds")) and root == io.ROOT
     row, law = first.iloc[0], replicates.law(first)
     assert 0.7 * row["exact"] < row["realised"] < 1.4 * row["exact"] and row["family"] >= row["exact"] - 1e-6

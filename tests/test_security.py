@@ -23,9 +23,6 @@ NASTY = [
 ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- nothing that is read runs, nothing is fetched
-
-
 def test_a_simulated_study_is_read_without_pickle_and_without_network(tiny):
     """Without a name to look up, pickle makes nothing but plain data."""
     seen = []
@@ -41,9 +38,6 @@ def test_a_simulated_study_is_read_without_pickle_and_without_network(tiny):
     assert seen == []
     pickle.loads(pickle.dumps(os.getpid))
     assert seen, "the watch itself is blind"
-
-
-# ---------------------------------------------------------------- names stay in their folders
 
 
 def parsed(study="mine", regime="data-rich", size="XXS"):
@@ -73,9 +67,6 @@ def test_a_parameter_of_a_notebook_cannot_name_a_study_regime_or_size_elsewhere(
         load_study("demo").folder(name)
     with pytest.raises(InputError, match="has no size"):
         load_study("demo").size(name)
-
-
-# ---------------------------------------------------------------- what is deleted
 
 
 def tree(folder):

@@ -56,11 +56,7 @@ def exact(record):
     return [record[name] for name in EXACT]
 
 
-GOLDEN = {
-    "numerics": 3,
-    "mse": (0.82539976, 1.04273439),
-    "negative_binomial": (3.3662237, 3.56022811),
-}
+GOLDEN = {"numerics": 3, "mse": (0.82539976, 1.04273439), "negative_binomial": (3.3662237, 3.56022811)}
 """TRAIN_NUMERICS, and validation losses of twenty updates and of half of them."""
 
 
@@ -131,9 +127,7 @@ def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path
 
 
 @pytest.mark.parametrize("protocol, cells", [("tuned", 140), ("published", 200)])
-def test_each_pass_visits_every_training_cell_once_and_held_out_cells_only_as_published(
-    data, tmp_path, protocol, cells
-):
+def test_each_pass_visits_every_training_cell_once_and_others_only_as_published(data, tmp_path, protocol, cells):
     run = started(data, tmp_path, protocol=protocol, batch=20)
     visited = [row.item() for update in range(2 * cells // 20) for row in run.cells.batch(update)]
     first, second = sorted(visited[:cells]), sorted(visited[cells:])
@@ -228,9 +222,7 @@ def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_
     assert "validation_nll" in header and "mse" not in header
 
 
-@pytest.mark.parametrize(
-    "odd", ["constant genes", "one training cell", "one validation cell", "batch larger than data"]
-)
+@pytest.mark.parametrize("odd", ["constant genes", "one training cell", "one validation cell", "batch above data"])
 def test_odd_panels_are_trained_to_a_finite_loss(tmp_path, odd):
     data, changes = panel(), {}
     if odd == "constant genes":
@@ -239,7 +231,7 @@ def test_odd_panels_are_trained_to_a_finite_loss(tmp_path, odd):
         data = replace(data, train=data.train[:1])
     if odd == "one validation cell":
         data = panel(held_out=1)
-    if odd == "batch larger than data":
+    if odd == "batch above data":
         changes = {"batch": 500, "cells_seen": 5000}
     record = run(data, tmp_path, **changes)
     assert record["status"] == "ok" and np.isfinite(record["validation_mse"])
@@ -379,7 +371,6 @@ def test_the_error_over_donors_is_that_of_their_means_and_never_less_than_over_c
     over_cells, over_donors = machine.errors_of_mean(losses, np.repeat([3, 7, 9], 5))
     assert over_cells == pytest.approx(losses.std(ddof=1) / np.sqrt(15))
     assert over_donors == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
-    assert machine.errors_of_mean(np.tile([1.0, 3.0], 4), np.repeat([0, 1, 2, 3], 2))[1] == pytest.approx(
-        1 / np.sqrt(7)
-    )
+    of_equal_donors = machine.errors_of_mean(np.tile([1.0, 3.0], 4), np.repeat([0, 1, 2, 3], 2))[1]
+    assert of_equal_donors == pytest.approx(1 / np.sqrt(7))
     assert machine.errors_of_mean(losses, np.zeros(15))[1] is None

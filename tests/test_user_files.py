@@ -106,24 +106,19 @@ def test_peaks_are_left_out_also_where_genes_are_not_called_as_by_10x(h5ad, coun
 # ---------------------------------------------------------------- genes
 
 
-@pytest.mark.parametrize(
-    ("files", "keys"),
-    [
-        # Files with ids and files with symbols meet through one that knows both.
-        (
-            ["a ENSG1 -, b ENSG2 -", "B - B, A - A, C - C", "A ENSG1 A, B ENSG2 B"],
-            ["ENSG1 ENSG2", "ENSG2 ENSG1 C", "ENSG1 ENSG2"],
-        ),
-        (["a ENSG1 -, b ENSG2 -", "B - B, A - A"], ["ENSG1 ENSG2", "B A"]),
-        # A symbol of two ids is not guessed.
-        (["A ENSG1 A", "A ENSG2 A", "A - A"], ["ENSG1", "ENSG2", "A"]),
-        # An id of two symbols tells them not apart.
-        (["A ENSG1 A, B ENSG1 B, C ENSG2 C"], ["A B ENSG2"]),
-        # Two symbols of one file never become one gene by what other files say.
-        (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD, NEW - NEW"], ["ENSG1", "ENSG1", "OLD NEW"]),
-        (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD"], ["ENSG1", "ENSG1", "ENSG1"]),
-    ],
-)
+@pytest.mark.parametrize("files, keys", [
+    # Files with ids and files with symbols meet through one that knows both.
+    (["a ENSG1 -, b ENSG2 -", "B - B, A - A, C - C", "A ENSG1 A, B ENSG2 B"],
+     ["ENSG1 ENSG2", "ENSG2 ENSG1 C", "ENSG1 ENSG2"]),
+    (["a ENSG1 -, b ENSG2 -", "B - B, A - A"], ["ENSG1 ENSG2", "B A"]),
+    # A symbol of two ids is not guessed.
+    (["A ENSG1 A", "A ENSG2 A", "A - A"], ["ENSG1", "ENSG2", "A"]),
+    # An id of two symbols tells them not apart.
+    (["A ENSG1 A, B ENSG1 B, C ENSG2 C"], ["A B ENSG2"]),
+    # Two symbols of one file never become one gene by what other files say.
+    (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD, NEW - NEW"], ["ENSG1", "ENSG1", "OLD NEW"]),
+    (["OLD ENSG1 OLD", "NEW ENSG1 NEW", "OLD - OLD"], ["ENSG1", "ENSG1", "ENSG1"]),
+])  # fmt: skip
 def test_genes_of_several_files_meet_by_id_and_symbol(files, keys):
     rows = [[row.split() for row in text.split(", ")] for text in files]
     tables = [pd.DataFrame(each, columns=["name", "id", "symbol"], dtype=object).replace("-", None) for each in rows]
