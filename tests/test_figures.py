@@ -276,7 +276,8 @@ FOUND = pd.DataFrame({
     "regime": ["rich", "rich", "limited"], "metric": [METRIC, "test_nll", METRIC], "alpha": [0.5292, np.nan, -15.3],
     "alpha_low": [0.4467, np.nan, np.nan], "alpha_high": [0.6389, np.nan, -12.0], "c": [1.4702, np.nan, 0.5],
     "c_low": [1.4504, np.nan, np.nan], "c_high": [1.4890, np.nan, np.nan], "limit": np.nan, "exact_floor": np.nan,
-    "baseline": [1.5, np.nan, 1.6], "status": ["ok", "too few sizes", "floor not identified"],
+    "baseline": [1.5, np.nan, 1.6], "largest": [1.48, np.nan, 1.55],
+    "status": ["ok", "too few sizes", "floor not identified"],
 })  # fmt: skip
 TABLES = {
     "laws": lambda: tables.laws(FOUND),

@@ -1,5 +1,7 @@
 """Capacity or budget: laws at every budget, their limit, what a law hangs on, and how narrow an interval may be."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,9 +145,12 @@ def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
     assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
     rows = capacity.sensitivity_table(laws)
     assert rows["choice"].iloc[0] == "headline" and len(rows) == 7
-    assert capacity.hanging(laws) == 0
-    laws["r"]["validation_mse"]["sensitivity"]["smallest size left out"]["status"] = Status.NO_FLOOR
-    assert capacity.hanging(laws) == 1
+    assert capacity.hanging(laws) == []
+    for end in ("smallest size left out", "largest size left out"):
+        for status, found in ((Status.TOO_FEW_SIZES, []), (Status.NO_FLOOR, ["r"])):
+            changed = copy.deepcopy(laws)
+            changed["r"]["validation_mse"]["sensitivity"][end]["status"] = status
+            assert capacity.hanging(changed) == found
 
 
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():

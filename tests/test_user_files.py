@@ -55,11 +55,12 @@ def test_a_matrix_of_a_prefixed_geo_deposit_is_found_where_it_is_the_only_one(te
     folder = tenx("deposit", counts, "mtx.gz")
     for part in list(folder.iterdir()):
         part.rename(folder / f"GSM1_{part.name}")
+    (folder / "._GSM1_matrix.mtx.gz").touch()  # macOS's own
     assert np.array_equal(everything(folder / "GSM1_matrix.mtx.gz"), counts)
     assert np.array_equal(everything(folder), counts)
     for part in tenx("other", counts + 1, "mtx.gz").iterdir():
         part.rename(folder / f"GSM2_{part.name}")
-    with pytest.raises(InputError, match="name each matrix by its own path"):
+    with pytest.raises(InputError, match="GSM1_, GSM2_; name each"):
         everything(folder)
 
 
@@ -391,10 +392,16 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     study_file("mine", census=files | {"filter": "nnz > 20"}, split=split, regimes={"all": {"genes": 24, "cells": 40}})
     assert command.main(["check", "mine"]) == 0
     assert f"pass 'nnz > 20': {((counts > 0).sum(axis=1) > 20).sum()}\n" in capsys.readouterr().out
-    of_one = files | {"filter": "lane == '2' and is_primary_data == True"}  # a column that the Census does not know
     h5ad("bad", counts, lane=np.resize(list("11112222"), len(counts)), is_primary_data=np.arange(len(counts)) >= 40)
-    study_file("mine", census=of_one, split=split, regimes={"all": {"genes": 24, "cells": 24}})
-    assert command.main(["check", "mine"]) == 0 and 'is_primary_data == True": 80\n' in capsys.readouterr().out
+    for passing in ("lane == '2' and is_primary_data == True", "attr('lane') == '2' and is_primary_data == True"):
+        of_one = files | {"filter": passing}  # on a column that the Census does not know
+        study_file("mine", census=of_one, split=split, regimes={"all": {"genes": 24, "cells": 24}})
+        assert command.main(["check", "mine"]) == 0 and f"pass {passing!r}: 80\n" in capsys.readouterr().out
+    h5ad("bad", counts, lane=[None, *[2] * (len(counts) - 1)])  # a cell without a label, which the filter leaves out
+    study_file("mine", census=files | {"filter": "lane == '2'"}, regimes={"all": {"genes": 24, "cells": 40}})
+    assert command.main(["check", "mine"]) == 0 and f": {len(counts) - 1}\n" in capsys.readouterr().out
+    study_file("mine", census=files | {"filter": "lane == 2"})
+    assert command.main(["check", "mine"]) == 2 and "labels stand in quotes" in capsys.readouterr().err
     study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})
     assert command.main(["check", "mine"]) == 2
     assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()

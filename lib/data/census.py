@@ -4,14 +4,13 @@ A local Census is written so that the unmodified `cellxgene_census` client reads
 second code path. Nothing ever takes the place of a Census that cannot be opened.
 """
 
-import ast
 import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,11 +114,9 @@ def made_from(study: Study) -> str:
 
 def own_columns(study: Study) -> list[str]:
     """obs columns by which a study splits, samples or filters, beside those that every file has or is given."""
-    by, names = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}, set()
-    with suppress(SyntaxError):  # of which `split.condition` speaks
-        parts = ast.walk(ast.parse(study.census.filter or "", mode="eval"))
-        names = {part.id for part in parts if isinstance(part, ast.Name)} - {*OBS, "soma_joinid"}
-    return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"} | names)
+    by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
+    by -= {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"}
+    return sorted(by | user_files.filtered(study.census.filter) - {*OBS, "soma_joinid"})
 
 
 def fingerprint(settings: Any, numerics: int) -> str:

@@ -37,7 +37,9 @@ OTHERS = {
     "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
     ".rds": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
     ".rdata": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
+    ".rda": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
     ".xlsx": ("is a spreadsheet", "save it as CSV"),
+    ".xls": ("is a spreadsheet", "save it as CSV"),
     "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
     ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
@@ -204,7 +206,8 @@ def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, ad
 
 def texts(values: pd.Series) -> pd.Series:
     """Labels as text, missing where there is none; 24.0, as pandas writes 24, is 24, but 24.000 may be 24000."""
-    text = values.astype("string").str.strip().str.replace(r"^(-?\d+)\.(?!000$)0+$", r"\1", regex=True)
+    text = values.astype("string").str.strip()
+    text = text.str.replace(r"^(?!-?\d{1,3}\.000$)(-?\d+)\.0+$", r"\1", regex=True)
     return text.mask(text.str.lower().isin(MISSING)).astype(object)
 
 
@@ -321,13 +324,15 @@ def _is_folder(path):
 def _parts(path):
     """Matrix, barcodes and features of a 10x folder, or of a path to a matrix; a prefix before one is before all."""
     folder, names = (path, os.listdir(path)) if path.is_dir() else (path.parent, [path.name])
-    prefixes = {name.partition("matrix.mtx")[0] for name in names if "matrix.mtx" in name}
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    step = "put it there, or name each matrix by its own path" if len(prefixes) > 1 else "put it there"
+    # Names that begin with a dot are macOS's own.
+    prefixes = {name.partition("matrix.mtx")[0] for name in names if "matrix.mtx" in name and name[0] != "."}
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise InputError(f"{shown(path)} holds matrices of {', '.join(sorted(prefixes))}; name each by its own path.")
+    prefix = "" if "" in prefixes else min(prefixes, default="")
     found = []
     for names in (("matrix.mtx",), ("barcodes.tsv",), ("features.tsv", "genes.tsv")):
         asked = [folder / f"{prefix}{name}{packed}" for name in names for packed in ("", ".gz")]
         found.append(next((place for place in asked if place.is_file()), None))
         if found[-1] is None:
-            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; {step}.")
+            raise InputError(f"{shown(path)} needs one of {', '.join(place.name for place in asked)}; put it there.")
     return found

@@ -108,7 +108,9 @@ def _check(collection, obs, clause):
         obs.read(value_filter=clause)  # reads nothing yet
     except Exception as error:
         there = f"write a condition such as nnz > 500 on {', '.join(obs.schema.names)}"
-        raise InputError(f"census.filter {clause!r} cannot be used ({short(error)}); {there}.") from None
+        unquoted = "incompatible function arguments" in str(error)  # what TileDB-SOMA says of a text compared with 5
+        reason = "labels stand in quotes, also '5' and 'True'" if unquoted else short(error)
+        raise InputError(f"census.filter {clause!r} cannot be used ({reason}); {there}.") from None
     categorical = {field.name for field in obs.schema if pa.types.is_dictionary(field.type)}
     for node in ast.walk(ast.parse(clause, mode="eval")):
         parts = list(ast.walk(node)) if isinstance(node, ast.Compare) else []

@@ -1,5 +1,6 @@
 """User files: which files a study names, whose cells and what genes they hold, checked to the last value and pooled."""
 
+import ast
 import glob
 import os
 import re
@@ -204,7 +205,7 @@ def _labels(counts, given, settings, own):
         # Data set and tissue may be absent under their default names; a column that the study names must be there.
         needed = column in own or (column in asked and (column == "donor_id" or key != column))
         if column not in given and key in counts.obs:
-            obs[column] = _column(counts, key, column in asked or column in own)
+            obs[column] = _column(counts, key, column in asked or column in {*own} - filtered(settings.filter))
         elif column not in given and needed:
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
             advice = "add it: the study splits, samples or filters by it"
@@ -214,6 +215,17 @@ def _labels(counts, given, settings, own):
             raise InputError(f"{counts.name} has no obs column {key!r} (it has: {has}); {advice}.")
     obs = obs.assign(**given)
     return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
+
+
+def filtered(condition: str | None) -> set[str]:
+    """The obs columns that a filter names, as TileDB-SOMA has it: sample, or attr("cell type")."""
+    try:
+        parts = list(ast.walk(ast.parse(condition or "", mode="eval")))
+    except SyntaxError:  # of which `split.condition` speaks
+        return set()
+    calls = [part for part in parts if isinstance(part, ast.Call)]
+    names = {part.id for part in parts if isinstance(part, ast.Name)} - {"attr", "val", "true", "false"}
+    return names | {call.args[0].value for call in calls if ast.unparse(call.func) == "attr"}
 
 
 def _column(counts, key, needed):

@@ -172,7 +172,7 @@ def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
     runs = points.drop_duplicates(["regime", "size", "seed"])
     return style.settle(
         figure,
-        f"Loss of a few hundred validation cells during training: {_runs_of(runs)}. Thin lines are seeds, "
+        f"Monitored loss on validation cells during training: {_runs_of(runs)}. Thin lines are seeds, "
         "thick ones the mean of those that finished; a cross marks where a run stopped early.",
         ends=ends,
     )

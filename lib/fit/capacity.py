@@ -221,8 +221,12 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     return readable(pd.DataFrame(rows))
 
 
-def hanging(laws: dict) -> int:
-    """Headline laws of status ok that have no floor when their smallest size, or their largest, is left out."""
-    named = [law for law in (next(iter(of.values())) for of in laws.values()) if law["status"] == Status.OK]
+def hanging(laws: dict) -> list[str]:
+    """Regimes whose law is ok, and whose floor is not identified without the smallest size, or without the largest."""
+    headline = {regime: next(iter(by_metric.values())) for regime, by_metric in laws.items()}
     ends = ("smallest size left out", "largest size left out")
-    return sum(any(law["sensitivity"][end]["status"] != Status.OK for end in ends) for law in named)
+    sound = (Status.OK, Status.TOO_FEW_SIZES)  # of four sizes nobody knows
+    return [
+        regime for regime, law in headline.items() if law["status"] == Status.OK
+        and any(law["sensitivity"][end]["status"] not in sound for end in ends)
+    ]  # fmt: skip

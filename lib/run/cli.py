@@ -173,8 +173,9 @@ def check(study: str) -> None:
     if study.runs:
         table = runs.given(study)
         used = runs.usable(table, "validation_mse")
+        used = used[runs.sees_context(used)]
         by_regime = used.groupby("regime").agg(runs=("seed", "size"), sizes=("parameters", "nunique"))
-        print(f"runs with a loss, of {len(table)}, and sizes by parameters:\n{by_regime.to_string()}")
+        print(f"runs that enter a law, of {len(table)}, and sizes by parameters:\n{by_regime.to_string()}")
         again = used.duplicated(["regime", "size", "seed"]).sum()
         print(f"with the regime, size and seed of another row, each counted as a further run: {again}")
         return
