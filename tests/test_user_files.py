@@ -400,6 +400,8 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     h5ad("bad", counts, lane=[None, *[2] * (len(counts) - 1)])  # a cell without a label, which the filter leaves out
     study_file("mine", census=files | {"filter": "lane == '2'"}, regimes={"all": {"genes": 24, "cells": 40}})
     assert command.main(["check", "mine"]) == 0 and f": {len(counts) - 1}\n" in capsys.readouterr().out
+    study_file("mine", census=files | {"filter": "lane == '2'"}, split={"by": "lane"})  # who is held out is not known
+    assert command.main(["check", "mine"]) == 2 and "'lane' is empty for 1 cells" in capsys.readouterr().err
     study_file("mine", census=files | {"filter": "lane == 2"})
     assert command.main(["check", "mine"]) == 2 and "labels stand in quotes" in capsys.readouterr().err
     study_file("mine", census=files, split=split, regimes={"all": {"genes": 31, "cells": 120}})

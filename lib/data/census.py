@@ -108,15 +108,15 @@ def made_from(study: Study) -> str:
     """
     source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
     if study.census.h5ad or study.census.files:
-        source |= {"h5ad": None, "files": user_files.marks(study.census), "own": own_columns(study)}
+        source |= {"h5ad": None, "files": user_files.marks(study.census)}
+        source["own"] = sorted({*own_columns(study), *user_files.filtered(study.census.filter)})
     return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
 
 
 def own_columns(study: Study) -> list[str]:
-    """obs columns by which a study splits, samples or filters, beside those that every file has or is given."""
+    """obs columns by which a study splits or samples, beside those that every file has or is given."""
     by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
-    by -= {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"}
-    return sorted(by | user_files.filtered(study.census.filter) - {*OBS, "soma_joinid"})
+    return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
 
 
 def fingerprint(settings: Any, numerics: int) -> str:

@@ -35,11 +35,10 @@ OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
     "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
-    ".rds": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
-    ".rdata": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
-    ".rda": ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"),
-    ".xlsx": ("is a spreadsheet", "save it as CSV"),
-    ".xls": ("is a spreadsheet", "save it as CSV"),
+    **dict.fromkeys(
+        (".rds", ".rdata", ".rda"), ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD")
+    ),
+    **dict.fromkeys((".xlsx", ".xls"), ("is a spreadsheet", "save it as CSV")),
     "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
     ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
@@ -204,10 +203,13 @@ def check_once(where: str, names: pd.Index | pd.Series, repeated: np.ndarray, ad
         raise InputError(f"{where} {first}{more} more than once; {advice}.")
 
 
-def texts(values: pd.Series) -> pd.Series:
-    """Labels as text, missing where there is none; 24.0, as pandas writes 24, is 24, but 24.000 may be 24000."""
-    text = values.astype("string").str.strip()
-    text = text.str.replace(r"^(?!-?\d{1,3}\.000$)(-?\d+)\.0+$", r"\1", regex=True)
+def texts(values: pd.Series, thousands: bool = False) -> pd.Series:
+    """Labels as text, missing where there is none; 24.0, as pandas writes 24, is 24.
+
+    With `thousands`, where commas are decimal, 24.000 stays what it is: it may be 24000.
+    """
+    whole = r"^(-?\d+)\.(?!000$)0+$" if thousands else r"^(-?\d+)\.0+$"
+    text = values.astype("string").str.strip().str.replace(whole, r"\1", regex=True)
     return text.mask(text.str.lower().isin(MISSING)).astype(object)
 
 
@@ -227,7 +229,7 @@ def table(path: Path) -> pd.DataFrame:
         advice = f"put what has a {separator!r} in it in quotes, and the names of the columns on line 1"
         raise InputError(f"{shown(path)}, line {long[0]} has more values than there are columns; {advice}.")
     cells = pd.DataFrame([dict(zip(head, row, strict=False)) for row in rows], range(2, len(rows) + 2), head)
-    cells = cells.apply(texts).dropna(how="all").dropna(how="all", axis=1)
+    cells = cells.apply(texts, thousands=separator == ";").dropna(how="all").dropna(how="all", axis=1)
     if cells.empty:
         raise InputError(f"{shown(path)} has no row below the names of its columns; add some.")
     cells.attrs["separator"] = separator

@@ -201,11 +201,12 @@ def _labels(counts, given, settings, own):
     """The obs columns of a file under their names in the Census, labels of the study before them."""
     asked = {"donor_id": settings.donor, "dataset_id": settings.dataset, "tissue": settings.tissue}
     obs = pd.DataFrame(index=counts.obs.index)
-    for column, key in ({key: key for key in (*CARRIED, *own)} | asked).items():
+    own, named = {*own}, filtered(settings.filter)
+    for column, key in ({key: key for key in (*CARRIED, *sorted(own | named))} | asked).items():
         # Data set and tissue may be absent under their default names; a column that the study names must be there.
-        needed = column in own or (column in asked and (column == "donor_id" or key != column))
+        needed = column in own | named or (column in asked and (column == "donor_id" or key != column))
         if column not in given and key in counts.obs:
-            obs[column] = _column(counts, key, column in asked or column in {*own} - filtered(settings.filter))
+            obs[column] = _column(counts, key, column in asked or column in own)
         elif column not in given and needed:
             setting, has = column.removesuffix("_id"), ", ".join(sorted(counts.obs)) or "none"
             advice = "add it: the study splits, samples or filters by it"
@@ -218,14 +219,16 @@ def _labels(counts, given, settings, own):
 
 
 def filtered(condition: str | None) -> set[str]:
-    """The obs columns that a filter names, as TileDB-SOMA has it: sample, or attr("cell type")."""
+    """The obs columns that a filter names, as `sample` or as attr("cell type"), beside those of every Census."""
     try:
         parts = list(ast.walk(ast.parse(condition or "", mode="eval")))
     except SyntaxError:  # of which `split.condition` speaks
         return set()
     calls = [part for part in parts if isinstance(part, ast.Call)]
     names = {part.id for part in parts if isinstance(part, ast.Name)} - {"attr", "val", "true", "false"}
-    return names | {call.args[0].value for call in calls if ast.unparse(call.func) == "attr"}
+    of_attr = (arg for call in calls if ast.unparse(call.func) == "attr" for arg in call.args)
+    names |= {arg.value for arg in of_attr if isinstance(arg, ast.Constant)}
+    return names - {*CARRIED, "donor_id", "dataset_id", "tissue", "raw_sum", "nnz", "soma_joinid"}
 
 
 def _column(counts, key, needed):
