@@ -7,6 +7,7 @@ import threading
 import time
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import boto3
 import cellxgene_census
@@ -321,6 +322,18 @@ def test_a_passing_fault_is_survived(mirror, proxy, local, hasty, fault, when, m
     monkeypatch.setitem(census.TILEDB, "vfs.s3.connect_max_tries", 4)
     proxy.fault = lambda number, request: fault if when(number) else None
     same(built(mirror), built(local()))
+
+
+def test_a_block_that_stalls_once_is_asked_for_again(hasty):
+    """TileDB repeats what fails by itself; what hangs is given up here, and repeated."""
+    calls, released = [], threading.Event()
+
+    def work():
+        calls.append(len(calls))
+        return "counts" if len(calls) > 1 else released.wait(30)
+
+    assert census.fetch(SimpleNamespace(uri="s3://census/soma"), work) == "counts" and calls == [0, 1]
+    released.set()
 
 
 @pytest.mark.parametrize(("place", "fault"), [("open", "silent"), ("counts", 503)])

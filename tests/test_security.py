@@ -88,7 +88,8 @@ def test_make_clean_without_a_name_or_with_a_command_for_a_name_deletes_nothing(
     environment = {key: value for key, value in os.environ.items() if key != "STUDY"}
     environment |= {"SCALING_ROOT": str(produced)} | ({"STUDY": study} if study else {})
     command = ["make", "-o", ".venv/installed", f"BIN={bin}", "clean"]
-    assert subprocess.run(command, cwd=io.CODE, env=environment, capture_output=True).returncode != 0
+    done = subprocess.run(command, cwd=io.CODE, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and ("cannot name a folder" if study else "name the study") in done.stderr
     assert tree(produced) == before and not (io.CODE / "here").exists()
 
 
