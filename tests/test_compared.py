@@ -120,7 +120,7 @@ def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_n
     assert runs.known_floors(known, runs.headline(rows)) == {"squares": None, "counts": 0.39}
 
 
-def test_what_a_doubling_of_depth_cells_or_size_buys_is_what_the_law_says():
+def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_says():
     """Explained error with a known gain per doubling of each; thinned regimes are no part of the data axis."""
 
     def explained(depth, cells, N):
@@ -130,12 +130,17 @@ def test_what_a_doubling_of_depth_cells_or_size_buys_is_what_the_law_says():
         table(lambda N, D, depth=depth: 0.21 * (1 - explained(depth, D, N)), [cells], seed=cells, thin=thin)
         for cells, depth, thin in ((20000, 1.0, np.nan), (20000, 0.25, 0.25), (8000, 1.0, np.nan), (3000, 1.0, np.nan))
     ]
-    view = conditions.depth(pd.concat(parts, ignore_index=True))
-    bought = view.bought.set_index("twice_the")
-    expected = {"counts of a cell": 0.05, "training cells": 0.02, "parameters": 0.01}
-    assert bought["explained"].to_dict() == pytest.approx(expected, abs=2e-3)
-    assert (bought["explained_low"] < bought["explained"]).all() and (view.levels["depth"] == [0.25, 1]).all()
-    axis, _ = conditions.data_axis(pd.concat(parts, ignore_index=True))
+    runs = pd.concat(parts, ignore_index=True)
+    runs["validation_mse_half"] = runs["validation_mse"] + np.random.default_rng(0).normal(0.21 * 0.03, 1e-4, len(runs))
+    other = runs.assign(regime="other genes", genes=7, cells_train=1e3), runs.assign(regime="counts", objective="x")
+    found = conditions.bought(pd.concat([runs, *other], ignore_index=True))
+    bought = found.steps.set_index("twice_the")
+    expected = {"counts of a cell": 5, "training cells": 2, "parameters": 1, "updates": 3}
+    assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
+    assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
+    assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
+    assert (conditions.depth(runs).levels["depth"] == [0.25, 1]).all()
+    axis, _ = conditions.data_axis(runs)
     assert axis["thin"].isna().all() and axis["cells_train"].nunique() == 3
     assert conditions.depth(parts[0]) is None
 

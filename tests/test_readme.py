@@ -20,7 +20,7 @@ from lib.study import load_study
 PAGES = {path: path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))]}
 README = PAGES[io.CODE / "README.md"]
 TEXT = " ".join("\n".join(PAGES.values()).split())
-RESULTS, ADDED = io.CODE / "data" / "results", ["explained", "explained_low", "explained_high"]
+RESULTS, ADDED = io.CODE / "data" / "results", ["points", "points_low", "points_high"]
 LAWS = {  # study, regime: cells, what they are
     ("ladder", "data-rich"): ("simulated", "held-out donors"),
     ("marrow", "data-rich"): ("real, 18 donors", "held-out donors"),
@@ -240,12 +240,12 @@ def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studie
     assert f"ends at {largest[40000]:.3f} with 40,000 training cells and at {largest[12000]:.3f} with 12,000" in TEXT
     assert f"linear model's {linear[400]:.3f}, and the largest is the worst ({largest[400]:.3f})" in TEXT
     assert means.loc[400].min() > linear[400] and largest[400] == means.loc[400].max()
-    bought = 100 * conditions.depth(pd.read_csv(RESULTS / "noise" / "runs.csv")).bought.set_index("twice_the")[ADDED]
-    counts, cells, parameters = ("{:.1f} ({:.1f} to {:.1f})".format(*row) for row in bought.to_numpy())
+    bought = conditions.bought(pd.read_csv(RESULTS / "noise" / "runs.csv")).steps.set_index("twice_the")[ADDED]
+    parameters, cells, counts = ("{:.1f} ({:z.1f} to {:.1f})".format(*row) for row in bought.to_numpy())
     more = f"twice the counts of every cell add {counts} points", f"cells {cells}, twice the parameters {parameters}"
     assert all(words in TEXT for words in more)
-    assert f"explain {bought.loc['counts of a cell', 'explained']:.1f} points more of the error" in TEXT
-    assert (bought["explained_low"] > 0).tolist() == [True, False, False], "README: told from zero"
+    assert f"explain {bought.loc['counts of a cell', 'points']:.1f} points more of the error" in TEXT
+    assert (bought["points_low"] > 0.05).tolist() == [False, False, True], "README: told from zero"
     f1 = pd.read_csv(RESULTS / "noise" / "probe.csv", comment="#").set_index("features")["f1"]
     assert f"rises from {f1['d4']:.2f} (d4) to {f1['d32']:.2f} (d32)" in TEXT
     assert f"of the same cells are, at {f1['principal components']:.2f}" in TEXT

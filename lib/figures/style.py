@@ -383,7 +383,7 @@ def rounded(value: float, ends: Iterable[float | None]) -> str:
     known = [end for end in (low, high) if np.isfinite(end)]
     width = high - low if len(known) == 2 else abs(value - known[0]) if known else 0.01
     digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
-    text, *known = (f"{number:.{digits}f}".replace("-", "−") for number in (value, *known))
+    text, *known = (f"{number:z.{digits}f}".replace("-", "−") for number in (value, *known))
     if len(known) == 2:
         return f"{text} [{known[0]}, {known[1]}]"
     if not known:

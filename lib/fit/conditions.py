@@ -198,7 +198,6 @@ class Depth:
 
     runs: pd.DataFrame  # size, parameters, depth, loss, explained: means over seeds, of the largest number of cells
     levels: pd.DataFrame  # depth, its regime, and of the headline loss gene_mean, gaussian, floor; explained_ by those
-    bought: pd.DataFrame  # of `bought`
     metric: str
 
 
@@ -219,34 +218,86 @@ def depth(table: pd.DataFrame) -> Depth | None:
     levels.insert(0, "regime", most.groupby("depth")["regime"].first())
     levels["explained_gaussian"] = 1 - means["gaussian_mse"] / means["gene_mean_mse"]
     levels["explained_floor"] = 1 - means["bayes_mse"] / means["gene_mean_mse"]
-    return Depth(runs, levels.reset_index(), bought(rows), metric)
+    return Depth(runs, levels.reset_index(), metric)
 
 
-def bought(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a doubling of counts, cells or parameters adds to the explained share of the largest, deepest run.
+# ---------------------------------------------------------------- what would more of each buy?
 
-    Each is the last step that was measured, all else at its largest, divided by the doublings it takes. `rows` are runs
-    with the columns depth, cells_train, parameters and explained. Columns: twice_the, smaller, larger (the two levels);
-    explained, what a doubling adds, with _low and _high, its 95 % interval from the spread of seeds.
+TWICE = {"parameters": "parameters", "cells_train": "training cells", "depth": "counts of a cell"}
+
+
+@dataclass(frozen=True, eq=False)
+class Bought:
+    """What twice as much of one thing adds to the share of the gene mean's squared error that the largest run explains.
+
+    The share can be compared where losses cannot: it grows with parameters, training cells, counts and updates. Each
+    step is the last one that was measured, all else at its largest, divided by its doublings.
     """
-    names = {"depth": "counts of a cell", "cells_train": "training cells", "parameters": "parameters"}
-    groups = rows.groupby(list(names))["explained"]
-    means, number = groups.mean(), groups.size()
-    free = len(rows) - len(means)
-    variance = ((rows["explained"] - groups.transform("mean")) ** 2).sum() / free if free else np.nan
-    table, top = [], {column: rows[column].max() for column in names}
-    for column, name in names.items():
-        others = {other: value for other, value in top.items() if other != column}
-        line = means.xs(tuple(others.values()), level=tuple(others)).sort_index()
-        if len(line) < 2:
-            continue
-        (smaller, larger), doublings = line.index[-2:], np.log2(line.index[-1] / line.index[-2])
-        seeds = number.xs(tuple(others.values()), level=tuple(others))[[smaller, larger]]
-        reach = stats.t.ppf(0.975, max(free, 1)) * np.sqrt(variance * (1 / seeds).sum()) / doublings
-        gain = (line[larger] - line[smaller]) / doublings
-        table.append((name, smaller, larger, gain, gain - reach, gain + reach))
-    columns = ["twice_the", "smaller", "larger", "explained", "explained_low", "explained_high"]
-    return pd.DataFrame(table, columns=columns)
+
+    sentence: str = "Without the gene mean's error nothing can be said of what more would buy."
+    steps: pd.DataFrame | None = None  # twice_the, smaller, larger; points (percentage points), with _low and _high
+
+
+def bought(table: pd.DataFrame) -> Bought:
+    """What the last doubling of each bought, in the regimes that are like the largest in all else.
+
+    Intervals are at 95 %, over seeds on the same held-out cells. Their variance is pooled over the larger half of the
+    sizes, because small ones scatter more; with one seed of each there is none. The second half of a run's updates is
+    compared with its own first half.
+    """
+    rows = _like_the_largest(table)
+    top, large = rows[[*TWICE]].max(), rows[rows["parameters"] >= rows["parameters"].median()]
+    largest = rows[(rows[[*TWICE]] == top).all(axis=1)]
+    if largest.empty:
+        return Bought()
+    groups = large.groupby([*TWICE])[["explained", "second_half"]]
+    free = len(large) - groups.ngroups
+    spread = np.sqrt(((large[["explained", "second_half"]] - groups.transform("mean")) ** 2).sum() / (free or np.nan))
+    reach, steps = spread * stats.t.ppf(0.975, free or 1), []
+    for column, name in TWICE.items():
+        line = rows[(rows[[*TWICE]] == top).drop(columns=column).all(axis=1)].groupby(column)["explained"]
+        ends = line.agg(["mean", "size"]).tail(2)
+        if len(ends) == 2:
+            error = reach["explained"] * np.sqrt((1 / ends["size"]).sum())
+            steps.append((name, *ends.index, ends["mean"].diff().iloc[-1], error))
+    if (second := largest["second_half"]).notna().all():
+        most = largest["updates"].max()
+        steps.append(("updates", most / 2, most, second.mean(), reach["second_half"] / np.sqrt(len(second))))
+    table = pd.DataFrame(steps, columns=["twice_the", "smaller", "larger", "points", "error"])
+    table[["points", "error"]] = table[["points", "error"]].mul(
+        100 / np.log2(table["larger"] / table["smaller"]), axis=0
+    )
+    ends = {"points_low": table["points"] - table["error"], "points_high": table["points"] + table["error"]}
+    return Bought(_shares(largest), table.drop(columns="error").assign(**ends))
+
+
+def _like_the_largest(table):
+    """Usable runs of the regimes that differ from that of most counts, cells and parameters in nothing else."""
+    if table["protocol"].iloc[0] == "published":  # its regimes go from one protocol to another
+        table = table[table["regime"] == table["regime"].iloc[-1]]
+    rows = usable(table[table["donors"].isna()], METRIC)
+    rows = rows[rows["objective"].fillna("") == table["objective"].fillna("").iloc[0]]
+    rows = rows.assign(
+        depth=rows["thin"].astype(float).fillna(1), cells_train=rows["cells_train"].astype(float).fillna(1),
+        explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),
+        second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
+    ).dropna(subset="explained")  # fmt: skip
+    same = ["genes", "cells_seen", "protocol", "split_seed"]
+    last = rows.sort_values([*TWICE][::-1], kind="stable")[same].fillna(-1)[-1:]
+    return rows[(rows[same].fillna(-1) == last.to_numpy()).all(axis=1)] if len(rows) else rows
+
+
+def _shares(largest):
+    """What the largest size explains, and what a baseline and the exact floor would."""
+    means = largest[["explained", *BASELINES]].astype(float).mean()
+    unit = means["gene_mean_mse"]
+    shares = {
+        "the best baseline": 1 - means[["pca_mse", "gaussian_mse"]].min() / unit,
+        "the exact floor": 1 - means["bayes_mse"] / unit,
+    }
+    known = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
+    size = largest["size"].iloc[0]
+    return f"Of the gene mean's squared error the largest size, {size}, explains {means['explained']:.1%}{known}."
 
 
 # ---------------------------------------------------------------- protocols

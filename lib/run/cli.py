@@ -84,14 +84,18 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
 
 
 def answer(study: Study) -> str:
-    """What a finished study found: its laws as 04_fit shows them, how to read them, and where the rest is."""
+    """What a finished study found: its laws and what more would buy, as 04_fit shows them, and where the rest is."""
     from lib.figures import tables
-    from lib.fit import runs, summary
+    from lib.fit import conditions, runs, summary
 
     laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
     table = tables.laws(laws).printed.set_index("regime").rename_axis(index=None, columns="regime")
+    more = conditions.bought(runs.read(study.data / "runs.csv"))
+    added = [] if more.steps is None else tables.plain(more.steps).printed[["twice the", "points"]].to_numpy()
     return "\n".join([
         f"{table.to_string()}\nIn brackets {study.fit.level:.0%} intervals; – where the runs determine no number.",
+        more.sentence,
+        *["Twice as much adds points to it: " + ", ".join(f"{what} {points}" for what, points in added)][: len(added)],
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
         f"All of it on one page: make report STUDY={study.name}",
     ])  # fmt: skip
