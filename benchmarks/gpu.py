@@ -38,7 +38,8 @@ REHEARSAL = {
     "census": {"simulate": {"cells": 3000, "genes": 200, "transcriptome": 400, "states": 16, "donors": 20}},
     "regimes": {"data-rich": {"genes": 32, "cells": 2000}, "data-limited": {"genes": 64, "cells": 200}},
     "split": {"validation": 0.1, "test": 0.1, "cells": 100},
-    "sizes": ["XXS", "TINY", *({"name": f"d{d}", "d": d, "layers": 2, "heads": 2} for d in (8, 24, 32, 48))],
+    "sizes": ["XXS", "TINY", *({"name": f"d{d}", "d": d, "layers": 2, "heads": 2} for d in (8, 24, 32)),
+              {"name": "d48", "d": 48, "layers": machine.DEEP, "heads": 2}],
     "seeds": [7, 8], "train": {"cells_seen": 3200, "batch": 32, "evaluations": 3}, "fit": {"resamples": 100},
 }  # fmt: skip
 
@@ -62,10 +63,10 @@ def panels(study) -> None:
 
 
 def in_order(study) -> list[list]:
-    """(regime, size, seed) of all runs: first one seed of every regime, then the others; the largest size last."""
+    """(regime, size, seed) of all runs: every size in all regimes with one seed, then the others; the largest last."""
     largest = study.sizes[-1].name
     runs = [
-        (size.name == largest, number, regime, rank, [name, size.name, seed])
+        (size.name == largest, number, rank, regime, [name, size.name, seed])
         for regime, name in enumerate(study.regimes)
         for rank, size in enumerate(study.sizes)
         for number, seed in enumerate(study.seeds_for(size.name))
@@ -94,26 +95,31 @@ def train(plan: dict, regime: str, size: str, seed: int) -> None:
 
 
 def train_all(plan: dict, folder: Path, until: float) -> None:
-    """Train what is not finished, in the plan's order, small sizes beside each other; at `until` all save and stop."""
+    """Train what is not finished, in the plan's order, small sizes beside each other and one large one.
+
+    At `until` all save and stop.
+    """
     waiting = [run for run in plan["runs"] if not (run_folder(plan, *run) / "result.json").is_file()]
     genes = {name: part["genes"] for name, part in plan["regimes"].items()}
     shapes, running = {shape["name"]: Size(**shape) for shape in plan["sizes"]}, {}
     program = [sys.executable, __file__, "--study", plan["study"], "train"]
+
+    def small(run):
+        return shapes[run[1]].parameters(genes[run[0]]) < SMALL
+
     try:
         while (waiting or running) and time.monotonic() < until:
             for process in [process for process in running if process.poll() is not None]:
                 regime, size, seed = running.pop(process)
                 say(f"{regime}, {size}, seed {seed}: {'failed' if process.returncode else 'finished'}")
                 collect(plan, folder)
-            if waiting:
-                regime, size, _ = waiting[0]
-                small = shapes[size].parameters(genes[regime]) < SMALL
-                beside = all(shapes[name].parameters(genes[where]) < SMALL for where, name, _ in running.values())
-                if not running or (small and beside and len(running) < TOGETHER):
-                    process = subprocess.Popen([*program, *map(str, waiting[0])])
-                    running[process] = waiting.pop(0)
-                    continue
-            time.sleep(0.1)
+            beside = [small(run) for run in running.values()]
+            room = {True: sum(beside) < TOGETHER, False: all(beside)}
+            if run := next((run for run in waiting if room[small(run)]), None):
+                waiting.remove(run)
+                running[subprocess.Popen([*program, *map(str, run)])] = run
+            else:
+                time.sleep(0.1)
     finally:
         stop(running)
 
@@ -219,6 +225,8 @@ def main(words=None) -> None:
         *run_of, seed = given.arguments
         train(read_plan(given.study), *run_of, int(seed))
     else:
+        if machine.device().type == "cpu":
+            say("torch sees no GPU here: this measures, and trains on, the CPU.")
         device = re.sub(r"[^a-z0-9]+", "-", name_of(machine.device()).lower()).strip("-")
         run(read_plan(given.study), io.ROOT / "data" / "results" / f"gpu-{device}", given.budget)
 

@@ -65,7 +65,8 @@ def agreement(size: Size, device: torch.device, genes: int = 64, cells: int = 4)
         return [tensor.detach().cpu().double() for tensor in (predicted, *(w.grad for w in own.parameters()))]
 
     pairs = zip(outcome(device, torch.float32), outcome("cpu", torch.float64), strict=True)
-    return max(float((ours - exact).abs().max() / exact.abs().max().clamp(min=1e-3)) for ours, exact in pairs)
+    errors = [(ours - exact).abs().max() / exact.abs().max().clamp(min=1e-3) for ours, exact in pairs]
+    return float(torch.stack(errors).max())  # NaN where one is
 
 
 def precisions(data, part: dict, size: Size, device: torch.device) -> dict[str, list[float]]:
@@ -90,9 +91,12 @@ def correctness(plan: dict, path: Path, device: torch.device) -> None:
     if not max(errors.values()) < TOLERANCE:
         raise io.InputError(f"float32 on {name_of(device)} is wrong by {errors}, above {TOLERANCE:g}: nothing was run.")
     regime, part = next(iter(plan["regimes"].items()))
-    losses = precisions(panel.load(plan["folder"] / regime), part, Size(**plan["sizes"][1]), device)
+    size = Size(**plan["sizes"][1])
+    losses = precisions(panel.load(plan["folder"] / regime), part, size, device)
     spread = float(np.std(losses["float32"], ddof=1))
     apart = float(np.mean(losses["bfloat16"]) - np.mean(losses["float32"]))
+    if not np.isfinite(apart):
+        raise io.InputError(f"{size.name} ends at {losses} on {name_of(device)}: nothing else was run.")
     content = {**stamp(device), "largest_error": errors, "losses": losses, "bf16_minus_float32": apart}
     io.write_json(path, content | {"seed_spread": spread, "bf16_within_seed_spread": abs(apart) <= spread})
     say(f"float32 is right to {max(errors.values()):.0e}; bf16 ends {apart:+.5f} from it, seeds spread {spread:.5f}")
@@ -103,7 +107,8 @@ def computed_flops(size: Size, genes: int, masked: int) -> int:
 
     Two for each multiply-add, none for the rest, after Kaplan et al. 2020 (arXiv 2001.08361, section 2.1), with the
     attention's own products as in Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). A utilisation by
-    `Size.forward_flops`, which counts the last block in full, would be too high, by a tenth for L.
+    `Size.forward_flops`, which counts the last block in full, would be too high, by a tenth for L. The products of the
+    optimiser are not counted: Muon's are a quarter of these for L at 512 genes and a batch of 32.
     """
     d, f = size.d, size.ff_mult
     full = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
@@ -135,9 +140,9 @@ def time_of(work, device: torch.device, seconds: float) -> float:
 
 
 def rates(plan: dict, path: Path, device: torch.device, until: float, seconds: float = 1.0, n: int = 8192) -> None:
-    """Add to rates.csv what is not in it: the largest four sizes, batch 32 and the recipe's, eager and compiled."""
+    """Add to rates.csv what is not in it: the four largest sizes, batch 32 and the recipe's, eager and compiled."""
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
-    asked = [(own, name, shape) for own in (False, True) for name in plan["regimes"] for shape in plan["sizes"][-4:]]
+    asked = [(own, name, shape) for own in (False, True) for name in plan["regimes"] for shape in plan["sizes"][:-5:-1]]
     best, regime, data = None, None, None
     for own, name, shape in asked:
         if time.monotonic() > until:
@@ -145,7 +150,8 @@ def rates(plan: dict, path: Path, device: torch.device, until: float, seconds: f
         part, size = plan["regimes"][name], Size(**shape)
         batch = sizes.batch(part["masked"]) if own else part["train"]["batch"]
         done = {(row["size"], int(row["genes"]), int(row["batch"]), row["mode"]) for row in rows}
-        modes = [mode for mode in ("eager", "compiled") if (size.name, part["genes"], batch, mode) not in done]
+        modes = ("eager", "compiled") if size.layers >= machine.DEEP else ("eager",)
+        modes = [mode for mode in modes if (size.name, part["genes"], batch, mode) not in done]
         if modes:
             best = best or matrix_rate(device, n, seconds)
             regime, data = name, data if regime == name else panel.load(plan["folder"] / name)
@@ -158,9 +164,11 @@ def measured(data, part, size, batch, modes, device, seconds, best):
     rows, genes = [], part["genes"]
     with tempfile.TemporaryDirectory() as folder:
         run = loop.Run(data, size, 7, settings(part, 10**6, batch=batch), Path(folder), "rates")
-        fast = {"eager": run.model, "compiled": run.fast}
+        fast = {"eager": run.model, "compiled": machine.compiled(run.model, device.type)}
         for mode in modes:
             run.fast = fast[mode]
+            compilations = {"stats": {}} if run.fast is run.model else torch._dynamo.utils.counters
+            compilations["stats"].clear()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             taken = time_of(run.step, device, seconds)
@@ -168,7 +176,8 @@ def measured(data, part, size, batch, modes, device, seconds, best):
             counted, computed = size.forward_flops(genes), computed_flops(size, genes, part["masked"])
             used = 3 * cells * computed / best
             numbers = {
-                "size": size.name, "genes": genes, "batch": batch, "mode": mode, "cells_at_once": run.at_once,
+                "size": size.name, "genes": genes, "batch": batch, "mode": mode,
+                "graphs": compilations["stats"].get("unique_graphs", 0), "cells_at_once": run.at_once,
                 "cells_per_second": round(cells, 1), "model_flops_per_second": f"{3 * cells * counted:.4g}",
                 "computed_flops_per_second": f"{3 * cells * computed:.4g}", "matrix_flops_per_second": f"{best:.4g}",
                 "utilisation": round(used, 4), "peak_memory_bytes": peak,

@@ -278,7 +278,7 @@ class Run:
     def at_masks(self, split: str, measure: Callable, cells: int | None = None, masks: int | None = None) -> Tensor:
         """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
-        step = self.at_once if self.device.type == "cpu" else CURVE_CELLS
+        step = self.at_once if self.device.type == "cpu" else 64
         held, fixed, measured = self.cells.held[split][:cells], self.cells.masks[split][:cells, :masks], []
         for rows, masks in zip(held.split(step), fixed.split(step), strict=True):
             x, at = self.cells.expression(rows), masks.to(self.device).unbind(1)

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 
 CACHE = 8 * 2**20  # bytes of one layer's widest activations at once on a CPU, whose cache should hold them
 CHECKPOINTS = 2  # checkpoints that stay: the last, and the one before it should the last be damaged
-LONGEST = 5e10  # FLOPs of a trial, two seconds or so of a core; a size that takes more is not tried
+LONGEST = {"cpu": 5e10, "cuda": 1e14}  # FLOPs of a trial, two seconds at most; a size that takes more is not tried
+DEEP = 6  # blocks from which compiling them pays on a GPU: it takes longer than a shallow model gains
 
 
 def device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("highest")  # also in containers whose environment asks for less
+    torch.backends.cuda.enable_cudnn_sdp(False)  # lengths such as 77 read past their end (PyTorch issue 169849)
+    return torch.device("cuda")
 
 
 def seed(number: int, kind: str) -> None:
@@ -61,15 +66,18 @@ def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
 
     Where compiling fails torch says so, and runs them as they are.
     """
-    if kind != "cuda":
+    if kind != "cuda" or len(model.blocks) < DEEP:
         return model
     import torch._dynamo
+    import torch._functorch.config
 
     torch._dynamo.reset()  # one code is compiled a few times at most: not for models of earlier runs
     torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # else the backward pass compiles, and fails, later
     fast = copy.copy(model)
     fast._modules = dict(model._modules)
-    fast.blocks = torch.nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
+    with suppress(RuntimeError):  # a Python that this torch cannot compile
+        fast.blocks = torch.nn.ModuleList(torch.compile(block, dynamic=False) for block in model.blocks)
     return fast
 
 
@@ -149,9 +157,9 @@ class Cells:
     def __init__(self, data, settings, seed: int, device: torch.device):
         self.settings, self.seed, self.device = settings, seed, device
         self.x = torch.as_tensor(np.asarray(data.x))
-        if 2 * self.x.nbytes < memory(device.type):  # else batches come from where the panel lies
-            self.x = self.x.to(device)
         self.counts = None if settings.objective == "mse" else torch.as_tensor(np.asarray(data.counts))
+        if 4 * self.x.nbytes < memory(device.type):  # else batches come from where the panel lies
+            self.x, self.counts = self.x.to(device), None if self.counts is None else self.counts.to(device)
         self.library = torch.as_tensor(np.asarray(data.library), dtype=torch.float32).to(self.x.device)
         self.masks = {name: torch.as_tensor(masks, dtype=torch.long) for name, masks in data.masks.items()}
         self.held = {name: torch.as_tensor(rows, device=self.x.device) for name, rows in data.held.items()}
@@ -180,7 +188,7 @@ class Cells:
 
     def truth(self, rows: Tensor, x: Tensor) -> Tensor:
         """What a model predicts, (cells, genes): expression, or counts."""
-        return x if self.counts is None else self.counts[rows.to(self.counts.device)].to(self.device).float()
+        return x if self.counts is None else self.counts[rows].to(self.device).float()
 
 
 def hours(study) -> "pandas.DataFrame":
@@ -200,7 +208,7 @@ def hours(study) -> "pandas.DataFrame":
         for size in sorted(study.sizes, key=lambda size: size.parameters(genes)):
             operations, work = size.training_flops_per_cell(genes), size.training_flops(genes, settings)
             cells = cells_at_once(size, genes, settings.batch, device().type)
-            measured = rate is None or operations * cells < LONGEST
+            measured = rate is None or operations * cells < LONGEST[device().type]
             if measured:
                 rate = _seconds(size, genes, study.masking.genes(genes), settings, cells) / (operations * cells)
             seeds = len(study.seeds_for(size.name))

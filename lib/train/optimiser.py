@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 MOMENTUM = 0.95
 MUON_RATE = 0.4  # as a part of AdamW's, where both are the root mean square of an update's entries over 0.2
@@ -50,9 +51,10 @@ class Optimiser:
             gradient, momentum = torch.stack(gradients), self.momentum[shape]
             momentum.lerp_(gradient, 1 - MOMENTUM)
             steps = orthogonal(torch.lerp(gradient, momentum, MOMENTUM)) * (0.2 * shape[1] ** 0.5)
-            for (weight, part, parts, turn), along in zip(matrices, steps, strict=True):
-                rate, matrix = MUON_RATE * self.peak * share, weight.chunk(parts)[part]
-                matrix.mul_(1 - rate * self.decay).sub_(_turned(along, turn), alpha=rate)
+            rate, weights = MUON_RATE * self.peak * share, [of.chunk(parts)[part] for of, part, parts, _ in matrices]
+            torch._foreach_mul_(weights, 1 - rate * self.decay)
+            along = [_turned(step, turn) for step, (*_, turn) in zip(steps, matrices, strict=True)]
+            torch._foreach_add_(weights, along, alpha=-rate)
 
     def state_dict(self) -> dict:
         """All that changes as steps are taken."""
@@ -67,13 +69,14 @@ class Optimiser:
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """About U V^T of every matrix U S V^T, (n, rows, columns) with rows <= columns; in bfloat16 on a GPU."""
-    a, b, c = POLYNOMIAL
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    (a, b, c), (rows, columns), x = POLYNOMIAL, matrices.shape[1:], matrices
+    if x.is_cuda:  # of sizes that its fast products take; zeros stay zeros
+        x = pad(x.bfloat16(), (0, -columns % 8, 0, -rows % 8))
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.to(matrices.dtype)
+    return x[:, :rows, :columns].to(matrices.dtype)
 
 
 def _turned(matrix: Tensor, turn: bool) -> Tensor:
