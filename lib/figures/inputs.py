@@ -45,8 +45,8 @@ def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     axes[2].set(xscale="log", yscale="log")
     number, name = table.groupby("simulated")["source"].nunique(), panel["source"].iloc[0]
     keys = {
-        f"real data sets ({number[False]})": key(**lines[False]),
-        f"simulator, default settings ({number[True]})": key(**lines[True]),
+        f"{number[False]} real data sets, one line each": key(**lines[False]),
+        f"{number[True]} simulated ones, default settings": key(**lines[True]),
         name: key(**this),
     }
     return style.settle(
