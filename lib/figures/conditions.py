@@ -89,7 +89,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
                       capsize=1.5, linewidth=0.9, **line)  # fmt: skip
         keys[cells] = key(marker=SHAPES[split], **line)
     axis.set(xlabel=style.PARAMETERS, ylabel="explained share of the reducible error (%)", xscale="log")
-    style.header(axis, regime, ["relative to each split's own gene mean and floor"])
+    style.header(axis, style.title(regime), ["relative to each split's own gene mean and floor"])
     for axis in others:  # one, or none
         axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], color=style.INK, **style.BARS)
         (keys["conditional Gaussian"],) = axis.plot(leak["parameters"], 100 * leak["gaussian"], **GAUSSIAN)
@@ -111,7 +111,7 @@ def budget(view: Budgets | None) -> Figure | Note:
         return Note("These runs have one budget each.")
     figure, (losses, floors) = style.panels(2, 72)
     ends = style.size_lines(losses, view.runs.sort_values("parameters"), "cells_seen", "loss")
-    losses.set(title=view.regime, xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
+    losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     limits = {"limit": "limit, size by size", "joint": "limit, joint law"}
     seen = view.table[["name", "cells_seen"]].to_numpy()
@@ -150,7 +150,7 @@ def compute(view: Budgets | None) -> Figure | Note:
     keys = {"frontier": key(color=style.INK, linewidth=1.6)}
     if view.exact is not None:
         keys["exact floor"] = axis.axhline(view.exact, **LEVEL, **EXACT)
-    axis.set(title=view.regime, xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric),
+    axis.set(title=style.title(view.regime), xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric),
              xscale="log", ymargin=0.1)  # fmt: skip
     return style.settle(
         figure,

@@ -52,7 +52,8 @@ def loss_against_parameters(
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if few:
             ends[axis] = labels
-            style.header(axis, regime, [_size_of(rows), "   ".join(_numbers(law))], style.size_names(axis, places))
+            lines = [_size_of(rows), "   ".join(_numbers(law))]
+            style.header(axis, style.title(regime), lines, style.size_names(axis, places))
         else:
             style.header(axis, regime, _numbers(law))
             below = axes[-axis.get_subplotspec().get_gridspec().ncols :]  # nothing stands under them
@@ -167,7 +168,7 @@ def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
     for axis, (regime, history) in zip(axes, histories.items(), strict=True):
         metric = "validation_nll" if "validation_nll" in history else "validation_mse"
         ends[axis] = _curves(axis, history[np.isfinite(history[metric]) & (history["cells_seen"] > 0)], metric)
-        axis.set(title=regime)
+        axis.set(title=style.title(regime))
     points = pd.concat([history.assign(regime=regime) for regime, history in histories.items()])
     runs = points.drop_duplicates(["regime", "size", "seed"])
     return style.settle(
@@ -204,7 +205,7 @@ def closeness(view: Closeness | None) -> Figure | Note:
     colour = dict(zip(("runs", "sizes"), style.PALETTE[3:5], strict=True))
     _scatter(axes["alpha"], view, "alpha", colour, None)
     _scatter(axes["c"], view, "c", colour, view.exact)
-    axes["above"].set(title=view.regime)
+    axes["above"].set(title=style.title(view.regime))
     axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
     axes["c"].set_xlabel(floor_label(view.metric))
     keys = {f"{unit} drawn again": key(color=shade) for unit, shade in colour.items()}

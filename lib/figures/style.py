@@ -183,6 +183,11 @@ def colours(regimes: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, palette, strict=False))
 
 
+def title(regime: str) -> str:
+    """What a panel of one regime is called: nothing where the study has no other."""
+    return "" if _order["regimes"] == [regime] else regime
+
+
 def markers(sizes: Iterable[str]) -> dict[str, str]:
     """{size: marker}; `sizes` in ascending order."""
     return dict(zip(_ordered("sizes", sizes), itertools.cycle(MARKERS), strict=False))
