@@ -14,16 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.optimize import brentq, elementwise
+from scipy.optimize import elementwise
 
 from lib.fit.runs import Ladder, usable
 from lib.io import InputError
 
 GRID = np.geomspace(0.01, 100, 100)
 """alpha times the span of log P. Below it the law is straight in log P; above it only the smallest size differs."""
-
-CHUNK_NUMBERS = 2**23
-"""Most float64 numbers (64 MiB) that one array of a batched fit may hold."""
 
 FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
@@ -55,9 +52,6 @@ class Status(StrEnum):
     EXPONENT_AT_EDGE = "exponent at grid edge"
     INCREASING_JOINTLY = "increasing in N or D"
 
-
-IDENTIFIED = (Status.OK, Status.UNJUDGED)
-"""Of a law whose floor the runs determine."""
 
 # ---------------------------------------------------------------- the data of one law
 
@@ -172,16 +166,7 @@ def fit_many(d: np.ndarray, y: np.ndarray, w: np.ndarray, floor: bool = True) ->
     sizes), and a size with weight 0 takes no part.
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
-    grid = alpha_grid(d, floor)
-    step = max(1, CHUNK_NUMBERS // (len(grid) + len(d)))
-    parts = []
-    for i in range(0, len(y), step):
-        chunk = (np.ascontiguousarray(x[i : i + step].T) for x in (y, w))
-        parts.append(_fit_chunk(d, *chunk, grid, floor))
-    return Fits(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _fit_chunk(d, y, w, grid, floor):
+    y, w, grid = np.ascontiguousarray(y.T), np.ascontiguousarray(w.T), alpha_grid(d, floor)
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = _explained(d, y, w, grid, floor)
         alpha, edge = _refine(d, y, w, grid, explained.argmax(0), floor)
@@ -195,7 +180,7 @@ def _fit_chunk(d, y, w, grid, floor):
             better = project(d, *some, other, floor).rss < project(d, *some, alpha[at_edge], floor).rss
             alpha[at_edge[better]], edge[at_edge[better]] = other[better], other_edge[better]
         fit = project(d, y, w, alpha, floor)
-    return alpha, fit.amplitude, fit.c, fit.rss, edge
+    return Fits(alpha, fit.amplitude, fit.c, fit.rss, edge)
 
 
 def _refine(d, y, w, grid, best, floor):
@@ -214,20 +199,9 @@ def _refine(d, y, w, grid, best, floor):
 
 
 def roots(function: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Root of `function(x, i)` for every dataset i, between low[i] and high[i]; nan where the signs there are alike.
-
-    A batched search takes milliseconds even for one dataset, which is what most single fits need.
-    """
-    datasets = np.arange(len(low))
-    if len(low) > 1:
-        result = elementwise.find_root(function, (low, high), args=(datasets,))
-        return np.where(result.success, result.x, np.nan)
-
-    def value(x):
-        return function(np.array([x]), datasets)[0]
-
-    crosses = value(low[0]) * value(high[0]) <= 0
-    return np.array([brentq(value, low[0], high[0], xtol=1e-15) if crosses else np.nan])
+    """Root of `function(x, i)` for every dataset i, between low[i] and high[i]; nan where the signs there are alike."""
+    result = elementwise.find_root(function, (low, high), args=(np.arange(len(low)),))
+    return np.where(result.success, result.x, np.nan)
 
 
 def _explained(d, y, w, grid, floor):

@@ -13,7 +13,7 @@ from scipy import stats
 from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
-from lib.fit.law import FEWEST_SIZES, IDENTIFIED, PARAMETERS, Law, Status, ladder, means_law, power_law
+from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import Ladder, levels, sees_context, usable
 from lib.io import InputError
 
@@ -275,7 +275,7 @@ def intervals_table(laws: dict) -> pd.DataFrame:
         {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
-        if method in METHODS and law["status"] in (*IDENTIFIED, Status.NO_FLOOR)
+        if method in METHODS and law["status"] in (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
     ]
     return pd.DataFrame(rows)
 
