@@ -1,9 +1,10 @@
 """Is it a law of capacity, or of a training budget? The law of every budget, its limit, and what it hangs on.
 
 Every run has the losses that an eighth, a quarter and half of its updates would have given (`lib.train.loop`). Where
-half of them do as well, a law in P says what sizes can learn. Where they do not, it says how far training got.
+half of them do as well, a law in P says what sizes can learn; else it says how far training got.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +15,9 @@ from scipy.special import expit, logit
 from lib.fit.intervals import HEADLINE, brief, columns_of, readable, with_cells
 from lib.fit.joint import joint_law
 from lib.fit.law import FEWEST_SIZES, Status, ladder
-from lib.fit.runs import UNITS, Ladder, sees_context, usable
+from lib.fit.runs import UNITS, Ladder, of_metric, sees_context, usable
 from lib.model.sizes import BUDGETS
 
-FLOORS = 40
-"""Floors of the bounded form that are tried first."""
 DECAYS = np.geomspace(0.05, 4, 120)
 """Exponents b that are tried, of a loss that falls as budget^-b."""
 
@@ -77,7 +76,7 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     variance = scores / df / (x**2).sum(1)
     laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]), level)
             for i in some}  # fmt: skip
-    ends = _span(laws.values())
+    ends = span(laws.values())
     status = Status.EXPONENT_AT_EDGE if best in (0, len(DECAYS) - 1) else widened(laws[best]["status"], ends)
     return laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: ends}, "status": status}
 
@@ -87,16 +86,7 @@ def widened(status: str, ends: dict[str, list[float]]) -> str:
     return Status.NO_FLOOR if status == Status.OK and not np.isfinite(ends["c"]).all() else status
 
 
-def to_the_limit(law: dict) -> dict[str, list[float]]:
-    """Headline interval of a law with budgets: from the lower of its ends and of its limit's to the higher of them.
-
-    Converged runs too would still gain a little, of which no interval at one budget knows; on simulated cells such
-    intervals missed the exact floor from above.
-    """
-    return _span((law, law["budget"]["limit"]))
-
-
-def _span(laws):
+def span(laws: Iterable[dict]) -> dict[str, list[float]]:
     """From the lowest to the highest end of the headline intervals of these laws."""
     ends = [law["intervals"][HEADLINE] for law in laws]
     return {name: [min(of[name][0] for of in ends), max(of[name][1] for of in ends)] for name in ("alpha", "c")}
@@ -153,8 +143,8 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
     def rss(E):
         return 2 * fit(E).cost
 
-    span = uninformed - y.min()
-    floors = np.linspace(y.min() - 3 * span, y.min() + 0.5 * span, FLOORS)
+    reducible = uninformed - y.min()
+    floors = np.linspace(y.min() - 3 * reducible, y.min() + 0.5 * reducible, 40)
     scores = np.array([rss(E) for E in floors])
     least = int(scores[1:-1].argmin()) + 1
     found = optimize.minimize_scalar(rss, bounds=floors[[least - 1, least + 1]], method="bounded")
@@ -177,7 +167,7 @@ class Budgets:
 
     regime: str
     metric: str
-    runs: pd.DataFrame  # size, parameters, cells_seen, loss; flops, where they are known
+    runs: pd.DataFrame  # size, parameters (ascending), cells_seen, loss; flops, where they are known
     table: pd.DataFrame  # name, cells_seen, c, c_low, c_high, status: of every budget, and the limit
     exact: float | None  # floor
 
@@ -192,9 +182,10 @@ class Budgets:
 
 def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
     """The budgets of the first regime that has several; `floors` is {regime: exact floor or None}."""
-    several = (regime for regime, by_metric in laws.items() if next(iter(by_metric.values()))["budget"])
-    if (regime := next(several, None)) is None:
+    several = [regime for regime, law in of_metric(laws).items() if law["budget"]]
+    if not several:
         return None
+    regime = several[0]
     metric, law = next(iter(laws[regime].items()))
     runs = usable(table[table["regime"] == regime], metric)
     runs = runs[sees_context(runs)]
@@ -206,14 +197,14 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
             losses = runs[metric if name == "whole" else f"{metric}_{name}"].astype(float)
             flops = seen * runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
             parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses, flops=flops))
-    return Budgets(regime, metric, pd.concat(parts), pd.DataFrame(rows), floors.get(regime))
+    runs = pd.concat(parts).sort_values("parameters")
+    return Budgets(regime, metric, runs, pd.DataFrame(rows), floors.get(regime))
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
     """What each regime's headline law hangs on: regime, choice, `readable` alpha and c with their ends, status."""
     names, rows = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}, []
-    for regime, by_metric in laws.items():
-        law = next(iter(by_metric.values()))
+    for regime, law in of_metric(laws).items():
         limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             if choice == "headline" or of["status"] != Status.BUDGET:
@@ -223,10 +214,9 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
 
 def hanging(laws: dict) -> list[str]:
     """Regimes whose law is ok, and whose floor is not identified without the smallest size, or without the largest."""
-    headline = {regime: next(iter(by_metric.values())) for regime, by_metric in laws.items()}
     ends = ("smallest size left out", "largest size left out")
     sound = (Status.OK, Status.TOO_FEW_SIZES)  # of four sizes nobody knows
     return [
-        regime for regime, law in headline.items() if law["status"] == Status.OK
+        regime for regime, law in of_metric(laws).items() if law["status"] == Status.OK
         and any(law["sensitivity"][end]["status"] not in sound for end in ends)
     ]  # fmt: skip

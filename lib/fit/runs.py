@@ -193,6 +193,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def of_metric(laws: dict, metric: str | None = None) -> dict[str, dict]:
+    """{regime: its law for a metric, or its headline law}; regimes without one are left out."""
+    chosen = {regime: metric or next(iter(by_metric)) for regime, by_metric in laws.items()}
+    return {regime: laws[regime][name] for regime, name in chosen.items() if name in laws[regime]}
+
+
 def with_provenance(laws: dict, study: Study) -> dict:
     """The laws, each with where it comes from: study, code, libraries and, for trained runs, the census."""
     origin = {"study": study.name, "code_version": io.code_version(), "versions": io.versions()}

@@ -14,14 +14,11 @@ from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
-from lib.fit.runs import Ladder, levels, sees_context, usable
+from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
 from lib.io import InputError
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
-
-POINTS = 120
-"""Of a curve that is drawn."""
 
 NOTHING = dict.fromkeys(("alpha", "a", "c", "rss", "r2")) | {
     "status": Status.TOO_FEW_SIZES, "comparison": {}, "lack_of_fit": None, "rollout": [], "intervals": {},
@@ -31,35 +28,17 @@ NOTHING = dict.fromkeys(("alpha", "a", "c", "rss", "r2")) | {
 
 
 def fit_laws(
-    table: pd.DataFrame,
-    resamples: int,
-    seed: int,
-    level: float = 0.95,
-    metrics: tuple[str, ...] = METRICS,
+    table: pd.DataFrame, resamples: int, seed: int, level: float = 0.95, metrics: tuple[str, ...] = METRICS,
     errors: str = "donors",
-) -> dict:
-    """Fit power + floor to every regime and metric of a table of runs.
+) -> dict:  # fmt: skip
+    """{regime: {metric: law}}: power + floor, fitted to the metrics that the runs of a regime have, the headline first.
 
-    The headline is weighted least squares over size means, so that the point is the centre of the region behind the
-    headline interval. With equally many seeds per size it equals least squares over runs.
+    It is weighted least squares over size means, the centre of the region behind the headline interval; with equally
+    many seeds per size, least squares over runs. A regime that cannot be fitted has status "too few sizes" and nulls.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns of runs.csv; `regime`, `parameters` and one metric are needed. Rows that are not `usable` are left out
-        and counted.
-    resamples, seed : int
-        Of every bootstrap. The order of the rows decides nothing.
-    errors : {"donors", "cells"}
-        Of the losses, over what was held out: all sizes share them, and c has them.
-    level : float
-        Of every interval, between 0 and 1.
-
-    Returns
-    -------
-    dict
-        regime -> metric -> law, for the metrics that its runs have, the headline first. A regime that cannot be fitted
-        has status "too few sizes" and nulls.
+    `table` has columns of runs.csv: `regime`, `parameters` and a metric at least; rows that are not `usable` are left
+    out and counted. `resamples` and `seed` are those of every bootstrap, `level` that of every interval. All sizes
+    share the `errors` of the losses over held-out "donors" or "cells", and c has them.
     """
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
@@ -86,7 +65,9 @@ def _law(rows, metric, resamples, seed, level, headline):
         if headline:
             content["sensitivity"] = capacity.sensitivity(usable_rows, metric, level)
         if "limit" in content["budget"]:
-            content["intervals"][HEADLINE] = ends = capacity.to_the_limit(content)
+            # Converged runs too would still gain a little; on simulated cells the intervals of one budget missed the
+            # exact floor from above.
+            content["intervals"][HEADLINE] = ends = capacity.span([content, content["budget"]["limit"]])
             content["status"] = capacity.widened(content["status"], ends)
         content["status"] = capacity.judged(good, content["status"])
     content = plain(content)
@@ -198,11 +179,10 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
         law, region = means_law(smaller), region_of(smaller, level)
         for size in range(fewer, m):
             ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
-            predicted, observed = float(law.predict(data.parameters[size])), float(data.means[size])
+            predicted, observed = law.predict(data.parameters[size]), data.means[size]
             rows.append({
-                "held_out": list(data.labels[fewer:]), "size": data.labels[size],
-                "parameters": float(data.parameters[size]), "predicted": predicted,
-                "interval": np.ravel(ends).tolist(), "observed": observed, "miss": observed - predicted,
+                "held_out": data.labels[fewer:], "size": data.labels[size], "parameters": data.parameters[size],
+                "predicted": predicted, "interval": np.ravel(ends), "observed": observed, "miss": observed - predicted,
             })  # fmt: skip
     return rows
 
@@ -216,7 +196,7 @@ class Closeness:
 
     regime: str
     metric: str
-    means: pd.DataFrame  # size, parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean)
+    means: pd.DataFrame  # parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean)
     draws: pd.DataFrame  # of (what is drawn again: runs or sizes), alpha, c; a row for each bootstrap that has a law
     law: dict  # entry of laws.json
     exact: float | None  # floor
@@ -231,13 +211,12 @@ def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, see
     metric, law = next(iter(laws[regime])), able[regime]
     rows = usable(table[table["regime"] == regime], metric)
     data = ladder(rows[sees_context(rows)], metric)
-    means = pd.DataFrame({"size": data.labels, "parameters": data.parameters, "excess": data.means - law["c"]})
+    means = pd.DataFrame({"parameters": data.parameters, "excess": data.means - law["c"]})
     means["fitted"] = means_law(data).predict(data.parameters) - law["c"]
     means["se"] = np.sqrt(np.maximum(data.known, data.known_variance))
-    rng, parts = np.random.default_rng(seed), []
-    for unit in ("runs", "sizes"):
-        alpha, c = bootstrap(data, unit, resamples, rng)
-        parts.append(pd.DataFrame({"of": unit, "alpha": alpha, "c": c}))
+    rng = np.random.default_rng(seed)
+    drawn = {unit: bootstrap(data, unit, resamples, rng).T for unit in ("runs", "sizes")}
+    parts = [pd.DataFrame(pairs, columns=["alpha", "c"]).assign(of=unit) for unit, pairs in drawn.items()]
     draws = pd.concat(parts, ignore_index=True).replace([np.inf, -np.inf], np.nan).dropna()
     return Closeness(regime, metric, means, draws, law, floors.get(regime))
 
@@ -245,23 +224,16 @@ def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, see
 # ---------------------------------------------------------------- tables
 
 
-def of_metric(laws: dict, metric: str | None = None) -> dict[str, dict]:
-    """{regime: its law for a metric, or its headline law}; regimes without one are left out."""
-    chosen = {regime: metric or next(iter(by_metric)) for regime, by_metric in laws.items()}
-    return {regime: laws[regime][name] for regime, name in chosen.items() if name in laws[regime]}
-
-
 def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
-    """Every fitted law with its pointwise band, ready to draw: regime, parameters, loss, lo, hi.
+    """Fitted laws with their pointwise bands, ready to draw: regime, parameters, loss, lo, hi.
 
-    Of one metric, or of each regime's headline one. Each law is drawn over the sizes that it was fitted to, and a
-    factor of two beyond them.
+    They are those of one metric, or the headline ones, over the sizes fitted and a factor of two beyond them.
     """
     parts = []
     for regime, law in of_metric(laws, metric).items():
         if sizes := law["sizes"]:
             fitted = power_law(sizes["parameters"], sizes["mean"], sizes["weight"])
-            grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, POINTS)
+            grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, 120)
             parts.append(curve(fitted, grid, law["level"], law["known_variance"]).assign(regime=regime))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
@@ -307,12 +279,9 @@ def rollout_table(laws: dict) -> pd.DataFrame:
 def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     """The answer of a study: the headline law of every regime. `known` is what `runs.baselines` gives.
 
-    Returns
-    -------
-    DataFrame
-        regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
-        budget with its ends; exact_floor of that loss; baseline, the least loss of what needs no training; largest, the
-        mean loss of the largest size; status. NaN where unknown, without end, or not `readable`.
+    Columns: regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
+    budget with its ends; exact_floor of that loss; baseline, the least loss of what needs no training; largest, the
+    mean loss of the largest size; status. NaN where unknown, without end, or not `readable`.
     """
     rows = []
     for regime, by_metric in laws.items():
