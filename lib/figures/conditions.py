@@ -1,7 +1,6 @@
 """Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited.
 
-A view of `lib.fit.capacity`, `lib.fit.conditions` or `lib.train.evaluate`, whose class says what it holds, is drawn, or
-a sentence given where a study has no such thing.
+Each draws a view, whose class says what it holds, or gives a sentence where a study has no such thing.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def matched(view: Matched) -> Figure | Note:
     if view.gains is None:
         return Note(view.sentence)
     figure, (losses, saved) = style.panels(2, 72)
-    few, runs = view.few_donors, view.all_donors.sort_values("parameters")
-    style.size_lines(losses, few.sort_values("parameters"), "cells_train", "loss", linestyle=":")
+    few, runs = view.few_donors, view.all_donors
+    style.size_lines(losses, few, "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
     columns = UNITS[view.metric.rsplit("_", 1)[1]]
     levels = runs.groupby("cells_train")[[columns["floor"], columns["gaussian"]]].mean()
@@ -73,10 +72,7 @@ def _baselines(axis, levels):
 
 
 def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
-    """The first regime's models on every held-out split: reducible error explained, and what a random split leaks.
-
-    `explained` and `leak` are what the functions of these names in `lib.fit.conditions` give.
-    """
+    """The first regime's models on every held-out split; `explained` and `leak` are of `lib.fit.conditions`."""
     if explained.empty:
         return Note("These runs were measured on one held-out split alone.")
     regime = explained["regime"].iloc[0]
@@ -110,7 +106,7 @@ def budget(view: Budgets | None) -> Figure | Note:
     if view is None:
         return Note("These runs have one budget each.")
     figure, (losses, floors) = style.panels(2, 72)
-    ends = style.size_lines(losses, view.runs.sort_values("parameters"), "cells_seen", "loss")
+    ends = style.size_lines(losses, view.runs, "cells_seen", "loss")
     losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     limits = {"limit": "limit, size by size", "joint": "limit, joint law"}
@@ -139,7 +135,7 @@ def compute(view: Budgets | None) -> Figure | Note:
     if view is None or view.runs["flops"].isna().all():
         return Note("The operations of these runs, or several budgets of them, are not known.")
     figure, (axis,) = style.panels(1, 72, style.DOUBLE)
-    runs, best = view.runs.sort_values("parameters"), view.frontier
+    runs, best = view.runs, view.frontier
     colour = style.shades(runs["size"])
     style.size_lines(axis, runs, "flops", "loss", linewidth=0.8)
     starts = runs[runs["cells_seen"] == runs["cells_seen"].min()]  # there, sizes lie furthest apart
@@ -165,7 +161,7 @@ def depth(view: Depth | None) -> Figure | Note:
     if view is None:
         return Note("All regimes of this study have the same depth.")
     figure, (losses, shares) = style.panels(2, 72)
-    ends = style.size_lines(losses, view.runs.sort_values("parameters"), "depth", "loss")
+    ends = style.size_lines(losses, view.runs, "depth", "loss")
     ends += _baselines(losses, view.levels.set_index("depth")[["gene_mean", "gaussian", "floor"]])
     losses.set(xlabel="counts kept (share)", ylabel=loss_label(view.metric), xscale="log")
     losses.set_xticks(view.levels["depth"], map(style.short, view.levels["depth"]))
@@ -195,10 +191,7 @@ def depth(view: Depth | None) -> Figure | Note:
 
 
 def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
-    """From one protocol to another, switch by switch: exponent, floor, and the losses of all sizes.
-
-    `table` is what `lib.fit.conditions.protocols` gives, and `runs` the content of runs.csv.
-    """
+    """Exponent, floor and losses from protocol to protocol; `table` is of `lib.fit.conditions`, `runs` of runs.csv."""
     if table.empty:
         return Note("This study has one protocol. `make run STUDY=protocol` goes from the published to the tuned one.")
     runs = runs[runs["status"] == "ok"]
@@ -310,10 +303,7 @@ def conversions(examined: Examination) -> Figure | Note:
 
 
 def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFrame) -> Figure | Note:
-    """What the published runs of one regime show: both fits, and what each choice changes.
-
-    `curves` and `refits` are of `lib.fit.published`: both_fits, refits.
-    """
+    """Both fits of one regime's runs, and what each choice changes: `both_fits`, `refits` of `lib.fit.published`."""
     if curves.empty:
         return Note("The published method fits losses above zero, of three sizes or more.")
     figure, (fits, choices) = style.panels(2, 72)

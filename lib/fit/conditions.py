@@ -29,7 +29,7 @@ class Matched:
     """
 
     sentence: str
-    all_donors: pd.DataFrame | None = None  # usable runs with a column `loss`
+    all_donors: pd.DataFrame | None = None  # usable runs with a column `loss`, smallest first
     few_donors: pd.DataFrame | None = None
     gains: pd.DataFrame | None = None  # of `gains`, with the crossover of `joint.frontier`
     metric: str = METRIC
@@ -47,10 +47,8 @@ def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
     saved = gains(all_donors).assign(crossover=lambda table: frontier(law, table["cells_train"]))
-    slope = trend(saved)
-    ends = f"({slope['low']:+.4f} to {slope['high']:+.4f})"
-    sentence = f"Per tenfold training cells what size saves changes by {slope['slope']:+.4f} {ends}."
-    return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law, level))
+    sentence = "Per tenfold training cells what size saves changes by {slope:+.4f} ({low:+.4f} to {high:+.4f})."
+    return Matched(sentence.format(**trend(saved)), all_donors, few_donors, saved, metric, *outlook(law, level))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -58,7 +56,7 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
 
     InputError: the regimes differ in more than the training cells.
     """
-    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
+    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float)).sort_values("parameters")
     rows = rows[rows["thin"].astype(float).fillna(1) == 1]
     for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
         if rows[column].nunique(dropna=False) > 1:
@@ -173,16 +171,13 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     means = rows.groupby(["parameters", "size", "split_seed"])[[metric, *untrained]].mean().astype(float)
     means["below"] = 1 - means[metric] / means[untrained].min(axis=1)
-    table = []
-    for (_, size), of in means.groupby(["parameters", "size"]):
-        below, n = of["below"], len(of)
-        reach = stats.t.ppf(0.975, n - 1) * below.std() / np.sqrt(n)
-        table.append({
-            "size": size, "splits": n, "loss": of[metric].mean(), "spread": of[metric].std(),
-            "below_baseline": below.mean(), "below_baseline_low": below.mean() - reach,
-            "below_baseline_high": below.mean() + reach,
-        })  # fmt: skip
-    return pd.DataFrame(table)
+    found = means.groupby(["parameters", "size"]).agg(
+        splits=("below", "size"), loss=(metric, "mean"), spread=(metric, "std"), below_baseline=("below", "mean"),
+        error=("below", "sem"),
+    ).reset_index("size")  # fmt: skip
+    reach = stats.t.ppf(0.975, found["splits"] - 1) * found.pop("error")
+    below = found["below_baseline"]
+    return found.assign(below_baseline_low=below - reach, below_baseline_high=below + reach).reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- depth
