@@ -18,8 +18,6 @@ from lib.fit.law import Status
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
-FACTORS = (2, 10)
-"""Times the parameters or the cells of a run for which a plan says what they save."""
 REACH = 10.0
 """Furthest extrapolation, as a factor beyond the fitted range of N and of D."""
 
@@ -152,7 +150,7 @@ def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> p
     """What more of either saves a run: of (parameters or cells), factor, gain and its ends; NaN beyond `REACH`."""
     rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
     most = REACH * law.cells[["parameters", "cells_train"]].max()
-    for of, factor in itertools.product(("parameters", "cells"), FACTORS):
+    for of, factor in itertools.product(("parameters", "cells"), (2, 10)):
         more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
         saved, draws = (x.predict(parameters, cells) - x.predict(*more) for x in (law, law.draws))
         ends = saved, *np.quantile(draws, tails, method="closest_observation")

@@ -90,8 +90,8 @@ def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: n
     """Weights of size means: the inverse of (variance between sizes + seed variance / seeds), scaled to mean 1.
 
     The variance between sizes is what an unweighted law leaves over beyond seed noise. The seed variance is the pooled
-    one; sizes with five seeds or more use their own, shrunk half-way to the pool: two or three seeds say next to
-    nothing about a variance. Equal numbers of few seeds therefore give equal weights, and so do seeds without spread.
+    one; sizes with five seeds or more use their own, shrunk half-way to the pool. Seeds without spread, and equal
+    numbers of few seeds, therefore give equal weights.
 
     `means`, `squares` (sums of squares about them) and the weights are (datasets, sizes), `d` and `seeds` (sizes,).
     """
@@ -119,10 +119,6 @@ class Projection(NamedTuple):
     amplitude: np.ndarray
     c: np.ndarray
     rss: np.ndarray
-
-    def value(self, basis):
-        """Fitted loss where exp(-alpha d) is `basis` (0: the floor), and its variance in units of sigma squared."""
-        return self.c + self.amplitude * basis, 1 / self.weight + (basis - self.centre) ** 2 / self.spread
 
 
 class Fits(NamedTuple):
@@ -190,8 +186,7 @@ def _refine(d, y, w, grid, best, floor):
     bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
 
     def slope(alpha, i):
-        some = (slice(None), i) if len(i) < len(weight) else ...
-        return _slope(d, centred[some], w[some], weight[i], alpha, floor)
+        return _slope(d, centred[:, i], w[:, i], weight[i], alpha, floor)
 
     root = roots(slope, *bracket)
     edge = np.where(np.isnan(root), (best == len(grid) - 1) * 1 - (best == 0) * 1, 0)
@@ -235,20 +230,20 @@ class Profile(NamedTuple):
     path: np.ndarray  # (points, datasets) alphas across the region
     along: Projection  # at the path
 
-    def interval(self, basis=0.0, noise=None):
+    def interval(self, basis: Callable | None = None, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the loss where exp(-alpha d) is `basis(alpha)`: by default of the floor.
 
         At each alpha the residual sum of squares is a parabola in that value, so the rim of the region is known in
-        closed form and only alpha has to be walked. `noise`, 1 / weight of a new observation, turns the interval into
-        one for that observation.
+        closed form and only alpha has to be walked. `noise` is 1 / weight of a new observation, if the interval is to
+        hold that.
         """
-        value, variance = self.along.value(basis(self.path) if callable(basis) else basis)
-        if noise is not None:
-            variance = variance + noise
-        reach = np.sqrt(np.maximum(self.limit - self.along.rss, 0) * variance)
+        e, along = basis(self.path) if basis else 0.0, self.along
+        value = along.c + along.amplitude * e
+        variance = 1 / along.weight + (e - along.centre) ** 2 / along.spread + noise  # in units of sigma squared
+        reach = np.sqrt(np.maximum(self.limit - along.rss, 0) * variance)
         low, high = value - reach, value + reach
         # As alpha tends to 0 the floor runs away to infinity: an extreme at that end is an open end.
-        runaway = np.isneginf(self.alpha[0]) & np.isscalar(basis)
+        runaway = np.isneginf(self.alpha[0]) & (basis is None)
         return (
             np.where(runaway & (low.argmin(0) == 0), -np.inf, low.min(0)),
             np.where(runaway & (high.argmax(0) == 0), np.inf, high.max(0)),
@@ -302,17 +297,15 @@ class Law:
     status: Status
 
     @property
-    def a(self) -> float | None:
+    def a(self) -> float:
         """Amplitude of a power form, `a P**-alpha`, with P a plain count (inf where that overflows)."""
-        if self.alpha is None:
-            return None
         with np.errstate(over="ignore"):
             return float(self.coefficients[0] * np.exp(self.alpha * np.log(self.parameters.min())))
 
     @property
-    def c(self) -> float | None:
-        """Floor; None for a form without one."""
-        return float(self.coefficients[1]) if self.form == "power + floor" else None
+    def c(self) -> float:
+        """Floor of the form that has one."""
+        return float(self.coefficients[1])
 
     def predict(self, parameters: np.ndarray) -> np.ndarray:
         """Expected loss at these parameter counts (any shape)."""
@@ -329,18 +322,11 @@ def power_law(
     parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor",
     known: float = 0.0,
 ) -> Law:  # fmt: skip
-    """Fit one law at its global least-squares optimum.
+    """Fit one law at its global least-squares optimum; InputError for fewer sizes than its form has parameters.
 
-    Parameters
-    ----------
-    parameters, losses : (n,)
-        Parameter count, positive, and loss of each observation: runs, or size means.
-    weights : (n,), optional
-        Inverse variances (`curve_fit` wants standard deviations instead). Equal by default.
-    form : str
-        A key of `FORMS`; InputError for fewer sizes than it has parameters.
-    known : float
-        See `Ladder.known_variance`; the status heeds it, the fit does not.
+    `parameters`, positive, and `losses`, (n,), are those of runs or of size means; `weights`, (n,), are inverse
+    variances (`curve_fit` wants standard deviations instead), by default equal. The status heeds what is `known`, see
+    `Ladder.known_variance`; the fit does not.
     """
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()

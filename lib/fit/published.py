@@ -47,9 +47,8 @@ def criterion(table: pd.DataFrame) -> pd.DataFrame:
 def fits(table: pd.DataFrame) -> pd.DataFrame:
     """The published method on each regime: the law at the largest R2, and whether its c is an end of the grid.
 
-    On the published runs the printed numbers stand beside it. At 512 genes every digit agrees, with c the last point of
-    its grid. The 20 pooled runs at 1,024 genes give the printed alpha, 0.009, with c at the other end, 0; the c and R2
-    printed with it do not follow from these runs.
+    Beside the published runs stand the printed numbers. At 512 genes every digit agrees; of the 20 pooled runs at 1,024
+    genes alpha does, with c = 0, and the printed c and R2 do not follow from these runs.
     """
     rows = []
     for regime, tried in criterion(table).groupby("regime", sort=False):
@@ -62,10 +61,10 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def refits(runs: pd.DataFrame) -> pd.DataFrame:
-    """Least squares on the runs of one regime, beside the published method, and what each questionable choice changes.
+    """Least squares on all sizes of one regime, beside the published method, and what each questionable choice changes.
 
-    All sizes enter, as in the published fit: also those that see no context. Columns: fit, alpha and c with the ends of
-    their headline intervals at 95 %, status. No rows where the published method gives no law; see `criterion`.
+    Columns: fit, alpha and c with the ends of their headline intervals at 95 %, status. No rows where the published
+    method gives no law; see `criterion`.
     """
     runs = usable(runs, "validation_mse")
     columns = ["fit", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "status"]
