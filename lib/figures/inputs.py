@@ -10,8 +10,6 @@ from lib.figures.style import Figure, Note, key
 from lib.study import Study
 
 MOST_DONORS = 100
-LEARNED = "#D9E8F3"
-"""Fill of what has parameters."""
 
 DISTRIBUTIONS = {
     "library": ("library size (counts per cell)", "cells below (%)"),
@@ -25,10 +23,8 @@ DISTRIBUTIONS = {
 def realism(table: pd.DataFrame, panel: pd.DataFrame, regime: str) -> Figure:
     """Marginal statistics of a panel beside those of real data sets and of the simulator at its default settings.
 
-    Parameters
-    ----------
-    table, panel : DataFrame
-        source, quantile and, at each quantile: library, zeros, mean, variance, correlation; `table` also simulated.
+    Both tables have source, quantile and at each quantile library, zeros, mean, variance, correlation; `table` also
+    simulated, bool.
     """
     figure, axes = style.panels(4, 48)
     lines = {
@@ -128,7 +124,7 @@ def architecture(study: Study) -> Figure | Note:
     axis.axis("off")
     arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.7, "mutation_scale": 5}
     for x, (text, count) in enumerate(parts):
-        fill = "white" if count is None else LEARNED
+        fill = "#D9E8F3" if count else "white"
         frame = {"boxstyle": "round", "facecolor": fill, "edgecolor": style.INK, "linewidth": 0.6}
         boxes.append(axis.text(x, 0.45, text, fontsize=style.SMALL, bbox=frame, **middle).get_bbox_patch())
         if count:

@@ -13,25 +13,14 @@ from lib.fit.intervals import headline_ends
 from lib.fit.runs import levels, sees_context, usable
 from lib.fit.summary import Closeness
 
-FEW = 4
-"""Panels that have room for labels beside them."""
-
 
 def loss_against_parameters(
     runs: pd.DataFrame, curves: pd.DataFrame, baselines: dict, laws: dict, metric: str | None = None
 ) -> Figure | Note:
     """The loss of every run against its model's parameters, with the law, its floor and the baselines.
 
-    Parameters
-    ----------
-    runs, laws : DataFrame, dict
-        Contents of runs.csv and laws.json.
-    curves : DataFrame
-        The fitted laws: regime, parameters, loss, lo, hi (the band).
-    baselines : dict
-        {regime: {split: {gene_mean_mse, gaussian_mse, bayes_mse, ...}}}; whatever is missing is not drawn.
-    metric : str, optional
-        Column of `runs`; the headline loss of each regime when left out.
+    `runs` and `laws` are the contents of runs.csv and laws.json, `curves` is of `lib.fit.summary`, and `baselines` of
+    `lib.fit.runs`; what these lack is not drawn. The `metric` is by default the headline loss of each regime.
     """
     metrics = {regime: metric or next(iter(laws[regime])) for regime in runs["regime"].unique()}
     shown = {}
@@ -41,13 +30,10 @@ def loss_against_parameters(
     if not shown:
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.panels(len(shown), 82)
-    few, ends, colour = len(shown) <= FEW, {}, style.colours(shown)
-    known = {}
-    for regime in shown:
-        of = levels(baselines, regime, metrics[regime])
-        known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
+    few, ends, colour, known = len(shown) <= 4, {}, style.colours(shown), {}  # few panels have labels beside them
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
-        law = laws[regime].get(metrics[regime], {})
+        law, of = laws[regime].get(metrics[regime], {}), levels(baselines, regime, metrics[regime])
+        known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if few:
@@ -155,13 +141,7 @@ def _loss_keys(level, levels):
 
 
 def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
-    """Validation loss against training cells seen, a line per size.
-
-    Parameters
-    ----------
-    histories : dict
-        {regime: DataFrame with size, seed, cells_seen, validation_mse or _nll}.
-    """
+    """Validation loss against training cells seen, a line per size, of {regime: `lib.fit.runs.histories` of it}."""
     if not histories:
         return Note("These runs were trained elsewhere; their learning curves are not here.")
     (figure, axes), ends = style.panels(len(histories), 66), {}

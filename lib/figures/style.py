@@ -77,10 +77,7 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
 
 
 class Shown:
-    """What a notebook cell shows and a manuscript takes: a figure, a table, or a note in their place.
-
-    Subclasses give `content`, the pair of data and metadata of a notebook output, and `write` but for notes.
-    """
+    """A figure, a table, or a note in their place; its `content` is the data and metadata of a notebook's output."""
 
     caption = ""
 
@@ -147,10 +144,8 @@ class Figure(Shown, matplotlib.figure.Figure):
 def save(what: Shown, folder: Path, name: str) -> Shown:
     """Write a figure or a table, `folder/name.<kind>`, with its caption as `.txt`; returns it for the notebook.
 
-    The same content gives the same bytes, and each file is complete or absent. For a note nothing is written, and what
-    an earlier run had in its place is removed.
+    The same content gives the same bytes. For a note, what an earlier run had in its place is removed.
     """
-    folder = Path(folder)
     if isinstance(what, Note):
         for kind in ("pdf", "svg", "png", "csv", "tex", "txt"):
             remove(folder / f"{name}.{kind}")
@@ -164,8 +159,7 @@ def save(what: Shown, folder: Path, name: str) -> Shown:
 def use(study: Study) -> None:
     """Give every regime its colour, and every size its marker and shade, in the order of a study.
 
-    A figure that shows only some of them then shows them as every other figure does. Without this call the order is
-    that of the names that a figure is given.
+    Without this call the order is that of the names that a figure is given.
     """
     _order.update(regimes=list(study.regimes), sizes=[size.name for size in study.sizes])
 
@@ -216,20 +210,16 @@ def panels(number: int, height: float, width: float | None = None, columns: int 
 def settle(figure: Figure, caption: str, keys: dict | None = None, ends: dict | None = None) -> Figure:
     """Finish a figure: ticks of logarithmic axes, legend, labels of lines, and one layout for every later drawing.
 
-    Parameters
-    ----------
-    caption : str
-        What is shown: what lines, bands and bars are, and how many runs stand behind them.
-    keys : dict
-        {label: handle} of the legend.
-    ends : dict
-        {axes: list of (y, text, colour)}, labels right of the axes.
+    `keys` are {label: handle} of the legend; `ends` {axes: [(y, text, colour), ...]}, labels right of the axes.
     """
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if isinstance(axis.get_major_formatter(), LogFormatter):  # else its ticks are chosen
             _log_ticks(axis)
-    if keys:
-        _legend(figure, keys)
+    if keys:  # in one row where it fits, otherwise in as many columns as fit
+        width, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
+        columns = len(keys) if sum(widths) < width else max(1, int(width // max(widths)))
+        figure.legend(list(keys.values()), list(keys), loc="outside lower center", borderaxespad=0, borderpad=0.2,
+                      ncols=columns)  # fmt: skip
     figure.draw_without_rendering()
     for axes, labels in (ends or {}).items():
         _end_labels(axes, labels)
@@ -252,14 +242,6 @@ def _log_ticks(axis):
         axis.set_major_locator(LogLocator(subs=steps, numticks=9 if len(steps) > 1 else 7))
         axis.set_major_formatter(short)
     axis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure, keys):
-    """Under the axes: one row where it fits, otherwise as many columns as fit."""
-    room, widths = figure.get_figwidth() * 72, [LETTER * len(label) + 32 for label in keys]
-    columns = len(keys) if sum(widths) < room else max(1, int(room // max(widths)))
-    figure.legend(list(keys.values()), list(keys), loc="outside lower center", borderaxespad=0, borderpad=0.2,
-                  ncols=columns)  # fmt: skip
 
 
 def _end_labels(axis, labels):

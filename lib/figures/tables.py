@@ -108,10 +108,7 @@ def losses(names: Iterable[str]) -> dict[str, str]:
 
 
 def laws(table: pd.DataFrame) -> Table:
-    """The law of every regime with its headline intervals, beside what needs no training.
-
-    `table` is what `lib.fit.summary.laws_table` gives.
-    """
+    """The headline law of every regime, beside what needs no training; `table` is of `lib.fit.summary.laws_table`."""
     columns = {
         "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c", "limit": "limit of the floor",
         "exact_floor": "exact floor", "baseline": "best baseline", "largest": "largest size", "status": "status",
@@ -125,7 +122,7 @@ def laws(table: pd.DataFrame) -> Table:
 
 
 def runs(table: pd.DataFrame) -> Table:
-    """Size means and the shares of the reducible loss explained; `table` is what `lib.fit.runs.summary` gives."""
+    """Size means and the shares of the reducible loss explained; `table` is of `lib.fit.runs.summary`."""
     shares = {"explained": "explained (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
     shares = {name: heading for name, heading in shares.items() if name in table}
     columns = {"regime": "regime", "metric": "loss", "size": "size", "parameters": "parameters", "seeds": "seeds",
