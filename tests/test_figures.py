@@ -232,13 +232,14 @@ def test_a_colour_means_one_thing():
     assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE[:4], style.GREY, style.INK}
 
 
-@pytest.mark.parametrize("study", ["demo", "pbmc", "protocol"])
+@pytest.mark.parametrize("study", ["demo", "pbmc", "protocol", "ladder"])
 def test_what_is_shown_alone_looks_as_it_does_among_all_of_its_study(study, monkeypatch):
     monkeypatch.setattr(style, "_order", dict(style._order))
     figures.use(settings := load_study(study))
     regimes, sizes = list(settings.regimes), [size.name for size in settings.sizes]
     assert len(set(style.colours(regimes).values())) == len(regimes)
-    assert style.colours(regimes[1:])[regimes[-1]] == style.colours(regimes)[regimes[-1]]
+    assert style.colours(regimes[-1:])[regimes[-1]] == style.colours(regimes)[regimes[-1]]
+    assert [style.title(regime) for regime in regimes] == (regimes if len(regimes) > 1 else [""])
     assert style.markers(sizes[-1:])[sizes[-1]] == style.markers(sizes)[sizes[-1]]
     assert style.shades(sizes[-1:])[sizes[-1]] == style.shades(sizes)[sizes[-1]] != style.shades(sizes)[sizes[0]]
 

@@ -158,10 +158,10 @@ def leak(shares: pd.DataFrame) -> pd.DataFrame:
 def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     """The same sizes on several splits of the donors: is the gain over the baselines one of these held-out people?
 
-    The loss differs from split to split with the donors that are held out; what size gains on a baseline, which has the
-    same cells, does so less. Empty for fewer than three splits, or without baselines. A row per size: splits; loss, its
-    mean over the splits, and spread, their standard deviation; below_baseline, the mean share by which the loss is
-    below the best baseline's, with _low and _high, its 95 % interval over splits.
+    The loss differs with the donors that are held out; what size gains on a baseline, which has the same cells, less.
+    Empty for fewer than three splits, or without baselines. A row per size: splits; the mean loss and its spread, a
+    standard deviation; below_baseline, the mean share by which the loss is below the best baseline's, with _low and
+    _high, its 95 % interval over splits.
     """
     metric = next(iter(headline(table).values()))
     of_unit = UNITS[metric.rsplit("_", 1)[1]]
