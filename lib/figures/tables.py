@@ -41,9 +41,7 @@ class Table(Shown):
     def write(self, folder: Path, name: str) -> None:
         """Write CSV and LaTeX (booktabs)."""
         write_csv(folder / f"{name}.csv", self.raw)
-        caption = self.caption
-        for letter in "%_&#":
-            caption = caption.replace(letter, f"\\{letter}")
+        caption = self.caption.translate({ord(letter): f"\\{letter}" for letter in "%_&#"})
         how = {"index": False, "escape": True, "label": f"tab:{name}", "position": "htbp"}
         with atomic(folder / f"{name}.tex") as partial:
             partial.write_text(self.printed.to_latex(caption=caption, **how).translate(TEX))

@@ -153,8 +153,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def curve(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> pd.DataFrame:
     """A law of size means with its pointwise band at counts `grid`: parameters, loss, lo, hi (NaN below four sizes).
 
-    The band is the range of the expected loss over all laws in the profile-likelihood region behind the headline
-    interval; for `known` see `Ladder.known_variance`.
+    The band is the range of the loss over all laws in `region_of`; for `known` see `Ladder.known_variance`.
     """
     sizes, low, high = law.parameters, np.nan, np.nan
     if len(sizes) >= FEWEST_SIZES:

@@ -104,8 +104,7 @@ def plain(value: object) -> object:
 def gaussian_bits(mse: float | None) -> float | None:
     """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`; None where that is not positive.
 
-    It is what arXiv 2602.15253 prints. It changes with the scale of the input and can be negative: it is not the
-    information in a count.
+    As in arXiv 2602.15253; it changes with the scale of the input, and is not the information in a count.
     """
     return None if mse is None or mse <= 0 else float(0.5 * np.log2(2 * np.pi * np.e * mse))
 
