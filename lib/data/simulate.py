@@ -1,19 +1,17 @@
 """A census whose floor is known exactly.
 
-- **States.** Expression is drawn down a tree (tissue > type > subtype > programme): each branch raises a programme of
-  its own genes, so that related states share programmes. The leaves are the cell states; their frequencies follow
-  Zipf's law, so that a model which can tell more states apart always has rarer ones left to find.
-- **Batches.** There is a finite set of batch profiles, factors on the genes, of equal prior probability. A donor has
-  one of them, and donors are nested in data sets. A mixture component is a pair (state, profile).
+- **States.** Expression is drawn down a tree (tissue > type > subtype > programme) whose branches each raise genes of
+  their own. The leaves are the cell states; their frequencies follow Zipf's law, so that a model which can tell more
+  states apart always has rarer ones left to find.
+- **Batches.** Batch profiles, factors on the genes, have equal prior probability. A donor has one of them, and donors
+  are nested in data sets. A mixture component is a pair (state, profile).
 - **Counts.** A cell has a library size l, log-normal, rounded, and *recorded* as the obs column raw_sum. It counts a
   whole transcriptome, of which the census holds some genes, with the same share of the counts in every component. Given
   its component c the counts are independent negative binomials of mean m = l p_cg and variance m + m^2 / theta.
 
-What makes the floor exact is that l is recorded and is not the realised sum of the counts: a sum would tie the genes of
-a cell to each other, whereas given l and c they are independent. Hence the posterior of c given the visible genes is a
-softmax of sums of log-probabilities, and every masked gene is a finite mixture of negative binomials, with a known
-mean, variance and entropy. It also means that raw_sum does not equal the row sum of the counts, even where the census
-holds the whole transcriptome.
+What makes the floor exact is that l is recorded and is not the realised sum of the counts, which would tie the genes of
+a cell to each other. Hence the posterior of c given the visible genes is a softmax of sums of log-probabilities, and
+every masked gene is a finite mixture of negative binomials, with a known mean, variance and entropy.
 
 The floor is that of a predictor which knows this truth, the visible counts and l, but not whose cell it is. A model
 sees log1p(1e4 x / l) only; the value that a count of one takes tells l too, unless all visible counts are zero.
@@ -162,22 +160,11 @@ class Predictive(NamedTuple):
 def predictive(truth, columns, counts, library, masked, scale=1e4, tolerance=1e-9):
     """What the visible genes of a cell say about its masked genes, exactly.
 
-    Parameters
-    ----------
-    columns : (genes,) int
-        Columns of the census that make up the panel.
-    counts : (cells, genes) int
-        Counts of the panel; those of masked genes are not looked at.
-    library : (cells,)
-        Recorded library sizes l.
-    masked : (cells, masks, k) int
-        Masked genes of the panel, as positions in `columns`.
-    scale : float
-        Counts per cell after normalisation.
-    tolerance : float
-        Components of joint posterior probability below it are dropped, and a sum over counts ends where less
-        probability is left. Leaving out probability r changes the mean of y = log1p(scale x / l) by about r max(y), its
-        second moment by r max(y)^2 and the entropy by r log2(1 / r).
+    The panel is `columns` (genes,) of the census, with `counts` (cells, genes), not looked at where masked, and the
+    recorded library sizes, (cells,). `masked` (cells, masks, k) are positions in `columns`, and `scale` the counts per
+    cell after normalisation. Components of joint posterior probability below `tolerance` are dropped, and a sum over
+    counts ends where less probability is left: leaving out probability r changes the mean of y = log1p(scale x / l) by
+    about r max(y), its second moment by r max(y)^2 and the entropy by r log2(1 / r).
     """
     columns, masked = np.asarray(columns), np.asarray(masked)
     proportions = truth.proportions(columns)

@@ -129,13 +129,8 @@ def table(study) -> "pandas.DataFrame":
 def cost_of_rule(swept: "pandas.DataFrame") -> "pandas.DataFrame":
     """What the rule of all sizes costs, by the sweep of learning rates and the like in data/recipe.csv.
 
-    Of its columns rule says what a study gets, held_out where the rule was not chosen, and validation_mse is infinite
-    where a trial diverged.
-
-    Returns
-    -------
-    DataFrame
-        panel, width, held_out, rule and best (losses), cost (the share by which the first is above the second).
+    There rule marks what a study gets, and held_out where the rule was not chosen; a trial that diverged has an
+    infinite loss. The table has panel, width, held_out, the losses rule and best, and cost, rule / best - 1.
     """
     by = ["panel", "width"]
     rule = swept[swept["rule"]].drop_duplicates(by).set_index(by)

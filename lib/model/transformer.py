@@ -65,15 +65,9 @@ class Transformer(nn.Module):
     A token is a gene embedding plus a linear projection of the gene's expression; where a gene is hidden, one learned
     vector, the mask embedding, stands for the projection. No positional encoding, no final LayerNorm.
 
-    Parameters
-    ----------
-    dropout : float
-        On attention weights, and after attention and feed-forward.
-    embedding_scale : float
-        Standard deviation of the initial gene and mask embeddings. The published 0.02 leaves genes nearly alike, so
-        that a short run learns little but the overall mean.
-    outputs : int
-        Numbers predicted for a gene: one, or two for a distribution of mean and dispersion.
+    `dropout` is on attention weights, and after attention and feed-forward. `embedding_scale` is the standard deviation
+    of the initial gene and mask embeddings: the published 0.02 leaves genes nearly alike, so that a short run learns
+    little but the overall mean. `outputs` are predicted for a gene: one, or two for mean and dispersion.
     """
 
     def __init__(
@@ -91,19 +85,10 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, expression: Tensor, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Predicted expression.
+        """Predicted expression (cells, k) at `positions` (cells, k), or (cells, genes) of all genes.
 
-        Parameters
-        ----------
-        expression : Tensor (cells, genes)
-            Log-normalised expression; the values at hidden genes are not looked at.
-        hidden : bool Tensor (cells, genes)
-        positions : int Tensor (cells, k), optional
-            Genes to predict; all of them when left out.
-
-        Returns
-        -------
-        Tensor (cells, k) or (cells, genes); with several outputs one more dimension for them
+        `expression` (cells, genes) is log-normalised, and not looked at where `hidden` (cells, genes) is true. With
+        several outputs the result has one more dimension for them.
         """
         with torch.autocast(expression.device.type, enabled=False):  # what passes from block to block stays float32
             tokens = self.embed(expression, hidden)

@@ -42,18 +42,13 @@ class Pca:
 
 
 def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
-    """Mean squared errors of the baselines on the fixed masks of a panel's held-out cells.
+    """Losses of the baselines on the fixed masks of a panel's held-out cells, {split: {name: loss}}.
 
-    Without the `truth` that a simulated panel was drawn from there is no exact floor, nor on a panel normalised within
-    itself: dividing by the realised sum of the panel ties its genes to each other. There counts are not predicted.
-
-    Returns
-    -------
-    dict
-        For every held-out split: gene_mean_mse, pca_mse (pca_components is their number) and gaussian_mse; in bits per
-        masked gene gene_nll, a negative binomial of each gene whatever the cell, and gaussian_nll, the conditional
-        Gaussian as a distribution of counts; bayes_mse and bayes_bits, what the best predictor can expect, and
-        bayes_realised_mse, its squared error on these very cells. `<name>_se` is the standard error over cells.
+    gene_mean_mse, pca_mse (pca_components is their number), gaussian_mse; in bits per masked gene gene_nll, a negative
+    binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts.
+    With the `truth` that a simulated panel was drawn from also bayes_mse and bayes_bits, what the best predictor can
+    expect, and bayes_realised_mse, its squared error on these very cells. `<name>_se` is the error over cells.
+    A panel normalised within itself has no bits and no exact floor: its realised sum ties its genes to each other.
     """
     data = panel.arrays(adata)
     counted = adata.uns["provenance"]["library_size"] != "panel"
@@ -113,9 +108,8 @@ def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
 def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
     """Mean and shrunken covariance of the training cells `rows` of x (cells, genes).
 
-    Genes are standardised and their correlations shrunk towards zero by the closed-form weight of Ledoit & Wolf (2004,
-    J. Multivar. Anal. 88:365), as scikit-learn has it for cells that are all in memory. A gene that never varies is
-    predicted by its mean.
+    Genes are standardised and their correlations shrunk by the weight of Ledoit & Wolf (2004, J. Multivar. Anal.
+    88:365); scikit-learn would hold all cells in memory. A gene that never varies is predicted by its mean.
     """
     mean, deviation, correlation, fourth = _moments(x, rows)
     distance = ((correlation - np.eye(len(correlation))) ** 2).sum()
@@ -176,10 +170,9 @@ def normal_bits(counts, mean, deviation, library) -> np.ndarray:
 
 
 def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
-    """The principal components of training cells, as many as reconstruct masked genes best.
+    """The principal components of all training cells, as many as reconstruct masked genes best.
 
-    Their number is chosen on training cells set aside, under `masks` (masks, per_cell, k) of held-out cells; all
-    training cells then give the components.
+    Their number is chosen on training cells set aside, under `masks` (masks, per_cell, k) of held-out cells.
     """
     rows = np.random.default_rng(0).permutation(rows)
     aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
@@ -236,8 +229,7 @@ def bits(counts, mean, dispersion) -> np.ndarray:
 def fit_negative_binomial(counts: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every gene's share of the library and dispersion, each (genes,), from counts (cells, genes).
 
-    The share is total counts over total library, the most likely one for a Poisson count, of half a count at least; the
-    dispersion, between 1e-3 and 1e6, maximises the likelihood at that share.
+    The share is total counts (half a count at least) over total library; the dispersion is the most likely one at it.
     """
     library = np.asarray(library, np.float64)
     share = np.maximum(counts.sum(axis=0, dtype=np.float64), 0.5) / library.sum()

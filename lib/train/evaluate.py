@@ -130,14 +130,10 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
 
 
 def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
-    """What each gene adds to the loss that is left, over the masked positions of the validation cells.
+    """What each gene of the panel adds to the loss that is left, over the masked positions of the validation cells.
 
-    Returns
-    -------
-    DataFrame, one row per gene of the panel
-        feature_name; times (it was masked); mean (log-normalised expression of training cells); variance, the squared
-        error of that mean; residual, that of the run; share of all residuals summed; with a truth floor, the exact
-        variance, and floor_share.
+    A row has feature_name; times (it was masked); mean (log-normalised expression of training cells); variance, the
+    squared error of that mean; residual, that of the run, and its share of all; with a truth floor and floor_share.
     """
     mean = np.asarray(data.x[data.train]).mean(axis=0, dtype=np.float64)
     squares = {
@@ -209,10 +205,9 @@ def _differential(variance):
 
 
 def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> np.ndarray:
-    """Mean of log1p(10,000 x / library) under the predicted distribution of each count x.
+    """Mean of log1p(10,000 x / library) under the predicted distribution of each count x; everything broadcasts.
 
-    Everything broadcasts. Small means are summed count by count until less than 1e-7 of the probability is left. For
-    large ones the sum is replaced by the mean over equally probable quantiles, of which the tests bound the error.
+    Small means are summed count by count until less than 1e-7 of the probability is left, large ones over quantiles.
     """
     arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, dispersion, library)))
     flat = [np.ravel(array) for array in arrays]
@@ -247,14 +242,9 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
     """Macro F1 of cell types, by logistic regression on features of cells, on the validation and test donors.
 
     Of the study's first regime in `runs`, the table of `lib.fit.runs.collect`; a model's features are the mean of its
-    last tokens with no gene hidden. The result stays in data/<study>/probe.csv until its runs change.
-
-    Returns
-    -------
-    DataFrame or None
-        features (a size, `principal components` or `all genes`), parameters, loss (validation MSE; both NaN for the
-        last two), f1, and low and high, its 95 % interval over held-out donors. None where fewer than two labels of
-        cells are known, or that regime has no finished run here.
+    last tokens with no gene hidden. The table has features (a size, `principal components` or `all genes`), parameters
+    and loss (validation MSE) of a size, f1, and low and high, its 95 % interval over held-out donors. None where fewer
+    than two labels of cells are known, or that regime has no finished run here.
     """
     regime, path = next(iter(study.regimes), None), study.data / "probe.csv"
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])

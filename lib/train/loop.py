@@ -29,30 +29,13 @@ PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")  # i
 
 
 def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
-    """Train one run to its end, or return the finished one.
+    """Train one run to its end, or go on from its checkpoint; the record of the run, as in result.json.
 
-    A run that was stopped, however, continues from its checkpoint and ends with the same numbers: batches, masks and
-    dropout are drawn from (seed, update), so that no generator's state has to survive.
-
-    Parameters
-    ----------
-    data : lib.data.panel.Arrays
-    settings : lib.study.Train
-    folder : Path
-        Receives history.csv and checkpoints while the run goes on, result.json and weights.safetensors (the model's
-        state_dict) when it is done.
-    progress : callable(done, total, loss)
-        Called after every update.
-
-    Returns
-    -------
-    dict
-        The run's record, as in result.json; with status `diverged` (the loss is not finite) a reason, and no loss.
-
-    Raises
-    ------
-    InputError
-        This size does not fit into this machine's memory, or memory or disk gave out; the run can go on.
+    A run that was stopped ends with the same numbers: batches, masks and dropout are drawn from (seed, update), so that
+    no generator's state has to survive. `data` are a `lib.data.panel.Arrays` and `settings` a `lib.study.Train`;
+    `folder` receives history.csv and checkpoints, and at the end result.json and weights.safetensors (the model's
+    state_dict). `progress` is called with (updates done, all updates, loss) after every update.
+    InputError: this size does not fit into this machine's memory, or memory or disk gave out; the run can go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     identity, result = fingerprint(data, size, seed, settings), folder / "result.json"
@@ -67,10 +50,8 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
             if not (full or machine.out_of_memory(error)):
                 raise
             advice = "make room on the disk, or make it writable" if full else "free some memory"
-            raise InputError(
-                f"{size.name}, seed {seed}: stopped ({io.short(error)}); {advice}, and run it again: it goes on from "
-                "its last checkpoint."
-            ) from None
+            advice += ", and run it again: it goes on from its last checkpoint"
+            raise InputError(f"{size.name}, seed {seed}: stopped ({io.short(error)}); {advice}.") from None
 
 
 def learning_rate(settings, width: int) -> float:
@@ -100,9 +81,8 @@ def convergence(half: float | None, whole: float, tolerance: float) -> str | Non
 class Run:
     """One model, its optimiser and how far they have come.
 
-    On its way the run makes branches (`settings.branches`): at one, its learning rate falls as it would at the end, the
-    loss is measured, and the run goes back to the trunk, where it left. So every run also knows the losses that an
-    eighth, a quarter and half of its updates would have given.
+    On its way the run makes branches (`settings.branches`): its learning rate falls as it would at the end, the loss is
+    measured, and the run goes back to where it left the trunk. So it also knows the losses at earlier budgets.
     """
 
     def __init__(self, data, size: Size, seed: int, settings, folder: Path, identity: str):

@@ -94,12 +94,11 @@ def memory(kind: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
 
 def check_memory(size: Size, genes: int, kind: str) -> None:
     """Refuse a size that cannot be trained here, before anything is allocated."""
-    needed, there = size.memory(genes), memory(kind)
+    needed, there = size.memory(genes) / 2**30, memory(kind) / 2**30
     if needed > there:
-        raise InputError(
-            f"training {size.name} on {genes:,} genes takes at least {needed / 2**30:.1f} GiB of memory and this "
-            f"machine has {there / 2**30:.1f}; leave {size.name} out of the study, or train it on a larger machine."
-        )
+        takes = f"takes at least {needed:.1f} GiB of memory and this machine has {there:.1f}"
+        advice = f"leave {size.name} out of the study, or train it on a larger machine"
+        raise InputError(f"training {size.name} on {genes:,} genes {takes}; {advice}.")
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -137,8 +136,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def errors_of_mean(losses: np.ndarray, donor: np.ndarray) -> tuple[float | None, float | None]:
     """Standard errors of the mean loss of cells, (cells,): over cells, and over their donors; None where there is one.
 
-    For new donors the second holds: cells of one donor miss together. It is the cluster-robust one (Liang & Zeger 1986,
-    Biometrika 73:13) with its correction for few donors, and no less than the first.
+    The second, for new donors, is the cluster-robust one (Liang & Zeger 1986, Biometrika 73:13) with its correction for
+    few donors, and no less than the first.
     """
     cells = len(losses)
     if cells < 2:
@@ -194,11 +193,8 @@ class Cells:
 def hours(study) -> "pandas.DataFrame":
     """Hours that each size takes on this machine, all of its seeds one after another.
 
-    Returns
-    -------
-    DataFrame
-        regime, size, seeds, cells_seen (in a run, those of its branches too), parameters, hours; and measured, whether
-        the size was tried here, or its hours are those of its operations at the rate of a smaller one.
+    The table has regime, size, seeds, cells_seen (of a run with its branches), parameters and hours; and measured:
+    whether the size was tried here, or its hours follow from its operations at the rate of a smaller one.
     """
     import pandas as pd
 
