@@ -56,11 +56,10 @@ TILEDB = {
 
 
 def prepare(study: Study) -> str:
-    """Make sure that the Census of a study is there, and give its path or uri; for a public release its date.
+    """The path or uri of a study's Census; for a public release its date.
 
-    A Census from the simulator or from files is built in data/<study>/census, once, when it is missing or was made from
-    other settings or files; a file that cannot be used is an InputError before anything is written. One given by `uri`
-    or `version` is left for `open_census` to open.
+    One from the simulator or from files is built in data/<study>/census when it is missing or was made from other
+    settings or files. A file that cannot be used is an InputError before anything is written.
     """
     source = study.census
     if source.version:
@@ -204,10 +203,9 @@ def is_remote(uri: str) -> bool:
 
 
 def fetch(collection, work: Callable[[], Any], patience: float | None = None):
-    """What `work()` reads from an open Census. On a server it is tried again after an error or a long silence.
+    """What `work()` reads from an open Census; on a server tried again after an error or `patience` seconds (READ).
 
-    One attempt may take `patience` seconds, READ when left out. A server that refuses is given up after the waits
-    alone, half a minute, one that never answers after 21 minutes at the latest: CensusUnavailable.
+    CensusUnavailable: a server refused for half a minute, or never answered in 21 minutes.
     """
     if not is_remote(collection.uri):
         return work()
@@ -297,18 +295,13 @@ def _counts(matrix, ids, genes):
 
 
 def _kept(path, block):
-    """The counts in a file. Where that is missing or damaged, as its checksum shows, `block()` is called and kept."""
+    """The counts in a file; where it is missing, those that `block()` gives are written to it."""
     if path is None:
         return block()
-    try:
-        return sparse.load_npz(path)
-    except MemoryError:
-        raise
-    except Exception:
-        counts = block()
-    with io.atomic(path) as partial, partial.open("wb") as file:
-        sparse.save_npz(file, counts)
-    return counts
+    if not path.exists():
+        with io.atomic(path) as partial, partial.open("wb") as file:
+            sparse.save_npz(file, block())
+    return sparse.load_npz(path)
 
 
 # ---------------------------------------------------------------- write
@@ -317,17 +310,9 @@ def _kept(path, block):
 def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, str], presence=None) -> None:
     """Write a local SOMA Census, one chunk of cells in memory at a time; `path` appears when it is complete.
 
-    Parameters
-    ----------
-    var : DataFrame, (genes,)
-        feature_id (unique) and feature_name.
-    chunks : iterable of (obs DataFrame, (cells, genes) sparse counts)
-        obs has columns of `OBS`, of which it may lack some, and perhaps others of text. Given raw_sum and nnz are kept:
-        they may cover more genes.
-    summary : dict of str
-        Rows added to census_info/summary; by `settings` `prepare` knows the Census again.
-    presence : dict of str to (genes,) bool, optional
-        Which genes each data set measured; all of them where it is not given.
+    `var` has feature_id (unique) and feature_name of each gene. A chunk is obs, with some columns of `OBS` and perhaps
+    others of text, and sparse counts, (cells, genes); raw_sum and nnz of obs may cover more genes. `summary` are rows
+    for census_info/summary. `presence` has the genes that each data set measured, (genes,) bool; without it all are.
     """
     with io.atomic(path) as partial:
         human = f"{partial}/census_data/{ORGANISM}"
