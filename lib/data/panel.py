@@ -78,10 +78,7 @@ def _arrays(x, counts, library, donor, rows, masks):
 
 
 def load(folder: Path) -> Arrays:
-    """The arrays of the panel in a regime's folder: of panel.h5ad, or else of the compact panel.npz.
-
-    NumPy and h5py do, so that a machine which only trains needs no more; labels of cells are not read.
-    """
+    """The arrays of the panel in a regime's folder, of panel.h5ad or else of panel.npz, by NumPy and h5py alone."""
     import h5py
 
     path = next((folder / name for name in ("panel.h5ad", "panel.npz") if (folder / name).is_file()), None)
@@ -111,10 +108,7 @@ def load_current(study: "Study", regime: str) -> Arrays:
 
 
 def pack(study: "Study", regime: str) -> Path:
-    """Write a regime's panel as panel.npz: a small file for a machine that only trains; see `load`.
-
-    Counts are kept as the smallest integers that hold them, compressed; x is computed again from them.
-    """
+    """Write a regime's panel as panel.npz, small, for a machine that only trains: `load` computes x from the counts."""
     folder = study.folder(regime)
     data, path = load(folder), folder / "panel.npz"
     parts = {"counts": data.counts.astype(np.min_scalar_type(int(data.counts.max()))), "library": data.library}
@@ -145,8 +139,7 @@ def build(study: "Study", regime: str, progress: Progress | None = None) -> Path
     """Write data/<study>/<regime>/panel.h5ad; one made from the same settings is kept as it is.
 
     The split is decided on the whole Census before any regime draws its cells, so all regimes of a study hold out the
-    same donors. Each regime then draws from all splits in the shares asked for; see `split`. A build that the network
-    broke goes on from the blocks it had finished. `progress` is called with (cells read, cells to read).
+    same donors. `progress` is called with (cells read, cells to read).
     InputError: too few cells, donors or genes for what is asked, or no room on the disk.
     """
     from filelock import FileLock
@@ -283,9 +276,8 @@ def _fill(path, adata, collection, study, blocks, progress):
 def thinned(counts: np.ndarray, library: np.ndarray, chance: float, seed, simulated: bool) -> tuple:
     """Counts, (cells, genes) int, of which each molecule is kept with a `chance`, and their library sizes, (cells,).
 
-    The molecules of all other genes are thinned with them. A simulated library size is no sum but a known rate, and is
-    scaled: a thinned negative binomial of mean m is one of mean `chance` m and the same dispersion, so that the floor
-    of the thinned cells is exact too.
+    A simulated library size is a known rate and is scaled: a thinned negative binomial of mean m is one of mean
+    `chance` m and the same dispersion, so that the floor of the thinned cells is exact too.
     """
     rng = np.random.default_rng(seed)
     thin = rng.binomial(counts, chance).astype(counts.dtype)
@@ -303,8 +295,7 @@ def _part(progress, before, total):
 def normalise(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
     """log1p(1e4 * counts / library), (cells, genes) float32; a cell whose library is 0 stays 0.
 
-    scanpy's normalize_total divides by the sum over the genes that it is given, and here the library size is that of
-    the whole transcriptome.
+    scanpy's normalize_total divides by the sum over the given genes; `library` may be that of the whole transcriptome.
     """
     x = counts.astype(np.float32)
     x *= (TARGET / np.maximum(library, 1)).astype(np.float32)[:, None]
@@ -366,8 +357,8 @@ def select(collection, cells, genes, measured, blocks=None, progress=None):
 def variability(counts):
     """Mean, variance and normalised variance of every gene by scanpy's seurat_v3, for (cells, genes) csr counts.
 
-    Its local fit of variance on mean is singular where many genes have the same mean, as in every real panel of a few
-    hundred cells. Genes are then scaled apart by a hair, seeded, which leaves the normalised variance as it is.
+    Its fit of variance on mean is singular where many genes have the same mean, as among a few hundred real cells.
+    Genes are then scaled apart by a hair, seeded, which leaves the normalised variance as it is.
     """
     import anndata
     import scanpy
@@ -377,11 +368,10 @@ def variability(counts):
         scaled = counts if size == 0 else counts.multiply(1 + size * apart).tocsr()
         adata = anndata.AnnData(scaled)
         try:
-            return scanpy.pp.highly_variable_genes(
-                adata, flavor="seurat_v3", n_top_genes=1, inplace=False, check_values=False
-            ).set_axis(range(counts.shape[1]))
+            scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=1, check_values=False)
         except ValueError:
             continue
+        return adata.var.reset_index(drop=True)
     raise InputError("the varying genes are too few or too alike to choose among; give more cells or genes.")
 
 
@@ -414,11 +404,10 @@ def origin(adata) -> dict[str, str]:
 
 
 def marginals(counts: np.ndarray, library: np.ndarray, x: np.ndarray):
-    """What counts, (cells, genes) int, and the values x that a model sees look like: a DataFrame, a row a quantile.
+    """What counts, (cells, genes) int, and the values x of a model look like: a DataFrame, a row a quantile.
 
-    `library` is that quantile over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) are
-    over genes, `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over the genes around that
-    quantile of the mean. `sparsity`, `cells` and `genes` are the panel's.
+    `library` is over cells; `zeros` (share of cells without a count) and `mean` (counts per cell) over genes,
+    `correlation` (Pearson, of x) over pairs of genes; `variance` is the median over genes of about that mean.
     """
     import pandas as pd
 
