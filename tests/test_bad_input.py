@@ -163,12 +163,6 @@ def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
     refused_files("gone.csv is not there", files=["gone.csv"])
 
 
-def test_values_that_lie_in_another_file(h5ad, refused_files, counts):
-    with h5py.File(h5ad("bad", counts), "r+") as h5:
-        h5["obs/other"] = h5py.ExternalLink("/of/others.h5", "/obs/donor_id")
-    refused_files("input/bad.h5ad keeps /obs/other in another file")
-
-
 # ---------------------------------------------------------------- cells and genes
 
 
