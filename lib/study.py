@@ -3,6 +3,7 @@
 import datetime
 import difflib
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ Seed = Annotated[int, Field(ge=0)]
 Text = Annotated[str, BeforeValidator(_text)]
 Label = Annotated[Text, Field(min_length=1)] | None
 FolderName = Annotated[Text, AfterValidator(folder_name)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 Tissues = Annotated[list[str], BeforeValidator(lambda given: PUBLISHED_TISSUES if given == "published" else given)]
 
 
@@ -89,7 +91,7 @@ class Simulation(Strict):
 class Source(Strict):
     """A file or folder of counts, and labels that hold for all of its cells and go before the file's own."""
 
-    path: Annotated[str, Field(min_length=1)]  # or a glob; a .csv is a sheet with these columns, one file to a row
+    path: PathText  # or a glob; a .csv is a sheet with these columns, one file to a row
     donor_id: Label = None  # the person
     dataset_id: Label = None  # the experiment
     tissue: Label = None
@@ -146,6 +148,11 @@ class Census(Strict):
     sample: Sample | None = None
     s3: S3 | None = None
     seed: Seed = 42  # of the cells that are drawn
+
+    @property
+    def sources(self) -> list[Source]:
+        """The user files that are named, with their labels; none for a Census of another kind."""
+        return self.files or [Source(path=path) for path in self.h5ad or ()]
 
     @model_validator(mode="after")
     def one_source(self):
@@ -309,14 +316,14 @@ def _size(given):
 class Given(Strict):
     """Runs that were trained elsewhere."""
 
-    table: str  # a CSV file, from the project folder
+    table: PathText  # a CSV file, from the project folder
     columns: dict[str, str] = {}  # its columns under the names of runs.csv, {theirs: ours}
     regimes: dict[str, dict[str | int, Text]] = {}  # regimes by the values of one column, {column: {value: regime}}
     gene_mean_mse: dict[Text, Positive] = {}  # loss of predicting each gene's mean where it is known, {regime: loss}
 
     @property
     def path(self) -> Path:
-        return io.ROOT / Path(self.table).expanduser()
+        return io.ROOT / self.table
 
 
 class Study(Strict):

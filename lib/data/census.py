@@ -106,7 +106,7 @@ def made_from(study: Study) -> str:
     A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
     """
     source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
-    if study.census.h5ad or study.census.files:
+    if study.census.sources:
         source |= {"h5ad": None, "files": user_files.marks(study.census)}
         source["own"] = sorted({*own_columns(study), *user_files.filtered(study.census.filter)})
     return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)

@@ -71,9 +71,7 @@ class Pool:
 def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
     """Check the files of a study to the last value, and find what they hold; nothing is written.
 
-    A gene is known by its Ensembl id, or by its symbol where no file gives one; see `gene_keys`. Equal donor names are
-    one donor, in whichever file they stand. Without a data set a file's name stands for it. `own` are obs columns that
-    every file needs besides.
+    Equal donor names are one donor, in whichever file they stand. `own` are obs columns that every file needs besides.
     InputError: the first file that cannot be used, the place in it, and what to do.
     """
     obs, genes, rows, named = [], [], [], sources(settings)
@@ -140,9 +138,8 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
     """The files that a study names, each once, in the order of their paths, and the labels it gives to their cells."""
     found, resolved = {}, {}
     for sample, where in _samples(settings):
-        pattern = str(Path(sample.path).expanduser())
-        exact = os.path.lexists(io.ROOT / pattern)  # then brackets in it are part of a name
-        matches = [pattern] if exact else glob.glob(pattern, root_dir=io.ROOT, recursive=True)
+        exact = os.path.lexists(io.ROOT / sample.path)  # then brackets in it are part of a name
+        matches = [sample.path] if exact else glob.glob(sample.path, root_dir=io.ROOT, recursive=True)
         if not matches:
             raise InputError(f"{where}: {sample.path!r} matches no file; a relative path starts at the project folder.")
         labels = texts(pd.Series(sample.model_dump(exclude={"path"}), dtype=object)).dropna().to_dict()
@@ -156,7 +153,7 @@ def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
 
 def inputs(settings: study_file.Census) -> list[Path]:
     """All files that decide the content of the pool: counts, the tables beside a 10x matrix, sample sheets."""
-    sheets = [path for _, path in _named(settings) if _is_sheet(path)]
+    sheets = [io.ROOT / given.path for given in settings.sources if _is_sheet(given)]
     return sheets + [file for path in sources(settings) for file in files(path)]
 
 
@@ -166,20 +163,14 @@ def marks(settings: study_file.Census) -> list:
     return labels + [io.mark(path) for path in inputs(settings)]
 
 
-def _named(settings):
-    """What a study names, and the path of each."""
-    samples = settings.files or [study_file.Source(path=path) for path in settings.h5ad or ()]
-    return [(sample, io.ROOT / Path(sample.path).expanduser()) for sample in samples]
-
-
 def _samples(settings):
     """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
-    for sample, path in _named(settings):
-        yield from _sheet(path) if _is_sheet(path) else [(sample, "census")]
+    for given in settings.sources:
+        yield from _sheet(io.ROOT / given.path) if _is_sheet(given) else [(given, "census")]
 
 
-def _is_sheet(path):
-    return path.suffix.lower() in (".csv", ".tsv")
+def _is_sheet(given):
+    return given.path.lower().endswith((".csv", ".tsv"))
 
 
 def _sheet(path):

@@ -103,10 +103,7 @@ def answer(study: Study) -> str:
 
 @contextmanager
 def locked(study: Study) -> Iterator[int]:
-    """One run of a study at a time. Gives the lock's file descriptor, which Snakemake inherits.
-
-    The system frees the lock when all who hold it are gone, however they ended.
-    """
+    """One run of a study at a time: a lock's file descriptor, which Snakemake inherits; free when all holders end."""
     with open(study.data / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,8 +116,8 @@ def locked(study: Study) -> Iterator[int]:
 def snakemake(study: Study, options: list[str], lock: int) -> Iterator[subprocess.Popen]:
     """Snakemake in a session of its own. When the block ends, nothing of it is left running.
 
-    A profile that the user's shell names for other projects plays no part, nor do Jupyter kernels of other Pythons.
-    Paths are relative: Snakemake takes brackets in that of a profile, which it seeks beside its file, for a pattern.
+    Profiles and Jupyter kernels that the user's shell names for other projects play no part. Paths are relative:
+    Snakemake takes brackets in that of a profile for a pattern.
     """
     snakefile = workflow.relative(study, io.CODE / "Snakefile")
     words = ["-m", "snakemake", *options, "--nolock", "--snakefile", snakefile, "--config", f"study={study.name}"]
@@ -183,7 +180,7 @@ def check(study: str) -> None:
         again = used.duplicated(["regime", "size", "seed"]).sum()
         print(f"with the regime, size and seed of another row, each counted as a further run: {again}")
         return
-    if study.census.h5ad or study.census.files:
+    if study.census.sources:
         pool = user_files.survey(study.census, census.own_columns(study))
         print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
         found, regimes = split.outlook(study, pool)
@@ -224,10 +221,7 @@ def report(study: str) -> None:
 
 
 def keep(study: str) -> None:
-    """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
-
-    The links of the executed notebook of the fit lead to notebooks/.
-    """
+    """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run."""
     import pandas as pd
 
     from lib.fit.runs import baselines

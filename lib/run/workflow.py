@@ -176,7 +176,7 @@ def sources(study: Study) -> list[Path]:
     """The files that a study names, user files or its table of runs."""
     if study.runs:
         return [study.runs.path]
-    if not (study.census.h5ad or study.census.files):
+    if not study.census.sources:
         return []
     from lib.data import user_files
 
