@@ -97,10 +97,9 @@ def genes(truth: Truth) -> pd.DataFrame:
 
 
 def chunks(truth: Truth, size: int = 5000) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
-    """Draw the census `size` cells at a time: their obs, as in the Census, and counts, (cells, genes) float32.
+    """Draw the census `size` cells at a time, a multiple of BLOCK: obs and counts, (cells, genes) float32.
 
-    Memory is bounded by one chunk, and the same cells come whatever the size, a multiple of BLOCK. Those of a donor,
-    and of a data set, follow each other, as in the public Census.
+    The same cells come whatever the size. Those of a donor, and of a data set, follow each other, as in the Census.
     """
     for start in range(0, truth.settings.cells, size):
         blocks = range(start // BLOCK, -(-min(start + size, truth.settings.cells) // BLOCK))
@@ -196,10 +195,9 @@ def posterior(truth, columns, counts, library, masked):
 
 
 def probabilities(truth, columns, counts, library, masked, x):
-    """Probability of counts of the masked genes, given the visible ones: exact, summed over all components.
+    """Exact probability of counts x of the masked genes, given the visible ones, (cells, masks, k, counts asked).
 
-    Arguments are those of `predictive`, and the counts x that are asked about: (cells, masks, k, 1) or a range of them.
-    The result is (cells, masks, k, counts asked).
+    Arguments are those of `predictive`; x is (cells, masks, k, 1), or a range of counts.
     """
     weights, dispersion = posterior(truth, columns, counts, library, masked), truth.settings.dispersion
     total = 0.0

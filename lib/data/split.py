@@ -43,10 +43,9 @@ Smart-seq, whose counts are reads; targeted panels; labels that leave it open, s
 
 
 def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Labels of the cells that a study may use, by soma_joinid, and how they were chosen, for the provenance.
+    """Cells that pass the filter, have counts and are drawn, by soma_joinid, and how, for the provenance.
 
-    The table has COLUMNS and what the split and the sample go by, of cells that pass the filter, have counts and are
-    drawn. How: filter, cells_available, cells_without_counts; with census.sample also sample.
+    The table has COLUMNS (raw_sum as total_counts) and what the split and the sample go by.
     """
     source, obs = study.census, census.fetch(collection, lambda: census.human(collection).obs)
     by = [source.sample.by] if source.sample else []
@@ -75,9 +74,8 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
 def condition(collection, source: Census) -> str:
     """The filter in force: that of the study or the default of this Census, and census.tissues.
 
-    The default of a public release is primary data from normal tissue (not from a culture, where the Census says so)
-    by an assay that counts molecules; elsewhere it is primary data. Refused is a filter that names a column or a label
-    which the Census lacks: such a label gives no cells, and no error either.
+    The default is primary data, and in a public release from normal tissue by an assay that counts molecules. Refused
+    is a filter that names a column or a label which the Census lacks: it would give no cells, and no error either.
     """
     obs = census.fetch(collection, lambda: census.human(collection).obs)
     clauses = ["is_primary_data == True" if source.filter is None else source.filter]  # no copies of other data sets
@@ -125,8 +123,8 @@ def _check(collection, obs, clause):
 def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
     """A seeded draw of blocks of neighbouring ids, with caps; see `study.Sample`: positions in `cells`, ascending.
 
-    All blocks are put in a random order, and cells are taken in it until their donor, then their label of `by`, has
-    enough. Donors count within a data set, because their names are unique only there.
+    Blocks come in a random order, until a donor, then a label of `by`, has enough cells. Donors count within a data
+    set: their names are unique only there.
     """
     block = cells["soma_joinid"].to_numpy() // asked.block
     block = np.cumsum(np.diff(block, prepend=block[:1]) != 0, dtype=np.int32)
@@ -148,20 +146,25 @@ def _turn(cells, order, columns):
 def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     """Put every cell of the Census into a split.
 
-    Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together.
-    With `random` each cell is drawn by itself, and donors are in several splits. Data sets that are set aside go first,
-    with all that is related to them; single cells of training donors last. Returns for each cell an index into SPLITS.
+    Cells that share a label of `split.by` or `split.related`, or a donor, directly or through others, stay together;
+    with `random` each is drawn by itself. Data sets that are set aside go first, with all that is related to them;
+    single cells of training donors last. Returns for each cell an index into SPLITS.
     """
     if split.by == "random":
         assigned, order = np.zeros(len(cells), int), np.random.default_rng(split.seed).permutation(len(cells))
         validation, test = round(split.validation * len(cells)), round(split.test * len(cells))
         assigned[order[:validation]], assigned[order[validation : validation + test]] = 1, 2
         return assigned
-    group = related(*(cells[name] for name in columns(split)))
+    labels = [cells[name] for name in columns(split)]
+    group = related(*labels)
     sizes = np.bincount(group)
     assigned = np.zeros(len(sizes), int)  # of each group
     if split.dataset:
-        assigned[group[_data_sets(cells, split)]] = SPLITS.index("test_dataset")
+        of_data_sets = related(cells["dataset_id"], *labels)
+        if not of_data_sets.any():
+            raise InputError("split.dataset needs two data sets without a common donor; drop it, or add data sets.")
+        aside = hold_out(np.bincount(of_data_sets), (split.dataset,), split.seed)[of_data_sets] == 1
+        assigned[group[aside]] = SPLITS.index("test_dataset")
     left = np.flatnonzero(assigned == 0)
     if len(left) < 3:
         donors = cells["donor_id"][assigned[group] == 0].nunique()
@@ -178,25 +181,13 @@ def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:
     return assigned
 
 
-def _data_sets(cells, split):
-    """The cells, (cells,) bool, of the data sets that are set aside, and of all that is related to them."""
-    group = related(cells["dataset_id"], *(cells[name] for name in columns(split)))
-    sizes = np.bincount(group)
-    if len(sizes) < 2:
-        raise InputError("split.dataset needs two data sets without a common donor; drop it, or add data sets.")
-    return hold_out(sizes, (split.dataset,), split.seed)[group] == 1
-
-
 def columns(split: Split) -> list[str]:
     """obs columns of which no label may stand in two splits; none for a random split."""
     return [] if split.by == "random" else list(dict.fromkeys(filter(None, (split.by, "donor_id", split.related))))
 
 
 def related(*labels: Iterable) -> np.ndarray:
-    """Number the groups of cells, (cells,) int, from columns of labels: cells with an equal label in any are of one.
-
-    These are the connected components of the graph that joins the labels of a cell.
-    """
+    """Number of each cell's group, (cells,) int: connected components of cells with an equal label in any column."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -214,9 +205,8 @@ def hold_out(sizes: np.ndarray, shares: tuple[float, ...], seed: int, cells: int
     """Choose the groups that are held out, so that their cells come near the asked shares of `cells` (of all of them).
 
     Groups are taken in a seeded random order, each if it brings its split nearer to its share, at least one a split.
-    The largest group always trains. The first order that misses no share by more than TOLERANCE of it is used, or
-    else the one of ORDERS that misses least. There have to be more groups than shares. Returns for each group 0 where
-    it trains, else 1 for the first share and so on.
+    The largest always trains. The first order that misses no share by more than TOLERANCE of it is used, or else the
+    one of ORDERS that misses least. Returns for each group 0 where it trains, else 1 for the first share and so on.
     """
     rng, goals = np.random.default_rng(seed), np.multiply(shares, cells or sizes.sum())
     movable = np.delete(np.arange(len(sizes)), sizes.argmax())
@@ -250,9 +240,7 @@ def draw(assigned: np.ndarray, asked: Regime, split: Split, seed: int, donor: pd
     """Draw one regime's cells from all splits, in the shares asked for, or with split.cells of each held-out split.
 
     `assigned` is that of `assign`, `donor` each cell's label, and the result positions of cells in them, ascending.
-    Each split has one seeded order, whatever is asked for, so that the cells of a small regime are among those of a
-    larger one. So have the donors that train: a regime that asks for a number of them takes its training cells, in the
-    same order as ever, from the first ones.
+    Each split, and the donors that train, have one seeded order, so that a small regime is part of a larger one.
     """
     chosen = []
     held = {name: split.cells or round(share * asked.cells) for name, share in split.shares.items()}
@@ -313,9 +301,8 @@ def held_out(assigned: np.ndarray, split: Split) -> str:
 def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
     """What is in each split, for the provenance: counted from the panel's table of cells.
 
-    `obs` has soma_joinid, donor_id, split and the columns that `split` names. Given are the settings; cells, groups and
-    donors of each split; and how many donors, cells, and labels of the columns that the split keeps together are in two
-    splits. For donors and labels, test_random counts as training, of whose donors it is made.
+    `obs` has soma_joinid, donor_id, split and the columns that `split` names, whose labels should be in one split. For
+    donors and labels, test_random counts as training, of whose donors it is made.
     """
     parts = {name: obs[obs["split"] == name] for name in ("train", *split.shares)}
     donors = {name: np.unique(rows["donor_id"].astype(str)).astype(object) for name, rows in parts.items()}
