@@ -31,23 +31,19 @@ GENES = ("gene expression", "gene", "gex", "rna")
 """What others call these."""
 PLUGIN = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
 PACKED = "if it is packed, as by gzip, let its name end in .gz; else its first line is not what it should be"
+R = "is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"
+SHEET = "is a spreadsheet", "save it as CSV"
+ZARR = "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"
 OTHERS = {
     "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
     "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
     "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
-    **dict.fromkeys(
-        (".rds", ".rdata", ".rda"), ("is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD")
-    ),
-    **dict.fromkeys((".xlsx", ".xls"), ("is a spreadsheet", "save it as CSV")),
+    **{".rds": R, ".rdata": R, ".rda": R, ".xlsx": SHEET, ".xls": SHEET, ".zgroup": ZARR, "zarr.json": ZARR},
     "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
-    ".zgroup": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
-    "zarr.json": ("is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"),
     "all_genes.csv": ("is output of Parse's pipeline", "name the .h5ad that it writes beside its matrix"),
     "cells_x_genes.mtx": ("is output of kb-python", "run kb count with --h5ad, and name the .h5ad"),
 }
 """Kinds that are not read, by a name in them: what such a path is, and the step that makes it readable."""
-
-
 ADVICE = {
     "unable to lock file": "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE",
     "can't open directory": PLUGIN,
@@ -214,8 +210,8 @@ def texts(values: pd.Series, thousands: bool = False) -> pd.Series:
 def table(path: Path) -> pd.DataFrame:
     """A table as spreadsheets of any country write it: cells as `texts`, its index the lines of the file.
 
-    Commas, semicolons or tabs are between its columns, whichever the first line has most of. Empty rows and columns are
-    left out. attrs has the separator.
+    Its separator (in attrs) is the comma, semicolon or tab of which the first line has most. Empty rows and columns are
+    left out.
     """
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         separator = max(",;\t", key=file.readline().count)
