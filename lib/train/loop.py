@@ -29,10 +29,10 @@ PROGRESS = ("seconds", "history", "losses_since", "trunk", "branch_losses")  # i
 
 
 def train(data, size: Size, seed: int, settings, folder: Path, progress: Callable = lambda *state: None) -> dict:
-    """Train one run to its end, or go on from its checkpoint; the record of the run, as in result.json.
+    """Train one run to its end, from its checkpoint if there is one, and return its record, as in result.json.
 
     A run that was stopped ends with the same numbers: batches, masks and dropout are drawn from (seed, update), so that
-    no generator's state has to survive. `data` are a `lib.data.panel.Arrays` and `settings` a `lib.study.Train`;
+    no generator's state has to survive. `data` is a `lib.data.panel.Arrays` and `settings` a `lib.study.Train`;
     `folder` receives history.csv and checkpoints, and at the end result.json and weights.safetensors (the model's
     state_dict). `progress` is called with (updates done, all updates, loss) after every update.
     InputError: this size does not fit into this machine's memory, or memory or disk gave out; the run can go on.

@@ -20,25 +20,17 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, settings, peak: float) -> None:
         self.peak, self.decay, self.matrices = peak, settings.weight_decay, {}
-        if settings.optimiser == "muon":
-            for name, weight in model.blocks.named_parameters():
-                if weight.ndim == 2:
-                    self._add(weight, 3 if name.endswith("qkv.weight") else 1)
-        of_muon = {weight for of_shape in self.matrices.values() for weight, *_ in of_shape}
-        others = [weight for weight in model.parameters() if weight not in of_muon]
-        self.momentum = {
-            shape: torch.zeros(len(of_shape), *shape, device=others[0].device)
-            for shape, of_shape in self.matrices.items()
-        }
-        betas = 0.9, settings.beta2
-        self.adamw = torch.optim.AdamW(others, lr=peak, betas=betas, weight_decay=self.decay, fused=True)
-
-    def _add(self, weight, parts):
-        """Note a weight's `parts` matrices by their shape, the shorter side first."""
-        for part in range(parts):
+        blocks = model.blocks.named_parameters() if settings.optimiser == "muon" else ()
+        of_muon = {weight: name for name, weight in blocks if weight.ndim == 2}
+        for weight, name in of_muon.items():
+            parts = 3 if name.endswith("qkv.weight") else 1
             rows, columns = len(weight) // parts, weight.shape[1]
-            shape = min(rows, columns), max(rows, columns)
-            self.matrices.setdefault(shape, []).append((weight, part, parts, rows > columns))
+            of_shape = self.matrices.setdefault((min(rows, columns), max(rows, columns)), [])
+            of_shape += [(weight, part, parts, rows > columns) for part in range(parts)]
+        others = [weight for weight in model.parameters() if weight not in of_muon]
+        device, betas = others[0].device, (0.9, settings.beta2)
+        self.momentum = {shape: torch.zeros(len(of), *shape, device=device) for shape, of in self.matrices.items()}
+        self.adamw = torch.optim.AdamW(others, lr=peak, betas=betas, weight_decay=self.decay, fused=True)
 
     @torch.no_grad()
     def step(self, share: float) -> None:
@@ -47,14 +39,12 @@ class Optimiser:
             group["lr"] = self.peak * share
         self.adamw.step()
         for shape, matrices in self.matrices.items():
-            gradients = [_turned(weight.grad.chunk(parts)[part], turn) for weight, part, parts, turn in matrices]
-            gradient, momentum = torch.stack(gradients), self.momentum[shape]
-            momentum.lerp_(gradient, 1 - MOMENTUM)
+            gradient = torch.stack([_part(weight.grad, *at) for weight, *at in matrices])
+            momentum = self.momentum[shape].lerp_(gradient, 1 - MOMENTUM)
             steps = orthogonal(torch.lerp(gradient, momentum, MOMENTUM)) * (0.2 * shape[1] ** 0.5)
-            rate, weights = MUON_RATE * self.peak * share, [of.chunk(parts)[part] for of, part, parts, _ in matrices]
+            rate, weights = MUON_RATE * self.peak * share, [_part(weight, *at) for weight, *at in matrices]
             torch._foreach_mul_(weights, 1 - rate * self.decay)
-            along = [_turned(step, turn) for step, (*_, turn) in zip(steps, matrices, strict=True)]
-            torch._foreach_add_(weights, along, alpha=-rate)
+            torch._foreach_add_(weights, list(steps), alpha=-rate)
 
     def state_dict(self) -> dict:
         """All that changes as steps are taken."""
@@ -79,5 +69,6 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x[:, :rows, :columns].to(matrices.dtype)
 
 
-def _turned(matrix: Tensor, turn: bool) -> Tensor:
-    return matrix.T if turn else matrix
+def _part(matrix: Tensor, part: int, parts: int, turn: bool) -> Tensor:
+    """One of so many matrices below each other, its shorter side first."""
+    return matrix.chunk(parts)[part].T if turn else matrix.chunk(parts)[part]
