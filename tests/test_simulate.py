@@ -51,7 +51,7 @@ def direct(truth, counts, library, masked, gene, limit=4000):
     """Posterior over components and the predictive pmf of one masked gene, straight from Bayes' rule."""
     visible = np.setdiff1d(np.arange(len(counts)), masked)
     means, theta = library * truth.proportions(), truth.settings.dispersion
-    joint = truth.component_prior() * pmf(counts[visible], means[:, visible], theta).prod(axis=1)
+    joint = np.repeat(truth.prior, len(truth.profiles)) * pmf(counts[visible], means[:, visible], theta).prod(axis=1)
     weights = joint / joint.sum()
     return weights, weights @ pmf(np.arange(limit)[None, :], means[:, [gene]], theta)
 

@@ -57,10 +57,6 @@ class Truth:
         joint = self.states[:, None, columns] * self.profiles[None, :, columns] / self.total[:, :, None]
         return joint.reshape(self.total.size, -1)
 
-    def component_prior(self):
-        """Prior probability of every component, (components,), in the order of `proportions`."""
-        return np.repeat(self.prior / len(self.profiles), len(self.profiles))
-
 
 def truth(settings: Simulation) -> Truth:
     """Draw the truth from `settings.seed`; the number of cells plays no part in it."""
@@ -191,7 +187,8 @@ def posterior(truth, columns, counts, library, masked):
     log_mean += dispersion
     np.log(log_mean, out=log_mean)
     likelihood = (visible * counts) @ np.log(proportions) - (visible * (counts + dispersion)) @ log_mean
-    return softmax(likelihood + np.log(truth.component_prior()), axis=2)
+    prior = np.repeat(truth.prior / len(truth.profiles), len(truth.profiles))
+    return softmax(likelihood + np.log(prior), axis=2)
 
 
 def probabilities(truth, columns, counts, library, masked, x):

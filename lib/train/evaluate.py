@@ -12,6 +12,7 @@ from scipy import stats
 from lib import io
 from lib.data import panel, simulate
 from lib.io import TARGET
+from lib.model.sizes import OUTPUTS
 from lib.train import baselines
 from lib.train.baselines import bits, distribution
 
@@ -100,7 +101,6 @@ def network(study, regime: str, size: str, seed: int, genes: int):
     from safetensors.torch import load_file
 
     from lib.model import transformer
-    from lib.model.sizes import OUTPUTS
 
     outputs = OUTPUTS[study.training(regime).objective]
     model = transformer.Transformer(study.size(size), genes, outputs=outputs).eval()
@@ -306,9 +306,8 @@ def _score(values, labels, trained, types, donor):
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     model.fit(values[:trained], labels[:trained])
-    code = dict(zip(types, range(len(types)), strict=True))  # one more stands for every other type
-    true, predicted = ([code.get(label, len(types)) for label in each]
-                       for each in (labels[trained:], model.predict(values[trained:])))  # fmt: skip
+    both = labels[trained:], model.predict(values[trained:])
+    true, predicted = (pd.Categorical(each, types).codes for each in both)  # -1, the last, is every other type
     donors, of = np.unique(donor, return_inverse=True)
     confusion = np.zeros((len(donors), len(types) + 1, len(types) + 1))
     np.add.at(confusion, (of, true, predicted), 1)
