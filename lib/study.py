@@ -24,11 +24,6 @@ def folder_name(name: str) -> str:
     return name
 
 
-def _number(value):
-    """YAML reads 4e-3, without a point, as a word."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) else value
-
-
 def _text(value):
     """YAML reads 2024 as a number and 2025-11-08 as a date, where a name was meant."""
     if isinstance(value, datetime.date):
@@ -36,7 +31,7 @@ def _text(value):
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]  # YAML reads 4e-3, without a point, as a word
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -168,6 +163,10 @@ class Census(Strict):
         return self
 
 
+SPLITS = ("train", "validation", "test", "test_dataset", "test_random")
+"""Names of the splits; a study has the first three at least. In code a split is an index into this."""
+
+
 class Split(Strict):
     """Which cells are held out: whole groups (donors) for validation and test, and two more tests on request."""
 
@@ -183,9 +182,8 @@ class Split(Strict):
     @property
     def shares(self) -> dict[str, float]:
         """Share of the cells of each held-out split that is asked for."""
-        shares = {"validation": self.validation, "test": self.test}
-        shares |= {"test_dataset": self.dataset, "test_random": self.random}
-        return {split: share for split, share in shares.items() if share is not None}
+        shares = zip(SPLITS[1:], (self.validation, self.test, self.dataset, self.random), strict=True)
+        return {split: share for split, share in shares if share is not None}
 
     @model_validator(mode="after")
     def possible(self):

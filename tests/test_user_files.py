@@ -164,10 +164,10 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
     assert labels[:2] == [["é", "d1", "blood", "blood"], ["2", "d2", "unknown", "unknown"]]
     assert labels[2:] == [[donor, "d3", "skin", "skin"] for donor in "ABCD"]
     assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1)) + 30 * number for number in range(3)]
-    before = census.made_from(study)
-    assert census.made_from(study) == before
+    before = user_files.made_from(study)
+    assert user_files.made_from(study) == before
     sheet.write_text(sheet.read_text(encoding="utf-8-sig").replace("d2", "d4"), encoding="utf-8")
-    assert census.made_from(study) != before
+    assert user_files.made_from(study) != before
     read_from = {path.name for path in user_files.inputs(study.census)}
     assert read_from == {"samples.csv", "matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz", "s3.h5ad"}
 

@@ -16,8 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import cellxgene_census
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import tiledbsoma as soma
+from filelock import FileLock
 from scipy import sparse
 
 from lib import io
@@ -66,10 +70,7 @@ def prepare(study: Study) -> str:
         return source.version
     if source.uri:
         return source.uri if "://" in source.uri else str(io.ROOT / source.uri)
-    from filelock import FileLock
-    from tiledbsoma import SOMAError
-
-    path, settings = study.data / "census", made_from(study)
+    path, settings = study.data / "census", user_files.made_from(study)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(".census.lock")):
@@ -80,10 +81,10 @@ def prepare(study: Study) -> str:
                     about = {"simulated": "true", "settings": settings}
                     write(path, simulate.genes(truth), simulate.chunks(truth), about)
                 else:
-                    pool = user_files.survey(source, own_columns(study))
+                    pool = user_files.survey(source, user_files.own_columns(study))
                     about = {"files": pool.report.to_json(orient="records"), "settings": settings}
                     write(path, pool.var, pool.chunks(), about, pool.presence)
-    except (OSError, SOMAError) as error:
+    except (OSError, soma.SOMAError) as error:
         advice = "make room on its disk, or take a folder that may be written"
         raise InputError(f"{shown(path)} cannot be written ({short(error)}); {advice}.") from None
     return str(path)
@@ -91,36 +92,11 @@ def prepare(study: Study) -> str:
 
 def _settings(path):
     """Fingerprint that a local Census carries; None when there is none that opens."""
-    from tiledbsoma import Collection, DoesNotExistError, SOMAError
-
     try:
-        with Collection.open(str(path)) as collection:
+        with soma.Collection.open(str(path)) as collection:
             return summary(collection).get("settings")
-    except (DoesNotExistError, SOMAError, KeyError):
+    except (soma.DoesNotExistError, soma.SOMAError, KeyError):
         return None
-
-
-def made_from(study: Study) -> str:
-    """Fingerprint of all that decides the content of a study's Census: settings, files, and the number of their reader.
-
-    A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
-    """
-    source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
-    if study.census.sources:
-        source |= {"h5ad": None, "files": user_files.marks(study.census)}
-        source["own"] = sorted({*own_columns(study), *user_files.filtered(study.census.filter)})
-    return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
-
-
-def own_columns(study: Study) -> list[str]:
-    """obs columns by which a study splits or samples, beside those that every file has or is given."""
-    by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
-    return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
-
-
-def fingerprint(settings: Any, numerics: int) -> str:
-    """SHA-256 of settings (JSON types) and of a number that is raised when the same settings give other results."""
-    return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -153,8 +129,6 @@ def _server(s3: S3 | None) -> dict[str, str]:
 
 
 def _open(where, keywords):
-    import cellxgene_census
-
     def attempt():
         collection = cellxgene_census.open_soma(**keywords)
         human(collection)  # KeyError where there are none
@@ -286,12 +260,9 @@ def blocks(collection, cells, genes, folder, progress):
 
 def _counts(matrix, ids, genes):
     """Counts of some cells, (cells, genes of the Census) csr_matrix."""
-    tables = [(np.zeros(0, np.float32), np.zeros(0, int), np.zeros(0, int))]
-    for table in matrix.read((ids, slice(None) if genes is None else genes)).tables():
-        rows = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
-        tables.append((table["soma_data"].to_numpy(), rows, table["soma_dim_1"].to_numpy()))
-    values, rows, columns = (np.concatenate(part) for part in zip(*tables, strict=True))
-    return sparse.csr_matrix((values, (rows, columns)), (len(ids), matrix.shape[1]))
+    table = matrix.read((ids, slice(None) if genes is None else genes)).tables().concat()
+    cells, columns, values = (table[name].to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data"))
+    return sparse.csr_matrix((values, (np.searchsorted(ids, cells), columns)), (len(ids), matrix.shape[1]))
 
 
 def _kept(path, block):
@@ -335,8 +306,6 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
 
 def _lay_out(path, genes):
     """Create the collections and the empty matrices."""
-    import pyarrow as pa
-    import tiledbsoma as soma
 
     # A tile is as wide as the gene table, so that the rows of a CSR matrix are already in the order of the array.
     squeeze = {"filters": ["ByteShuffleFilter", {"_type": "ZstdFilter", "level": 1}]}
@@ -372,7 +341,6 @@ def _write_counts(uri, chunks, genes):
 
 def _append(uri, start, rows):
     """Write the rows of a csr_matrix after the `start` rows that a SOMA matrix already has."""
-    import tiledbsoma as soma
 
     with soma.open(uri, "w") as array:
         array.resize((start + rows.shape[0], rows.shape[1]))
@@ -383,8 +351,6 @@ def _append(uri, start, rows):
 
 def _fill(uri, columns, **options):
     """Write to a SOMA array that exists. The handle that made or resized it would lose categories, and cells."""
-    import pyarrow as pa
-    import tiledbsoma as soma
 
     with soma.open(uri, "w") as array:
         array.write(pa.table(columns), **options)
@@ -392,8 +358,6 @@ def _fill(uri, columns, **options):
 
 def _write_table(parent, name, frame):
     """Add a DataFrame to a collection, numbered by soma_joinid."""
-    import pyarrow as pa
-    import tiledbsoma as soma
 
     frame = pd.DataFrame({"soma_joinid": np.arange(len(frame))}).join(frame.reset_index(drop=True))
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
+from filelock import FileLock
 
 from lib import io
 from lib.io import TARGET, InputError, short
@@ -49,7 +51,6 @@ def read(path: Path):
     A change of a value stays in this process; the file is never written to.
     """
     import anndata
-    import h5py
 
     with h5py.File(path) as h5:
         parts = {name: anndata.io.read_elem(h5[name]) for name in ("obs", "var", "uns")}
@@ -79,8 +80,6 @@ def _arrays(x, counts, library, donor, rows, masks):
 
 def load(folder: Path) -> Arrays:
     """The arrays of the panel in a regime's folder, of panel.h5ad or else of panel.npz, by NumPy and h5py alone."""
-    import h5py
-
     path = next((folder / name for name in ("panel.h5ad", "panel.npz") if (folder / name).is_file()), None)
     if path is None:
         raise InputError(f"there is no panel in {io.shown(folder)}/; make it with 01_data, or copy its panel.npz.")
@@ -142,8 +141,6 @@ def build(study: "Study", regime: str, progress: Progress | None = None) -> Path
     same donors. `progress` is called with (cells read, cells to read).
     InputError: too few cells, donors or genes for what is asked, or no room on the disk.
     """
-    from filelock import FileLock
-
     from lib.data import census
 
     path, settings = study.folder(regime) / "panel.h5ad", _fingerprint(study, regime)
@@ -167,15 +164,13 @@ def build(study: "Study", regime: str, progress: Progress | None = None) -> Path
 
 def _fingerprint(study, regime):
     """What a panel is found by: the Census, the study's settings for it and PANEL_NUMERICS."""
-    from lib.data import census
+    from lib.data import user_files
 
-    return census.fingerprint([census.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
+    return user_files.fingerprint([user_files.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
 
 
 def _settings(path):
     """Fingerprint that a panel carries; None where there is no whole panel."""
-    import h5py
-
     try:
         with h5py.File(path) as h5:
             return h5["uns/provenance/settings"].asstr()[()]
@@ -245,7 +240,6 @@ def _provenance(study, regime, fitted):
 def _fill(path, adata, collection, study, blocks, progress):
     """Write counts and values into the file of a planned panel, block by block, and count the cells that are copies."""
     import anndata
-    import h5py
 
     from lib.data import census, user_files
 

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.io import mminfo
 
 from lib.io import InputError, short, shown
 
@@ -164,8 +166,6 @@ def check_access(path: Path) -> None:
 
 def _inside(path):
     """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own."""
-    import h5py
-
     if not h5py.is_hdf5(path):
         return {path.name, *(os.listdir(path) if path.is_dir() else [path.suffix.lower()])}
     names = set()
@@ -236,7 +236,6 @@ def table(path: Path) -> pd.DataFrame:
 def _read_h5ad(path):
     """Cells and genes by anndata, the counts left in the file; files of before anndata 0.7, which are small, whole."""
     import anndata
-    import h5py
     from anndata.io import read_elem, sparse_dataset
 
     h5 = h5py.File(path)
@@ -277,7 +276,6 @@ def _read_tenx(path):
 def _read_folder(path):
     """A 10x folder, with the columns that scanpy gives its genes."""
     import anndata
-    from scipy.io import mminfo
 
     parts, tables = _parts(path), []
     with reading(parts[0]):  # a damaged header would ask for any amount of memory: it is compared first

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from cellxgene_census import open_soma
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from lib.data import census
 from lib.data.user_files import Pool
 from lib.io import InputError, short
-from lib.study import Census, Regime, Sample, Split, Study
+from lib.study import SPLITS, Census, Regime, Sample, Split, Study
 
-SPLITS = ("train", "validation", "test", "test_dataset", "test_random")
-"""Names of the splits; a study has the first three at least. Everywhere below a split is an index into this."""
 ORDERS, TOLERANCE = 1000, 0.2
 """Seeded orders of the groups that are tried, and the relative miss of a held-out share at which the search stops."""
 COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_sum"]
@@ -100,8 +101,6 @@ def _labels(collection, obs, column):
 
 def _check(collection, obs, clause):
     """Refuse a clause that is no condition on these columns, and labels that the Census lacks."""
-    import pyarrow as pa
-
     try:
         obs.read(value_filter=clause)  # reads nothing yet
     except Exception as error:
@@ -188,8 +187,6 @@ def columns(split: Split) -> list[str]:
 
 def related(*labels: Iterable) -> np.ndarray:
     """Number of each cell's group, (cells,) int: connected components of cells with an equal label in any column."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
 
     nodes, size = [], 0
     for column in labels:
@@ -197,7 +194,7 @@ def related(*labels: Iterable) -> np.ndarray:
         size = nodes[-1].max() + 1
     pairs = pd.DataFrame(nodes).T.drop_duplicates()  # one edge for each combination of labels, not for each cell
     ends = np.repeat(pairs[0].to_numpy(), len(nodes)), pairs.to_numpy().ravel()
-    graph = coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
+    graph = sparse.coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][nodes[0]]
 
 
@@ -272,8 +269,6 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
 
     InputError: what building its panels would be refused for, as far as it can be known without the counts.
     """
-    from cellxgene_census import open_soma
-
     with TemporaryDirectory() as folder:
         path = Path(folder) / "census"
         no_counts = ((obs, sparse.csr_matrix((len(obs), len(pool.var)))) for obs in pool.obs)

@@ -2,11 +2,14 @@
 
 import ast
 import glob
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,10 +160,28 @@ def inputs(settings: study_file.Census) -> list[Path]:
     return sheets + [file for path in sources(settings) for file in files(path)]
 
 
-def marks(settings: study_file.Census) -> list:
-    """What tells whether the files of a study have changed, as JSON types: labels; name, size and time of each file."""
-    labels = [(shown(path), given) for path, given in sources(settings).items()]
-    return labels + [io.mark(path) for path in inputs(settings)]
+def made_from(study: study_file.Study) -> str:
+    """Fingerprint of all that decides the content of a study's Census: settings, files, and the number of their reader.
+
+    A file counts by name, size and time of change. A Census given by `uri` or `version` is taken not to change.
+    """
+    source = study.census.model_dump(exclude={"filter", "tissues", "sample", "seed"})
+    if study.census.sources:
+        labels = [(shown(path), given) for path, given in sources(study.census).items()]
+        source |= {"h5ad": None, "files": labels + [io.mark(path) for path in inputs(study.census)]}
+        source["own"] = sorted({*own_columns(study), *filtered(study.census.filter)})
+    return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
+
+
+def own_columns(study: study_file.Study) -> list[str]:
+    """obs columns by which a study splits or samples, beside those that every file has or is given."""
+    by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
+    return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
+
+
+def fingerprint(settings: Any, numerics: int) -> str:
+    """SHA-256 of settings (JSON types) and of a number that is raised when the same settings give other results."""
+    return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
 
 
 def _samples(settings):

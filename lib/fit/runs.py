@@ -8,10 +8,9 @@ import pandas as pd
 
 from lib import io
 from lib.data import readers
-from lib.data.split import SPLITS
 from lib.io import InputError
 from lib.model.sizes import BUDGETS, PUBLISHED
-from lib.study import Study
+from lib.study import SPLITS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.data.split import SPLITS
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
 from lib.io import InputError
+from lib.study import SPLITS
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""

@@ -181,7 +181,7 @@ def check(study: str) -> None:
         print(f"with the regime, size and seed of another row, each counted as a further run: {again}")
         return
     if study.census.sources:
-        pool = user_files.survey(study.census, census.own_columns(study))
+        pool = user_files.survey(study.census, user_files.own_columns(study))
         print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
         found, regimes = split.outlook(study, pool)
         print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
