@@ -307,7 +307,7 @@ def _score(values, labels, trained, types, donor):
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     model.fit(values[:trained], labels[:trained])
     both = labels[trained:], model.predict(values[trained:])
-    true, predicted = (pd.Categorical(each, types).codes for each in both)  # -1, the last, is every other type
+    true, predicted = (pd.Index(types).get_indexer(each) for each in both)  # -1, the last, is every other type
     donors, of = np.unique(donor, return_inverse=True)
     confusion = np.zeros((len(donors), len(types) + 1, len(types) + 1))
     np.add.at(confusion, (of, true, predicted), 1)
