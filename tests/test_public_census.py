@@ -373,6 +373,17 @@ def test_a_broken_build_goes_on_and_reads_no_finished_block_again(mirror, proxy,
     same(adata, built(local()))
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-60] + bytes(60), lambda data: b""]
+)
+def test_a_damaged_block_is_read_again(tmp_path, damage):
+    path, block = tmp_path / "block.npz", sparse.csr_matrix(np.arange(1000).reshape(10, 100))
+    census._kept(path, lambda: block)
+    path.write_bytes(damage(path.read_bytes()))
+    assert (census._kept(path, lambda: block) != block).nnz == 0
+    assert (census._kept(path, lambda: pytest.fail("read again")) != block).nnz == 0
+
+
 def test_the_small_census_study_goes_from_cells_drawn_on_a_server_to_laws(project, proxy, capsys):
     """params/census-small.yaml as it is, but for its server, its tissue and the numbers of genes, cells and updates."""
     content = yaml.safe_load((io.CODE / "params" / "census-small.yaml").read_text())

@@ -266,13 +266,18 @@ def _counts(matrix, ids, genes):
 
 
 def _kept(path, block):
-    """The counts in a file; where it is missing, those that `block()` gives are written to it."""
+    """The counts in a file; where that is missing, or damaged as its checksum shows, `block()` is called and kept."""
     if path is None:
         return block()
-    if not path.exists():
-        with io.atomic(path) as partial, partial.open("wb") as file:
-            sparse.save_npz(file, block())
-    return sparse.load_npz(path)
+    try:
+        return sparse.load_npz(path)
+    except MemoryError:
+        raise
+    except Exception:
+        counts = block()
+    with io.atomic(path) as partial, partial.open("wb") as file:
+        sparse.save_npz(file, counts)
+    return counts
 
 
 # ---------------------------------------------------------------- write
