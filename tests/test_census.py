@@ -51,18 +51,6 @@ def test_counts_and_categories_come_back_through_the_client_and_survive_a_move(t
     assert obs["soma_joinid"].tolist() == list(range(100, 150)) and obs["donor_id"].unique().tolist() == ["A"]
 
 
-def test_the_census_says_what_it_is(tmp_path, project, counts, labels):
-    with written(project / "data", counts, labels, summary={"simulated": "true"}) as collection:
-        said = census.describe(collection)
-        datasets = collection["census_info"]["datasets"].read().concat().to_pandas()
-        presence = cellxgene_census.get_presence_matrix(collection, HUMAN)
-    assert said == {
-        "uri": "data/soma", "version": "local", "schema": "2.4.0", "simulated": True, "cells": 200, "genes": 30,
-    }  # fmt: skip
-    assert dict(zip(datasets["dataset_id"], datasets["dataset_total_cell_count"], strict=True)) == {"x": 100, "y": 100}
-    assert presence.shape == (2, 30) and presence.nnz == 60
-
-
 def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file, h5ad, counts):
     folder = io.ROOT / census.prepare(tiny)
     made = folder.stat().st_ino

@@ -1,10 +1,8 @@
 """The panel: who is held out, which genes, what values; the same again from the same study file."""
 
+import itertools
 import json
 import shutil
-import subprocess
-import sys
-import warnings
 
 import anndata
 import cellxgene_census
@@ -20,7 +18,7 @@ from lib import io
 from lib.data import census, panel, simulate, split
 from lib.io import InputError
 from lib.study import Masking, Split, parse_study
-from lib.train import baselines
+from lib.train import baselines, loop
 
 HUMAN = "homo_sapiens"
 GENES = [1, 4, 5, 12, 15, 17, 23, 29, 33, 35, 41, 46, 52, 61, 62, 74, 76, 85, 89, 91, 98, 99, 113, 116]
@@ -48,9 +46,6 @@ def whole(study):
     with census.open_census(study) as collection:
         adata = cellxgene_census.get_anndata(collection, HUMAN)
     return adata.X.toarray(), adata.obs
-
-
-# ---------------------------------------------------------------- the file
 
 
 def test_the_file_keeps_its_contract(rich, tiny):
@@ -94,15 +89,9 @@ def test_arrays_are_those_of_the_file_and_of_a_packed_panel(rich, tiny):
         panel.load(folder)
 
 
-def test_the_matrices_are_mapped_torch_takes_them_as_they_are_and_no_change_reaches_the_file(rich, tiny):
-    import torch
-
+def test_the_matrices_are_mapped_and_no_change_reaches_the_file(rich, tiny):
     data = panel.arrays(rich)
     assert isinstance(data.x, np.memmap) and isinstance(data.counts, np.memmap)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.as_tensor(data.x).data_ptr() == data.x.ctypes.data
-    assert data.x.ctypes.data % 64 == 0 == data.counts.ctypes.data % 64
     before = float(rich.X[0, 0])
     rich.X[0, 0] = before + 1
     assert panel.read(tiny.folder("data-rich") / "panel.h5ad").X[0, 0] == before
@@ -133,23 +122,6 @@ def test_a_panel_built_in_blocks_is_the_one_built_at_once(rich, study_file, monk
     assert (adata.obs["total_counts"] > counts.sum(axis=1)).all()
 
 
-def test_a_file_that_cannot_be_finished_is_one_sentence_and_leaves_nothing(rich, tiny):
-    """A limit on the size of a file stands in for a full disk."""
-    io.remove(tiny.folder("data-rich"))
-    code = """
-import resource
-from lib.data import panel
-from lib.study import load_study
-resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
-panel.build(load_study("tiny"), "data-rich")
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=io.CODE, capture_output=True, text=True)
-    *_, said = done.stderr.strip().splitlines()
-    assert said.startswith("lib.io.InputError: data/tiny/data-rich/panel.h5ad could not be finished (")
-    assert "File too large" in said and said.endswith("disk has room and can be written to, and run again.")
-    assert [path.name for path in tiny.folder("data-rich").iterdir()] == [".panel.lock"]
-
-
 def test_the_same_study_gives_the_same_bytes_and_names_no_place_on_this_machine(rich, tiny, project):
     made = rich.uns["provenance"]
     said = json.dumps(made, default=lambda value: np.asarray(value).tolist())
@@ -169,9 +141,6 @@ def test_a_panel_is_kept_until_something_that_made_it_changes(rich, tiny, study_
         panel.load_current(changed, "data-rich")
     assert panel.build(changed, "data-rich").stat().st_ino != made
     assert len(panel.load_current(changed, "data-rich").x) == 500
-
-
-# ---------------------------------------------------------------- who is held out
 
 
 def test_no_cell_and_no_donor_is_on_two_sides_and_a_panel_that_leaks_is_not_written(rich, tiny, monkeypatch):
@@ -196,17 +165,6 @@ def test_a_leak_is_counted_from_the_table_and_not_taken_from_the_plan():
     told = split.report(obs.assign(donor_id="a"), Split())
     assert (told["donors_in_two_splits"], told["labels_in_two_splits"]) == (1, 1)
     assert told["cells"] == {"train": 2, "validation": 2, "test": 2}
-
-
-def test_related_donors_stay_together(study_file):
-    simulated = {"cells": 600, "genes": 120, "transcriptome": 120, "states": 8, "donors": 60}
-    by_data_set = {"validation": 0.15, "test": 0.15, "related": "dataset_id"}
-    study = study_file(census={"simulate": simulated}, split=by_data_set)
-    adata = panel.read(panel.build(study, "data-rich"))
-    told = adata.uns["provenance"]["split"]
-    assert (adata.obs.groupby("dataset_id", observed=True)["split"].nunique() == 1).all()
-    assert sum(told["groups"].values()) == 8 == adata.obs["dataset_id"].nunique() and told["labels_in_two_splits"] == 0
-    assert panel.origin(adata)["held out by"] == "donor_id and dataset_id"
 
 
 def test_a_small_regime_is_part_of_a_large_one_and_a_random_split_says_that_it_leaks(rich, tiny, study_file):
@@ -258,26 +216,6 @@ def test_every_side_gets_a_group_and_many_groups_come_near_the_shares(sizes, sha
     assert held[1:] == pytest.approx([0.1, 0.05], rel=0.2)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), min_size=1, max_size=60))
-def test_cells_of_one_data_set_or_one_donor_move_together(pairs):
-    labels, donors = zip(*pairs, strict=True)
-    group = split.related(pd.Series(labels), pd.Series(donors))
-    for column in (labels, donors):
-        assert pd.DataFrame({"by": column, "group": group}).groupby("by")["group"].nunique().max() == 1
-    # And no further: as many groups as a union of sets finds.
-    parent = {node: node for node in (*labels, *donors)}
-
-    def root(node):
-        return node if parent[node] == node else root(parent[node])
-
-    for label, donor in pairs:
-        parent[root(label)] = root(donor)
-    assert len(set(group)) == len({root(label) for label in labels})
-
-
-# ---------------------------------------------------------------- which genes, and their values
-
-
 def test_the_panel_has_the_genes_that_the_client_selects_on_training_cells(rich, tiny, study_file, monkeypatch):
     counts, _ = whole(tiny)
     train = rich.obs["split"] == "train"
@@ -310,28 +248,12 @@ def test_genes_of_equal_means_are_chosen_and_the_same_ones_again():
     assert found.equals(panel.variability(sparse.csr_matrix(counts)))
 
 
-def test_loading_a_panel_needs_neither_anndata_nor_the_census(rich, tiny):
-    code = """
-import sys
-from pathlib import Path
-from lib.data import panel
-panel.load(Path(sys.argv[1]))
-print([name for name in ("anndata", "scanpy", "tiledbsoma", "pandas", "scipy") if name in sys.modules])
-"""
-    words = [sys.executable, "-c", code, str(tiny.folder("data-rich"))]
-    done = subprocess.run(words, cwd=io.CODE, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
 def test_another_number_is_needed_when_a_panel_changes(rich):
     """Whoever changes these raises PANEL_NUMERICS (or SIMULATE_NUMERICS) in lib/io.py, and writes the new ones here."""
     genes, counts, x = GOLDEN[io.SIMULATE_NUMERICS, io.PANEL_NUMERICS]
     assert [int(name[-4:]) for name in rich.var_names] == genes
     assert int(rich.layers["counts"].sum()) == counts
     assert float(rich.X.sum(dtype=np.float64)) == pytest.approx(x, rel=1e-6)
-
-
-# ---------------------------------------------------------------- asking for what is not there
 
 
 @pytest.mark.parametrize("changed, said", [
@@ -379,6 +301,117 @@ def test_a_regime_with_a_split_seed_holds_out_other_donors_and_only_there(study_
     assert first and first != second
     with pytest.raises(InputError, match="split_seed"):
         study_file("leaky", regimes=regimes, genes_from="first")
+
+
+SAME = {
+    "regimes": {"rich": {"genes": 24, "cells": 300}, "limited": {"genes": 24, "cells": 40}},
+    "split": {"validation": 0.1, "test": 0.1, "cells": 30},
+    "genes_from": "rich",
+}
+"""Two regimes that are judged on the same cells, genes and masks."""
+MANY = {"simulate": TINY["census"]["simulate"] | {"donors": 60}}
+"""Eight data sets of several donors each."""
+SPLITS = {"validation": 0.1, "test": 0.1, "dataset": 0.15, "random": 0.1}
+
+
+def built(study, regime):
+    return panel.read(panel.build(study, regime))
+
+
+def held(adata, name):
+    return adata[adata.obs["split"] == name]
+
+
+def donors(adata, name="train"):
+    return set(held(adata, name).obs["donor_id"])
+
+
+def test_the_genes_are_those_that_the_named_regime_would_have_alone(study_file):
+    alone = study_file(**SAME | {"genes_from": None})
+    own = {regime: built(alone, regime).var_names.tolist() for regime in SAME["regimes"]}
+    assert own["rich"] != own["limited"]
+    for source, regime in itertools.product(SAME["regimes"], repeat=2):
+        adata = built(study_file(**SAME | {"genes_from": source}), regime)
+        assert adata.var_names.tolist() == own[source]
+        assert adata.uns["provenance"]["statistics_cells"] == SAME["regimes"][source]["cells"]
+
+
+def test_shared_genes_are_measured_in_the_data_sets_of_every_regime(h5ad, study_file, counts):
+    """The small regime draws from one data set, and would choose genes that the other has not measured."""
+    names = np.array([f"G{gene}" for gene in range(30)])
+    h5ad("a", counts[:, :25], genes=names[:25], dataset_id="x")
+    h5ad("b", counts[:, 5:] + 1, genes=names[5:], dataset_id="y", donors=tuple("EFGH"))
+    study = study_file(
+        census={"h5ad": ["input/*.h5ad"], "genes": {"pool": "union"}},
+        regimes={"rich": {"genes": 15, "cells": 200}, "limited": {"genes": 15, "cells": 20}},
+        split={"validation": 0.2, "test": 0.2, "cells": 20}, genes_from="limited",
+    )  # fmt: skip
+    rich, limited = built(study, "rich"), built(study, "limited")
+    assert rich.var_names.tolist() == limited.var_names.tolist()
+    assert set(rich.var_names) <= set(names[5:25])
+
+
+def test_cells_of_few_donors_are_drawn_from_them_alone_and_the_held_out_cells_stay(study_file):
+    regimes = {f"of-{n}": {"genes": 24, "cells": 90, "donors": n} for n in (2, 4, 8)}
+    regimes["of-all"] = {"genes": 24, "cells": 90}
+    study = study_file(**SAME | {"regimes": regimes, "genes_from": "of-all"})
+    panels = {name: built(study, name) for name in regimes}
+    assert [len(donors(adata)) for adata in panels.values()] == [2, 4, 8, 10]
+    assert donors(panels["of-2"]) < donors(panels["of-4"]) < donors(panels["of-8"]) < donors(panels["of-all"])
+    for adata in panels.values():
+        assert (adata.obs["split"] == "train").sum() == 90
+        for name in ("validation", "test"):
+            assert held(adata, name).obs_names.tolist() == held(panels["of-all"], name).obs_names.tolist()
+    assert len(panels["of-4"].uns["provenance"]["split"]["donors"]["train"]) == 4
+
+
+@pytest.fixture
+def four(study_file):
+    """A study with all four held-out splits, 20 cells each."""
+    regimes = {"rich": {"genes": 24, "cells": 200}, "limited": {"genes": 24, "cells": 40}}
+    return study_file(census=MANY, split=SPLITS | {"cells": 20}, regimes=regimes, genes_from="rich")
+
+
+def test_every_held_out_split_is_the_same_cells_in_every_regime_and_each_has_masks_of_its_own(four):
+    rich, limited = (panel.arrays(built(four, regime)) for regime in ("rich", "limited"))
+    assert list(rich.held) == list(split.SPLITS[1:]) == list(limited.held) and set(rich.masks) == set(rich.held)
+    for name in split.SPLITS[1:]:
+        for values in ("x", "counts"):
+            one, other = (getattr(panel_of, values)[panel_of.held[name]] for panel_of in (rich, limited))
+            assert np.array_equal(one, other)
+        assert np.array_equal(rich.masks[name], limited.masks[name]) and len(rich.masks[name]) == 20
+    assert len({masks.tobytes() for masks in rich.masks.values()}) == 4
+
+
+def test_training_and_baselines_measure_every_held_out_split(four, tmp_path):
+    adata = built(four, "limited")
+    found = baselines.measure(adata, simulate.truth(four.census.simulate))
+    assert list(found) == list(split.SPLITS[1:])
+    record = loop.train(panel.arrays(adata), four.size("XXS"), 7, four.training("limited"), tmp_path)
+    for name in split.SPLITS[1:]:
+        assert found[name]["bayes_mse"] > 0 and record[f"{name}_mse"] > 0 and record[f"{name}_mse_se"] > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12)), min_size=20, max_size=150),
+    st.none() | st.floats(0.05, 0.3), st.none() | st.floats(0.05, 0.3), st.integers(0, 9),
+)  # fmt: skip
+def test_no_donor_and_no_data_set_that_is_set_aside_is_in_two_splits(pairs, dataset, random, seed):
+    cells = pd.DataFrame(pairs, columns=["dataset_id", "donor_id"]).astype(str)
+    try:
+        side = split.assign(cells, Split(validation=0.1, test=0.1, dataset=dataset, random=random, seed=seed))
+    except InputError as error:
+        assert "split" in str(error)
+        return
+    names = np.array(split.SPLITS)[side]
+    together = pd.Series(np.where(names == "test_random", "train", names))
+    assert together.groupby(cells["donor_id"]).nunique().max() == 1
+    assert (together == "test_dataset").groupby(cells["dataset_id"]).nunique().max() == 1
+    assert {"train", "validation", "test"} <= set(together)
+    assert (dataset is not None) == ("test_dataset" in names)
+    asked = round((random or 0) * len(cells))
+    assert (names == "test_random").sum() == min(asked, (side % 4 == 0).sum())
 
 
 def test_the_benchmark_of_panels_builds_the_same_panel_by_both_routes(project, monkeypatch, capsys):
