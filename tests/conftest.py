@@ -31,10 +31,9 @@ fit: {resamples: 100}
 
 STUDY = yaml.safe_load("""
 census: {simulate: {cells: 900, genes: 150, transcriptome: 150, states: 8, donors: 12, profiles: 2}}
-regimes: {data-rich: {genes: 24, cells: 500}, data-limited: {genes: 24, cells: 60}}
+regimes: {data-rich: {genes: 24, cells: 500}}
 split: {validation: 0.1, test: 0.1, cells: 40}
 sizes:
-  - XXS
   - {name: d4, d: 4, layers: 1}
   - {name: d6, d: 6, layers: 1}
   - {name: d8, d: 8, layers: 1}
@@ -43,10 +42,12 @@ seeds: [7, 8]
 train: {cells_seen: 1600, batch: 32, evaluations: 4}
 fit: {resamples: 100}
 """)
-"""The demo at a size whose whole batch of notebooks takes a minute or two; it has the sizes that a law needs."""
+"""The demo at a size whose notebooks take a minute: the sizes that a law needs, one regime (published-runs has two)."""
 
-TOGETHER = {"test_browser": "executed", "test_commands": "executed", "test_notebooks": "executed"}
-"""Modules whose tests share the executed demo: with several workers they run on one of them, from the start."""
+TOGETHER = ["test_browser", "test_commands", "test_notebooks"]
+"""Modules whose tests share the executed demo: with several workers they run on one of them."""
+FIRST = [*TOGETHER, "test_workflow", "test_cluster", "test_public_census", "test_cost", "test_train"]
+"""The modules that take longest, in whose order they begin, so that all workers end together."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,14 +61,14 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             name = Path(nodeid.partition("::")[0]).stem
-            return TOGETHER.get(name, name)
+            return "executed" if name in TOGETHER else name
 
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the tests that share the executed demo, which takes longest."""
-    items.sort(key=lambda item: item.module.__name__ not in TOGETHER)
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: [*FIRST, item.module.__name__].index(item.module.__name__))
 
 
 @pytest.fixture
