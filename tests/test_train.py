@@ -56,13 +56,15 @@ def exact(record):
     return [record[name] for name in EXACT]
 
 
-GOLDEN = {"numerics": 3, "mse": (0.82539976, 1.04273439), "negative_binomial": (3.3662237, 3.56022811)}
+GOLDEN = {"numerics": 3, "mse": (0.98659638, 1.18472583), "negative_binomial": (3.40595492, 3.64336563)}
 """TRAIN_NUMERICS, and validation losses of twenty updates and of half of them."""
 
 
-@pytest.mark.parametrize("objective, unit", [("mse", "mse"), ("negative_binomial", "nll")])
-def test_the_number_of_training_is_raised_when_its_results_change(data, tmp_path, objective, unit):
-    record = run(data, tmp_path, cells_seen=320, objective=objective)
+@pytest.mark.parametrize("objective, unit, highest", [("mse", "mse", 0.02), ("negative_binomial", "nll", None)])
+def test_the_number_of_training_is_raised_when_its_results_change(data, tmp_path, objective, unit, highest):
+    """Every part of the schedule acts here: the rate of the width, its cap, warm-up and fall; and so does clipping."""
+    schedule = {"warmup": 0.2, "final_rate": 0.25, "highest_rate": highest}
+    record = run(data, tmp_path, cells_seen=320, objective=objective, **schedule)
     assert GOLDEN["numerics"] == io.TRAIN_NUMERICS
     found = record[f"validation_{unit}"], record[f"validation_{unit}_half"]
     assert found == pytest.approx(GOLDEN[objective], rel=1e-6), "raise TRAIN_NUMERICS in lib/io.py, and these numbers"
@@ -71,9 +73,9 @@ def test_the_number_of_training_is_raised_when_its_results_change(data, tmp_path
 def test_a_run_learns_from_context_and_one_that_sees_none_ends_at_the_gene_mean(data, tmp_path):
     errors = np.square(data.x[data.held["validation"]] - data.x[data.train].mean(0))
     gene_mean = np.take_along_axis(errors[:, None], data.masks["validation"], axis=2).mean()
-    record = run(data, tmp_path / "small", cells_seen=8_000)
+    record = run(data, tmp_path / "small", cells_seen=4_000)
     assert record["status"] == "ok" and record["validation_mse"] < 0.6 * gene_mean
-    blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=16_000)
+    blind = run(data, tmp_path / "XXS", size=PUBLISHED["XXS"], cells_seen=8_000)
     assert blind["validation_mse"] == pytest.approx(gene_mean, rel=0.02)
 
 
@@ -145,39 +147,6 @@ def test_the_published_protocol_reports_the_best_of_many_evaluations(data, tmp_p
     assert record["validation_mse_half"] is None and record["convergence"] is None
 
 
-def test_warm_up_and_decay_follow_the_stated_schedule():
-    tuned = settings(warmup=0.1, final_rate=0.25)
-    shares = [loop.schedule(tuned, update) for update in range(100)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[9] == shares[10] == shares[80] == 1.0
-    assert shares[90] == pytest.approx(0.625) and shares[99] == pytest.approx(0.25 + 0.75 / 20)
-    assert np.all(np.diff(shares[10:]) <= 0)
-    halfway = [loop.schedule(tuned, update, 50) for update in range(50)]
-    assert halfway[:40] == shares[:40] and halfway[45] == pytest.approx(0.625)
-    assert {loop.schedule(settings(protocol="published"), update) for update in range(100)} == {1.0}
-
-
-def test_narrow_sizes_share_the_highest_rate_and_wide_ones_follow_the_rule():
-    capped = Train(learning_rate=0.005, width_exponent=1.0, highest_rate=0.014)
-    assert [loop.learning_rate(capped, width) for width in (1, 16, 64, 128)] == [0.014, 0.014, 0.005, 0.0025]
-    assert loop.learning_rate(Train(learning_rate=0.005, width_exponent=1.0), 16) == pytest.approx(0.02)
-
-
-def test_cells_in_small_lots_give_the_gradient_of_the_whole_batch(data, tmp_path):
-    run, results = started(data, tmp_path), []
-    for run.at_once in (16, 5, 1):
-        results.append((run.gradient(), *(weight.grad.clone() for weight in run.model.parameters())))
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
-
-
-def test_exploding_gradients_are_clipped_to_the_stated_norm(data, tmp_path):
-    run = started(replace(data, x=1e4 * data.x), tmp_path, clip=0.5)
-    run.step()
-    norm = torch.stack([weight.grad.norm() for weight in run.model.parameters()]).norm()
-    assert norm.item() == pytest.approx(0.5, rel=1e-4)
-
-
 def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tmp_path, monkeypatch):
     """Up to the warm-up, which counts from the whole run: without it the two are the same run."""
     whole = run(data, tmp_path / "whole", warmup=0.0)
@@ -209,7 +178,7 @@ def drawn(cells=900, genes=12, seed=0):
 
 def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_path):
     data, share, theta = drawn()
-    counted = Train(cells_seen=24_000, batch=32, evaluations=2, learning_rate=0.02, objective="negative_binomial")
+    counted = Train(cells_seen=12_000, batch=32, evaluations=2, learning_rate=0.02, objective="negative_binomial")
     record = loop.train(data, Size("XXS", 1, 1, 1, 1), 7, counted, tmp_path)
     for split, rows in data.held.items():
         counts = np.take_along_axis(data.counts[rows][:, None, :], data.masks[split], axis=2)
@@ -296,18 +265,18 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data
 
 def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
     program = f"""
-import sys
+import os, sys
 sys.path[:0] = [{PATHS["tests"]!r}, {PATHS["benchmarks"]!r}]
 from pathlib import Path
 from test_train import loop, panel, run
-steps, step = [], loop.Run.step
+steps, step, other = [], loop.Run.step, os.fork()
 loop.Run.step = lambda self: (steps.append(1), step(self))[1]
 run(panel(), Path({str(tmp_path)!r}))
-print(len(steps))
+print(len(steps), flush=True)
+os.wait() if other else os._exit(0)
 """
-    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    steps = sorted(int(process.communicate()[0]) for process in both)
-    assert steps[0] == 0 and steps[1] >= 100
+    both = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert min(map(int, both)) == 0 and max(map(int, both)) >= 100 and len(both) == 2
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
