@@ -136,15 +136,8 @@ def test_budgets_that_fall_in_no_power_determine_no_limit():
     assert law["status"] == Status.EXPONENT_AT_EDGE and law["b"] == pytest.approx(capacity.DECAYS[0])
 
 
-def test_budgets_and_sensitivity_are_tables_of_the_headline_laws():
-    table = trained()
-    laws = fit_laws(table, 100, 0)
-    view = capacity.budgets(table, laws, {"r": FLOOR})
-    assert list(view.table["name"]) == ["eighth", "quarter", "half", "whole", "limit", "joint"] and view.exact == FLOOR
-    assert list(view.table["cells_seen"]) == [125, 250, 500, 1000, np.inf, np.inf] and len(view.runs) == 4 * len(table)
-    assert capacity.budgets(table, fit_laws(table.drop(columns=[c for c in table if "_mse_" in c]), 100, 0), {}) is None
-    rows = capacity.sensitivity_table(laws)
-    assert rows["choice"].iloc[0] == "headline" and len(rows) == 7
+def test_a_floor_that_is_lost_without_a_size_hangs_on_it_and_one_of_too_few_sizes_does_not():
+    laws = fit_laws(trained(), 100, 0)
     assert capacity.hanging(laws) == []
     for end in ("smallest size left out", "largest size left out"):
         for status, found in ((Status.TOO_FEW_SIZES, []), (Status.NO_FLOOR, ["r"])):

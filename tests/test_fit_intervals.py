@@ -1,6 +1,5 @@
 """Intervals: exact answers, open ends, resampling, measured coverage; the benchmarks of the fit in small."""
 
-import fit
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,22 +116,3 @@ def test_a_law_in_the_limit_whose_interval_has_no_end_determines_no_floor():
     open_ended, closed = (replicates.law(runs[runs["objective"] == kind]) for kind in ("negative_binomial", "mse"))
     assert open_ended["limit_high"] is None and open_ended["limit_status"] == "floor not identified"
     assert closed["limit_low"] < closed["limit_high"] and closed["limit_status"] == "ok"
-
-
-def test_the_speed_of_the_fit_is_compared_with_scipy(monkeypatch, capsys):
-    for name, value in {"ROUNDS": 1, "FITS": 200, "SCIPY_FITS": 3, "MANY": (100,)}.items():
-        monkeypatch.setattr(fit, name, value)
-    fit.main()
-    assert capsys.readouterr().out.count("as many resamples per second as curve_fit") == len(fit.STARTS)
-
-
-def test_replicates_are_counted_whose_intervals_hold_the_floor():
-    row = {"objective": "mse", "status": "ok", "c": 1.1, "low": 0.9, "high": 1.2, "exact": 1.0, "family": 1.1,
-           "realised": 1.3, "limit": 1.0, "limit_status": "ok", "limit_low": 0.8, "limit_high": 1.1}  # fmt: skip
-    missed = row | {"low": 1.05, "limit_status": "floor not identified"}
-    table = pd.DataFrame([row, row, missed, row | {"status": "budget-limited"}])
-    ok, limit = replicates.reliability(table).to_dict("records")
-    assert (ok["replicates"], ok["laws"], ok["realised"]) == (4, 3, 0.0) and ok["exact"] == pytest.approx(2 / 3)
-    assert ok["bias"] == pytest.approx(0.1) and 0.2 < ok["exact_low"] < 2 / 3 < ok["exact_high"] < 0.95
-    assert ok["family"] == 1.0
-    assert (limit["laws"], limit["exact"], limit["bias"]) == (3, 1.0, 0.0)

@@ -1,14 +1,12 @@
-"""The table of runs, laws.json and the tables read from it: contract, golden numbers, comparison, bits."""
+"""The table of runs, laws.json and the tables read from it; the published study's fitter and its choices."""
 
-import copy
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lib import io
-from lib.fit import runs, summary
+from lib.fit import published, runs, summary
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import ladder
 from lib.fit.summary import fit_laws, floor_bits, gaussian_bits, laws_table
@@ -37,16 +35,6 @@ def simulated(loss, seeds=3, sizes=7, seed=0):
 
 def law_of(table):
     return fit_laws(table, 200, 0)["r"]["validation_mse"]
-
-
-def test_the_content_is_json_and_has_the_keys_of_the_contract(laws):
-    assert json.loads(json.dumps(laws, allow_nan=False)) == laws
-    assert {regime: list(by_metric) for regime, by_metric in laws.items()} == {
-        "data-rich": ["validation_mse"], "data-limited": ["validation_mse"],
-    }  # fmt: skip
-    kept = io.read_json(io.CODE / "data/results/ladder/laws.json")["data-rich"]["validation_mse"]
-    for by_metric in laws.values():
-        assert set(by_metric["validation_mse"]) <= set(kept)
 
 
 def test_golden_numbers_of_the_published_runs(laws):
@@ -156,14 +144,6 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
     assert rich["largest"] == laws["data-rich"]["validation_mse"]["sizes"]["mean"][-1] < rich["baseline"]
 
 
-def test_a_form_that_was_extrapolated_to_nowhere_shows_no_error(laws):
-    before = summary.comparison_table(laws)["loso_rmse"]
-    laws = copy.deepcopy(laws)
-    laws["data-rich"]["validation_mse"]["comparison"]["power"]["loso_rmse"] = 1e20
-    after = summary.comparison_table(laws)["loso_rmse"]
-    assert before.notna().all() and after.index[after.isna()].tolist() == [("data-rich", "power")]
-
-
 @pytest.mark.parametrize("status, alpha, c, shown", [
     ("ok", (0.5, 0.4, 0.6), (-0.1, -0.3, 0.1), (0.5, -0.1)),
     ("floor not identified", (0.1, None, 0.3), (0.2, None, 0.4), (0.1, 0.2)),
@@ -186,7 +166,44 @@ def test_gaussian_bits_are_those_of_the_paper_and_a_floor_is_converted_end_by_en
     assert (bits["value"], bits["interval"]) == (2.1, [2.0, 2.2])
 
 
-# ---------------------------------------------------------------- the table of runs
+@pytest.fixture(scope="module")
+def rich(table):
+    return table[table["regime"] == "data-rich"]
+
+
+def test_the_published_fit_is_reproduced(table):
+    rich, limited = (row for _, row in published.fits(table).iterrows())
+    assert rich["alpha"] == pytest.approx(0.26643, abs=1e-5) and rich["a"] == pytest.approx(2.15276, abs=1e-5)
+    assert rich["c"] == pytest.approx(1.443758, abs=1e-6) and rich["r2"] == pytest.approx(0.85798, abs=1e-5)
+    assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
+    assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
+    assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
+
+
+def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares(rich):
+    curve = published.criterion(rich)
+    assert len(curve) == 300 and curve["r2"].is_monotonic_increasing
+    assert curve["rss"].min() > 50 * summary.runs_law(ladder(rich)).rss
+
+
+def test_choices_change_the_law_as_stated(rich):
+    refits = published.refits(rich).set_index("fit")
+    assert round(refits.loc["without XXS", "alpha"], 2) == 0.42 and round(refits.loc["without XXS", "c"], 3) == 1.465
+    assert round(refits.loc["c at the smallest loss", "alpha"], 3) == 0.493
+    left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
+    assert (round(left_out.min(), 2), round(left_out.max(), 2)) == (0.42, 0.55)
+    assert refits.loc["final loss", "c"] > refits.loc["least squares", "c_high"]
+
+
+def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
+    two = table[table["size"].isin(["XXS", "M"])]
+    laws = summary.fit_laws(two, 200, 0)
+    assert summary.comparison_table(laws).empty and summary.curves(laws).empty and summary.rollout_table(laws).empty
+    assert summary.intervals_table(laws).empty and len(published.fits(two)) == 2
+    two = two[two["regime"] == "data-rich"]
+    assert set(published.refits(two)["status"].dropna()) == {"too few sizes"} and published.both_fits(two).empty
+    for none in (two[two["size"] == "M"], table.assign(validation_mse=-1.0)):
+        assert published.fits(none).empty and published.refits(none).empty and published.both_fits(none).empty
 
 
 ROWS = "regime,size,seed,parameters,validation_mse,status\n2000,d4,7,400,1.6451,finished\n2000,d8,7,1500,1.25,crashed\n"
