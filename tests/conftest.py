@@ -147,12 +147,12 @@ def h5ad(project):
 
 @pytest.fixture
 def tenx(project):
-    """Write input/<name> as Cell Ranger does: layout `v3` or `v2` (.h5), `mtx` or `mtx.gz` (a folder); return its path.
+    """Write input/<name> as Cell Ranger does: layout `h5`, or `mtx` or `mtx.gz` (a folder); return its path.
 
     Gene names are given by their ids, symbols and feature types. What is written can be read by scanpy.
     """
 
-    def write(name, counts, layout="v3", ids=None, symbols=None, types=None, barcodes=None):
+    def write(name, counts, layout="h5", ids=None, symbols=None, types=None, barcodes=None):
         cells, width = counts.shape
         ids = [f"ENSG{gene:011d}" for gene in range(width)] if ids is None else ids
         symbols = [f"G{gene}" for gene in range(width)] if symbols is None else symbols
@@ -175,16 +175,13 @@ def tenx(project):
             return path
         matrix = sparse.csr_matrix(counts)
         with h5py.File(path, "w") as h5:
-            group = h5.create_group("matrix" if layout == "v3" else "GRCh38")
+            group = h5.create_group("matrix")
             group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices.astype(np.int64)
             group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array([width, cells], np.int32)
             group["barcodes"] = np.array(barcodes, "S")
-            if layout == "v3":
-                columns = {"id": ids, "name": symbols, "feature_type": types, "genome": ["GRCh38"] * width}
-                for key, values in columns.items():
-                    group[f"features/{key}"] = np.array(values, "S")
-            else:
-                group["genes"], group["gene_names"] = np.array(ids, "S"), np.array(symbols, "S")
+            columns = {"id": ids, "name": symbols, "feature_type": types, "genome": ["GRCh38"] * width}
+            for key, values in columns.items():
+                group[f"features/{key}"] = np.array(values, "S")
         return path
 
     return write

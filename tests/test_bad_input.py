@@ -52,11 +52,8 @@ def rewrite(path, **changed):
     adata.write_h5ad(path)
 
 
-# ---------------------------------------------------------------- counts
-
-
 @pytest.mark.parametrize("value, layout", [
-    (0.5, sparse.csr_matrix), (2 + 3e-7, np.asarray), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "v3"),
+    (0.5, sparse.csr_matrix), (2 + 3e-7, np.asarray), (-1, sparse.csc_matrix), (np.nan, np.asarray), (2**25, "h5"),
     (-4, "mtx"),
 ])  # fmt: skip
 def test_a_value_that_is_no_count_is_found_wherever_it_is(h5ad, tenx, refused_files, counts, value, layout):
@@ -75,9 +72,6 @@ def test_droplets_that_were_not_filtered(h5ad, refused_files, counts):
     counts[:101] = 0
     h5ad("bad", counts)
     refused_files("input/bad.h5ad: 101 of 200 cells have no count at all", "use the filtered matrix")
-
-
-# ---------------------------------------------------------------- files that cannot be read
 
 
 @pytest.fixture
@@ -173,16 +167,11 @@ def test_a_missing_column_names_those_that_are_there(h5ad, refused_files, counts
     refused_files(*parts, files=["input/*"], **{setting: "misspelt"})
 
 
-@pytest.mark.parametrize("missing", [None, np.nan, "", "NA", " "])
-def test_cells_without_a_donor_are_refused_by_their_number(h5ad, refused_files, counts, missing):
-    h5ad("bad", counts, donors=None, donor_id=pd.Categorical(["A", missing] * 100))
-    refused_files("input/bad.h5ad: obs column 'donor_id' is empty for 100 cells", files=["input/*"])
-
-
-@pytest.mark.parametrize("unknown", ["Unknown", "unassigned", "Negative", "-"])
-def test_cells_of_a_donor_who_is_not_known_are_refused_by_their_number(h5ad, refused_files, counts, unknown):
-    h5ad("bad", counts, donors=("A", "B", "C", unknown))
-    refused_files("input/bad.h5ad: the donor of 50 cells is not known", files=["input/*"])
+@pytest.mark.parametrize("donor", [None, np.nan, "", "NA", " ", "Unknown", "unassigned", "Negative", "-"])
+def test_cells_whose_donor_is_missing_or_not_known_are_refused_by_their_number(h5ad, refused_files, counts, donor):
+    h5ad("bad", counts, donors=None, donor_id=pd.Categorical(["A", donor] * 100))
+    said = refused_files("input/bad.h5ad: ", "100 cells", files=["input/*"])
+    assert "the donor of" in said or "obs column 'donor_id' is empty" in said
 
 
 @pytest.mark.parametrize("other", ["PT_1", "pt 01", "Pt-1"])
@@ -212,9 +201,6 @@ def test_genes_that_cannot_be_used(h5ad, refused_files, counts, genes, part):
     refused_files("input/bad.h5ad", part)
 
 
-# ---------------------------------------------------------------- 10x output
-
-
 def test_a_10x_file_without_types_of_features_is_not_called_damaged(tenx, refused_files, counts):
     with h5py.File(tenx("bad", counts), "r+") as h5:
         del h5["matrix/features/feature_type"]
@@ -231,22 +217,16 @@ PARTS = ["matrix.mtx", "barcodes.tsv", "features.tsv"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_10x_folder_that_lacks_a_file_or_has_an_empty_one(folder, refused_files, part):
+def test_a_10x_folder_with_a_part_missing_empty_packed_or_unpacked_unlike_its_name(folder, refused_files, part):
+    content = (folder / part).read_bytes()
+    (folder / part).write_bytes(gzip.compress(content))
+    assert "damaged" not in refused_files(f"input/bad/{part} cannot be read", "let its name end in .gz")
     (folder / part).write_bytes(b"")
     refused_files(f"input/bad/{part} is an empty file (0 bytes)")
     (folder / part).unlink()
     refused_files("input/bad ")
-
-
-@pytest.mark.parametrize("part", PARTS[1:])
-def test_names_in_another_encoding_or_number(folder, refused_files, part):
-    content = (folder / part).read_bytes()
-    (folder / part).write_bytes("é".encode("latin-1") + content)
-    refused_files(f"input/bad/{part} cannot be read", "it is not UTF-8 text")
-    (folder / part).rename(folder / f"{part}.gz")
+    (folder / f"{part}.gz").write_bytes(content)
     assert "damaged" not in refused_files(f"input/bad/{part}.gz cannot be read", "take the .gz off its name")
-    (folder / part).write_bytes(b"a header\n" + content)
-    refused_files(f"input/bad/{part} has", "for the", "without a header (the first line is 'a header')")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -255,14 +235,17 @@ def test_a_packed_file_under_the_name_of_one_that_is_not_is_no_damage(folder, re
     assert "damaged" not in refused_files(f"input/bad/{part} cannot be read", "let its name end in .gz")
 
 
-@pytest.mark.parametrize("old, new", [
-    ("%%MatrixMarket", "%%Matrix"), ("30 200 ", "200 30 "), ("\n1 1 2\n", "\n31 1 2\n"), ("\n1 1 2\n", "\n"),
+@pytest.mark.parametrize("part, old, new, said", [
+    *((part, b"", "é".encode("latin-1"), "it is not UTF-8 text") for part in PARTS[1:]),
+    *((part, b"", b"a header\n", "without a header (the first line is 'a header')") for part in PARTS[1:]),
+    ("matrix.mtx", b"%%MatrixMarket", b"%%Matrix", ""), ("matrix.mtx", b"30 200 ", b"200 30 ", ""),
+    ("matrix.mtx", b"\n1 1 2\n", b"\n31 1 2\n", ""), ("matrix.mtx", b"\n1 1 2\n", b"\n", ""),
 ])  # fmt: skip
-def test_a_text_matrix_with_a_mistake(folder, refused_files, old, new):
-    content = (folder / "matrix.mtx").read_text()
+def test_a_10x_folder_with_a_mistake_in_a_part(folder, refused_files, part, old, new, said):
+    content = (folder / part).read_bytes()
     assert old in content
-    (folder / "matrix.mtx").write_text(content.replace(old, new, 1))
-    refused_files("input/bad")
+    (folder / part).write_bytes(content.replace(old, new, 1))
+    refused_files("input/bad", said)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -281,7 +264,7 @@ def test_any_small_damage_to_text_ends_in_a_pool_or_in_a_sentence(folder, part, 
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(["v2", "v3", "h5ad"]), at=st.floats(0, 0.999))
+@given(kind=st.sampled_from(["h5", "h5ad"]), at=st.floats(0, 0.999))
 def test_any_truncation_of_a_binary_file_ends_in_a_sentence(tenx, h5ad, counts, kind, at):
     path = h5ad("bad", counts) if kind == "h5ad" else tenx("bad", counts, kind)
     path.write_bytes(path.read_bytes()[: int(at * path.stat().st_size)])

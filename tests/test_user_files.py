@@ -4,7 +4,6 @@ import tracemalloc
 
 import anndata
 import cellxgene_census
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,10 +30,7 @@ def read(study):
         return cellxgene_census.get_anndata(collection, HUMAN), census.sources(collection)
 
 
-# ---------------------------------------------------------------- formats
-
-
-@pytest.mark.parametrize("layout", ["v2", "v3", "mtx", "mtx.gz"])
+@pytest.mark.parametrize("layout", ["h5", "mtx", "mtx.gz"])
 def test_10x_output_is_read_as_scanpy_reads_it(tenx, counts, layout, monkeypatch):
     import scanpy
 
@@ -64,21 +60,23 @@ def test_a_matrix_of_a_prefixed_geo_deposit_is_found_where_it_is_the_only_one(te
         everything(folder)
 
 
-def test_antibodies_are_left_out_of_counts_and_totals_and_that_is_said(tenx, study_file, counts):
-    types = np.resize(["Gene Expression", "Gene Expression", "Antibody Capture"], 30)
-    for layout in ("v3", "mtx"):
-        path = tenx(layout, counts, layout, types=list(types))
+def test_antibodies_and_peaks_are_left_out_of_counts_and_totals_and_that_is_said(tenx, h5ad, study_file, counts):
+    genes = np.resize([True, True, False], 30)
+    types = np.where(genes, "Gene Expression", "Antibody Capture").tolist()
+    paths = {layout: tenx(layout, counts, layout, types=types) for layout in ("h5", "mtx")}
+    paths["h5ad"] = h5ad("a", counts, var={"feature_types": np.where(genes, "GEX", "ATAC")})  # not as 10x calls them
+    for layout, path in paths.items():
         adata, report = read(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
-        assert np.array_equal(adata.X.toarray(), counts[:, types == "Gene Expression"])
-        assert adata.obs["raw_sum"].tolist() == counts[:, types == "Gene Expression"].sum(axis=1).tolist()
-        assert report["left_out"].tolist() == ["10 Antibody Capture"]
+        assert np.array_equal(adata.X.toarray(), counts[:, genes])
+        assert adata.obs["raw_sum"].tolist() == counts[:, genes].sum(axis=1).tolist()
+        assert report["left_out"].tolist() == ["10 ATAC" if layout == "h5ad" else "10 Antibody Capture"]
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(project, layout, monkeypatch):
     rng = np.random.default_rng(0)
-    matrix = sparse.random(3000, 3000, 0.1, "csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size))
-    matrix[1000:1100] *= 0
+    matrix = sparse.random(2000, 2000, 0.1, "csr", random_state=rng, data_rvs=lambda size: rng.integers(1, 9, size))
+    matrix[500:600] *= 0
     matrix.eliminate_zeros()
     stored = {"csr": matrix, "csc": matrix.tocsc(), "dense": matrix.toarray().astype(np.float32)}[layout]
     anndata.AnnData(stored).write_h5ad(project / "big.h5ad")
@@ -92,19 +90,9 @@ def test_every_layout_of_h5ad_gives_the_same_blocks_in_memory_bounded_by_one(pro
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         starts, blocks = zip(*file.blocks(), strict=True)
-    assert total == matrix.sum() and peak < size / 3, f"{peak / 2**20:.1f} MiB of {size / 2**20:.1f} MiB"
+    assert total == matrix.sum() and peak < 0.75 * size, f"{peak / 2**20:.1f} MiB of {size / 2**20:.1f} MiB"
     assert (sparse.vstack(blocks) != matrix).nnz == 0
     assert list(starts) == np.cumsum([0, *(block.shape[0] for block in blocks)])[:-1].tolist()
-
-
-def test_peaks_are_left_out_also_where_genes_are_not_called_as_by_10x(h5ad, counts):
-    h5ad("a", counts, var={"feature_types": ["GEX"] * 25 + ["ATAC"] * 5})
-    report = user_files.survey(Census(h5ad=["input/*"])).report
-    assert report["left_out"].tolist() == ["5 ATAC"]
-    assert report["median_counts"].tolist() == [np.median(counts[:, :25].sum(axis=1))]
-
-
-# ---------------------------------------------------------------- genes
 
 
 @pytest.mark.parametrize("files, keys", [
@@ -147,9 +135,6 @@ def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
     assert np.array_equal(adata.X.toarray()[:, :3], summed)
 
 
-# ---------------------------------------------------------------- samples
-
-
 def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(tenx, h5ad, project, study_file, counts):
     """Its labels go before those of a file; empty rows and columns, as spreadsheets write them, are no samples."""
     for number, name in enumerate(("s1", "s2")):
@@ -186,34 +171,6 @@ def test_sample_sheets_of_any_spreadsheet_name_the_same_people(tenx, project, co
     assert [obs["donor_id"].iloc[0] for obs in pool.obs] == ["1", "2", "Li, J;\tx"]
 
 
-# ---------------------------------------------------------------- files as people have them
-
-
-def in_the_layout_of_anndata_07(path, donors):
-    """An .h5ad file whose donors are codes, with their categories beside the columns of obs; -1 is a missing one."""
-    with h5py.File(path, "r+") as h5:
-        obs, names = h5["obs"], sorted(set(donors) - {None})
-        for key in {"donor_id", "__categories"} & set(obs):
-            del obs[key]
-        obs.create_dataset("__categories/donor_id", data=names, dtype=h5py.string_dtype())
-        obs["donor_id"] = np.array([names.index(donor) if donor else -1 for donor in donors], np.int8)
-        obs["donor_id"].attrs["categories"] = obs["__categories/donor_id"].ref
-        for group in (obs, h5["var"]):
-            group.attrs["encoding-version"] = "0.1.0"
-
-
-def test_categories_of_anndata_07_are_labels_and_not_codes(h5ad, counts):
-    for name in "PQ":
-        path = h5ad(name, counts + (name == "Q"))
-        in_the_layout_of_anndata_07(path, np.resize([f"{name}{donor}" for donor in range(8)], 200))
-    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
-    assert {*pool.obs[0]["donor_id"]} == {f"P{donor}" for donor in range(8)}
-    assert {*pool.obs[1]["donor_id"]} == {f"Q{donor}" for donor in range(8)}
-    in_the_layout_of_anndata_07(path, ["Q1"] * 190 + [None] * 10)
-    with pytest.raises(InputError, match=r"Q\.h5ad: obs column 'donor_id' is empty for 10 cells"):
-        user_files.survey(Census(h5ad=["input/*.h5ad"]))
-
-
 @pytest.mark.parametrize("column", ["family", "sex"])  # the second is one that a Census has, if a file has it
 def test_donors_of_one_label_of_a_users_column_are_never_in_two_splits(h5ad, project, counts, column):
     families = np.resize([f"F{donor // 2}" for donor in range(8)], 200)
@@ -237,35 +194,21 @@ def test_one_donor_is_one_however_its_number_was_stored(h5ad, tenx, project, cou
     assert {donor for obs in pool.obs for donor in obs["donor_id"]} == set("12345678")
 
 
-def test_counts_are_found_in_raw_or_a_layer_and_that_is_said(h5ad, counts):
-    for name, attribute in (("a", "raw/X"), ("b", "layers/counts"), ("c", "X")):
-        path = h5ad(name, counts + (name == "b") + 2 * (name == "c"))
-        adata = anndata.read_h5ad(path)
-        if attribute == "raw/X":
-            whole, adata = adata, adata[:, :20].copy()
-            adata.raw = whole
-        if attribute == "layers/counts":
-            adata.layers["counts"] = adata.X.copy()
-        if attribute != "X":
-            adata.X = np.log1p(adata.X.toarray() / 3)
-        adata.write_h5ad(path)
-    pool = user_files.survey(Census(h5ad=["input/*.h5ad"]))
-    assert pool.report["counts_in"].tolist() == ["raw/X", "layers/counts", "X"]
-    assert pool.report["genes"].tolist() == [30, 30, 30]
-    totals = [np.median(counts.sum(axis=1)) + extra for extra in (0, 30, 60)]
-    assert pool.report["median_counts"].tolist() == totals
-
-
-@pytest.mark.parametrize("layer", ["Counts", "raw_counts", "umi", "UMI_counts"])
+@pytest.mark.parametrize("where", ["raw/X", *(f"layers/{name}" for name in ("counts", "Counts", "umi", "UMI_counts"))])
 @pytest.mark.parametrize("change", [np.log1p, lambda x: (x > 0).astype(np.float32)])
-def test_a_layer_of_counts_goes_before_an_x_that_was_logged_or_made_binary(h5ad, counts, layer, change):
+def test_counts_in_raw_or_a_layer_go_before_an_x_that_was_logged_or_made_binary(h5ad, counts, where, change):
     path = h5ad("a", counts)
-    adata = anndata.read_h5ad(path)
-    adata.layers[layer], adata.X = adata.X.copy(), change(adata.X.toarray())
-    adata.layers["spliced"] = adata.layers[layer] * 2
+    adata = whole = anndata.read_h5ad(path)
+    if where == "raw/X":
+        adata = whole[:, :20].copy()
+        adata.raw = whole
+    else:
+        adata.layers[where.removeprefix("layers/")] = adata.X.copy()
+        adata.layers["spliced"] = adata.X * 2
+    adata.X = change(adata.X.toarray())
     adata.write_h5ad(path)
     report = user_files.survey(Census(h5ad=["input/*"])).report
-    assert report["counts_in"].tolist() == [f"layers/{layer}"]
+    assert report["counts_in"].tolist() == [where] and report["genes"].tolist() == [30]
     assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1))]
 
 
@@ -277,7 +220,7 @@ def test_genes_are_found_under_the_column_names_of_r(h5ad, counts):
     assert pool.var["feature_id"].tolist() == ids and pool.var["feature_name"].tolist() == symbols
 
 
-@pytest.mark.parametrize("layout", ["v3", "mtx"])
+@pytest.mark.parametrize("layout", ["h5", "mtx"])
 def test_identifiers_of_a_pipeline_do_not_go_before_symbols(tenx, counts, layout):
     symbols = [f"GENE{gene}" for gene in range(30)]
     tenx("a", counts, layout, ids=[f"unknown_{gene:05}" for gene in range(30)], symbols=symbols)
@@ -333,9 +276,6 @@ def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")
 
 
-# ---------------------------------------------------------------- copies
-
-
 WIDE = np.random.default_rng(5).poisson(1.5, (60, 200)).astype(np.float32)
 """Cells that show about 155 genes."""
 
@@ -374,9 +314,6 @@ def test_equal_barcodes_or_equal_poor_cells_or_what_is_no_primary_data_are_no_co
     assert surveyed(*marked).report["primary_cells"].tolist() == [60, 0]
 
 
-# ---------------------------------------------------------------- the command, and the real files
-
-
 def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, counts, project, capsys):
     files, split = {"h5ad": ["input/bad.h5ad"]}, {"validation": 0.25, "test": 0.25}
     h5ad("bad", counts - 1)
@@ -409,9 +346,3 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     assert "all asks for 31 genes" in capsys.readouterr().err and not (project / "data").exists()
     study_file("simulated")
     assert command.main(["check", "simulated"]) == 0 and not (project / "data").exists()
-
-
-def test_real_files_hold_no_copies_and_share_their_known_genes(real_data):
-    pool = surveyed(*sorted(real_data.glob("*.h5ad")))
-    assert pool.report["cells"].sum() == 19_003 and len(pool.var) == 8047
-    assert pool.report.set_index("file").filter(like="pbmc3k", axis=0)["median_counts"].tolist() == [2197]
