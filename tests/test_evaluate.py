@@ -1,8 +1,5 @@
 """A finished run read back: the same losses, gene by gene and in bits."""
 
-import subprocess
-import sys
-
 import conftest
 import numpy as np
 import pandas as pd
@@ -73,14 +70,12 @@ def test_rules_that_leave_out_less_cost_less_on_the_exact_posterior(examined):
     assert bits["run"]["predicted counts"] > exact["exact mixture, these counts"]
 
 
-def test_an_examination_is_made_once_and_read_without_torch(done, examined, monkeypatch):
+def test_an_examination_is_made_once(done, examined, monkeypatch):
     study, table = done
     monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
     pd.testing.assert_frame_equal(evaluate.examine(study, table).genes, examined.genes)
     none = evaluate.examine(study, table.assign(status="diverged"))
     assert "No run of counts" in none.sentence and none.genes is None
-    code = "import sys; from lib.train import evaluate; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_mean_on_the_log_scale_is_that_of_the_whole_sum(monkeypatch):

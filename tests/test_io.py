@@ -3,6 +3,7 @@
 import ast
 import json
 import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -35,40 +36,28 @@ def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {".partial-12-panel.npz", "panel.h5ad"}
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A project in a folder of a git repository, with one file of each kind committed."""
-
-    def git(*words):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
-
+def test_code_studies_and_sources_of_notebooks_are_modified_and_outputs_and_prose_are_not(tmp_path, monkeypatch):
     project = tmp_path / "project"
     for name in ("lib/io.py", "params/demo.yaml", "Snakefile", "README.md"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("as committed")
+    path = project / "notebooks" / "01 data.ipynb"
     cell = {"cell_type": "code", "source": ["print(1)"], "outputs": [], "execution_count": None}
-    io.write_json(project / "notebooks" / "01 data.ipynb", {"cells": [cell]})
+    io.write_json(path, {"cells": [cell]})
     monkeypatch.setattr(io, "CODE", project)
     assert io.code_version() == "unknown"
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    return project
-
-
-def test_code_studies_and_sources_of_notebooks_are_modified_and_outputs_and_prose_are_not(repository):
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
     assert len(io.code_version()) == 12
-    path = repository / "notebooks" / "01 data.ipynb"
-    cell = io.read_json(path)["cells"][0]
     io.write_json(path, {"cells": [cell | {"outputs": [{"text": "1"}], "execution_count": 1}]})
-    (repository / "README.md").write_text("changed")
+    (project / "README.md").write_text("changed")
     assert not io.code_version().endswith("-modified")
     changes = {"lib/new.py": "", "params/demo.yaml": "", "Snakefile": ""}
     for name, text in (changes | {path: json.dumps({"cells": [cell | {"source": ["print(2)"]}]})}).items():
-        before = (repository / name).read_text() if (repository / name).exists() else None
-        (repository / name).write_text(text)
+        before = (project / name).read_text() if (project / name).exists() else None
+        (project / name).write_text(text)
         assert io.code_version().endswith("-modified"), name
-        (repository / name).unlink() if before is None else (repository / name).write_text(before)
+        (project / name).unlink() if before is None else (project / name).write_text(before)
         assert not io.code_version().endswith("-modified"), name
 
 
@@ -91,6 +80,19 @@ def test_a_saved_notebook_has_one_line_that_says_how_a_run_ended():
         shown = [output for output in cell.outputs if output.output_type != "error"]
         assert {output.output_type for output in shown} == {"display_data"}
         assert [output.data["text/plain"] for output in shown] == [line]
+
+
+STARTS = """
+import sys, lib.run.cli
+print({"torch", "scanpy", "pandas", "matplotlib", "snakemake", "anndata", "papermill", "IPython"} & set(sys.modules))
+import lib.figures, lib.train.evaluate
+print({"torch", "scanpy", "anndata"} & set(sys.modules))
+"""
+
+
+def test_commands_and_the_notebooks_that_only_read_start_without_what_is_slow_to_import():
+    done = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, cwd=io.CODE)
+    assert done.stdout == "set()\nset()\n", done.stdout + done.stderr
 
 
 ORDER = ["io", "model", "study", "data", "train", "fit", "figures", "run"]

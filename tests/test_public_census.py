@@ -190,9 +190,6 @@ def counts_of(request):
     return "X/raw/__fragments" in request and "__fragment_metadata" not in request
 
 
-# ---------------------------------------------------------------- which cells
-
-
 def test_the_public_default_takes_each_normal_primary_cell_of_tissue_counted_in_molecules(local, release):
     adata = built(local(sample={"each": 120}))
     usable = labels().query(USABLE)
@@ -232,9 +229,6 @@ def test_a_filter_that_would_find_nothing_in_silence_is_refused(local, source, s
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------- the sample
-
-
 def frame(sizes, donors):
     """Cells of data sets of those sizes, each donor's cells side by side."""
     dataset = np.repeat(np.arange(len(sizes)), sizes)
@@ -263,9 +257,6 @@ def test_the_sample_is_whole_blocks_of_neighbours_that_another_seed_changes():
     assert len(np.unique(cells["soma_joinid"].iloc[drawn] // 96)) == 20
     assert np.array_equal(drawn, split.sample(cells, asked, 0))
     assert not np.array_equal(drawn, split.sample(cells, asked, 1))
-
-
-# ---------------------------------------------------------------- the server, well and unwell
 
 
 def test_a_panel_from_s3_is_that_of_the_same_census_in_a_folder(mirror, local, proxy):
