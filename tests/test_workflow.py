@@ -1,6 +1,8 @@
-"""A study as a graph of notebooks: what reruns after a change, what survives, what `run` and `status` say.
+"""A study as a graph of notebooks: what reruns, what `run` and `status` say, and what survives what goes wrong on one
+machine: processes killed, the disk full, folders read-only.
 
-The command line and Snakemake are the real ones; a script stands in for papermill, and writes small results.
+The command line and Snakemake are the real ones; a script stands in for papermill, and writes small results. That a
+killed training ends with the same weights is tested in test_train.
 """
 
 import json
@@ -11,7 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 import yaml
 from conftest import wait
@@ -148,9 +152,13 @@ DATA = {"01_data rich", "01_data limited"}
 END = {"04_fit", "05_figures"}
 
 
-def test_a_finished_study_is_found_done_where_it_was_moved_and_after_code_was_renamed(project):
+def test_a_finished_study_is_found_done_where_it_was_moved_after_code_was_renamed_and_notebooks_were_run(project):
     for path in [*project.glob("lib/*.py"), *project.glob("notebooks/*")]:
         path.touch()
+    notebook = project / "notebooks" / "05_figures.ipynb"
+    content = json.loads(notebook.read_text())
+    content["cells"][0]["outputs"] = [{"output_type": "stream", "text": "seen in JupyterLab"}]
+    notebook.write_text(json.dumps(content))
     with (project / "lib" / "io.py").open("a") as module:
         module.write("renamed = None\n")
     snakefile = project / "Snakefile"
@@ -199,9 +207,6 @@ def test_a_changed_key_of_a_study_or_regime_reruns_only_what_depends_on_it(genes
 def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends_on_it(project):
     notebook = project / "notebooks" / "05_figures.ipynb"
     content = json.loads(notebook.read_text())
-    content["cells"][0]["outputs"] = [{"output_type": "stream", "text": "seen in JupyterLab"}]
-    notebook.write_text(json.dumps(content))
-    assert planned(project) == set()
     content["cells"][0]["source"] += "\n1 + 1"
     notebook.write_text(json.dumps(content))
     assert planned(project) == {"05_figures"}
@@ -209,17 +214,13 @@ def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends
         module.write("FIT_NUMERICS += 1\n")
     assert planned(project) == END
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs" / "XXS" / "seed-8")
-    assert planned(project) == {"03_train rich XXS"} | END
     (project / "data" / "tiny" / "limited" / "panel.h5ad").unlink()
     assert planned(project) == {"03_train rich XXS", "01_data limited"} | LIMITED | END
-    write_study(project, sizes=["XXS", "TINY", "XS"], split={"seed": 5})
-    assert planned(project) == DATA | TRAIN | NEW_SIZE | END
 
 
 def test_runs_that_are_given_are_fitted_and_drawn_also_where_data_is_a_link_to_another_disk(project, tmp_path):
     (project / "params" / "given.yaml").write_text("runs: {table: given.csv}\nseeds: []\n")
     (project / "given.csv").touch()
-    assert planned(project, "given") == END
     assert "given: 0 of 2 notebooks done" in call(project, "lib", "status", "given").stdout
     os.utime(project / "given.csv", (time.time() + 9 * 3600,) * 2)  # of a colleague some time zones ahead
     assert call(project, "snakemake", "--cores", "2", "--config", "study=given").returncode == 0
@@ -233,15 +234,14 @@ def test_runs_that_are_given_are_fitted_and_drawn_also_where_data_is_a_link_to_a
 
 
 def test_finished_runs_survive_a_new_seed_and_a_failed_notebook_which_is_shown_with_its_error(project):
-    results = {path: path.read_bytes() for path in (project / "data").rglob("result.json")}
-    assert len(results) == 8
+    kept = results(project)
+    assert len(kept) == 8
     write_study(project, seeds=[7, 8, 9])
     content = (project / "notebooks" / "03_train.ipynb").read_text()
     assert call(project, "lib", "run", "tiny", environment={"FAIL": "03_trainrich"}).returncode == 1
     assert (project / "notebooks" / "03_train.ipynb").read_text() == content
     assert call(project, "lib", "run", "tiny").returncode == 0
-    assert {path: path.read_bytes() for path in results} == results
-    assert len(list((project / "data").rglob("result.json"))) == 12 and planned(project) == set()
+    assert kept.items() <= results(project).items() and len(results(project)) == 12 and planned(project) == set()
     shutil.rmtree(project / "data")
     run = call(project, "lib", "run", "tiny", environment={"FAIL": "01_datarich"})
     why = "FAILED data/tiny/notebooks/01_data/rich.ipynb, cell [3]:\n    InputError: no such cells.\n"
@@ -269,23 +269,15 @@ def test_bad_input_is_one_sentence_before_any_work(project):
     assert refused.returncode == 2 and refused.stdout.startswith("HOME is /of/nobody, which cannot be written")
 
 
-def test_one_of_two_runs_of_a_study_is_refused(project):
-    shutil.rmtree(project / "data")
-    both = [call(project, "lib", "run", "tiny", wait=False) for _ in range(2)]
-    said = {run.communicate(timeout=240)[0]: run.returncode for run in both}
-    assert sorted(said.values()) == [0, 2], said
-    assert next(text for text, code in said.items() if code).startswith("study tiny is already being run")
-    written = (project / "written").read_text().split()
-    assert {written.count(name) for name in written} == {2}  # once by the finished run that was copied
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_stopped_run_leaves_no_process_and_is_continued(project, number):
+def test_a_study_is_run_once_at_a_time_and_a_stopped_run_leaves_no_process_and_is_continued(project, number):
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
     (project / "hold").touch()
     run = call(project, "lib", "run", "tiny", wait=False)
     wait(lambda: len(working(project)) == 2 and len(list((project / "data/tiny/rich").rglob("result.json"))) == 2)
     assert standing(project, "running") == {"03_train rich XXS", "03_train rich TINY"}
+    second = call(project, "lib", "run", "tiny")
+    assert second.returncode == 2 and second.stdout.startswith("study tiny is already being run"), second.stdout
     run.send_signal(number)
     said, _ = run.communicate(timeout=240)
     assert run.returncode == (-9 if number == signal.SIGKILL else 130) and "Traceback" not in said, said
@@ -296,13 +288,6 @@ def test_a_stopped_run_leaves_no_process_and_is_continued(project, number):
     assert planned(project) == set()
     written = (project / "written").read_text().split()
     assert max(written.count(name) for name in written if "rich/runs" in name) == 2  # once before, and once after
-
-
-def test_the_command_line_loads_neither_training_nor_tables_nor_plots():
-    heavy = "{'torch', 'scanpy', 'pandas', 'matplotlib', 'snakemake', 'anndata', 'papermill', 'IPython'}"
-    program = f"import sys, lib.run.cli; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
-    assert done.stdout == "[]\n", done.stderr
 
 
 def working(project):
@@ -316,3 +301,106 @@ def working(project):
         return True
 
     return [path for path in project.rglob("pid-*") if alive(int(path.name.removeprefix("pid-")))]
+
+
+DIES = {
+    "cells": [{"cell_type": "code", "source": "import os; os.kill(os.getpid(), 9)", "metadata": {}, "outputs": [],
+               "execution_count": None}],
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    "nbformat": 4, "nbformat_minor": 4,
+}  # fmt: skip
+"""A notebook whose kernel is killed, as by a machine without memory."""
+
+
+def process(run, *words):
+    """The one descendant of a run whose command line holds all words."""
+    children = [child for child in psutil.Process(run.pid).children(recursive=True) if child.name() != "bash"]
+    found = [child for child in children if all(word in " ".join(child.cmdline()) for word in words)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def results(project):
+    return {path: path.read_bytes() for path in (project / "data").rglob("result.json")}
+
+
+def test_a_killed_kernel_is_named_and_loses_nothing(project):
+    kept, notebook = results(project), project / "notebooks" / "03_train.ipynb"
+    content = notebook.read_text()
+    notebook.write_text(json.dumps(DIES))
+    (project / "papermill").rename(project / "replaced")  # so that it is the real one
+    run = call(project, "lib", "run", "tiny")
+    assert run.returncode == 1 and "Traceback" not in run.stdout, run.stdout
+    assert [run.stdout.count(f"{size}.ipynb: the kernel was killed") for size in ("XXS", "TINY")] == [2, 2]
+    (project / "replaced").rename(project / "papermill")
+    notebook.write_text(content)
+    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
+    assert len(kept) == 8 and results(project) == kept
+
+
+def test_a_killed_job_is_named_and_its_finished_seeds_stay(project):
+    shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
+    (project / "hold").touch()
+    run = call(project, "lib", "run", "tiny", wait=False)
+    wait(lambda: len(working(project)) == 2 and len(results(project)) == 6)
+    kept = results(project)
+    process(run, "lib.run.workflow", "size=XXS").kill()
+    (project / "hold").unlink()
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 1 and "Traceback" not in said and said.count("FAILED") == 1, said
+    assert "XXS.log: it was killed" in said, said
+    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
+    assert kept.items() <= results(project).items()
+
+
+def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(project):
+    with mounted(project / "data"):
+        (project / "hold").touch()
+        run = call(project, "lib", "run", "tiny", wait=False)
+        wait(lambda: len(working(project)) == 2)
+        filler = project / "data" / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as disk:
+            while True:
+                disk.write(bytes(2**12))
+        (project / "hold").unlink()
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 1 and "The disk that holds data/tiny/ is full." in said, said
+        refused = call(project, "lib", "run", "tiny")
+        assert refused.returncode == 2 and "No space left" in refused.stdout, refused.stdout
+        filler.unlink()
+        again = call(project, "lib", "run", "tiny")
+        assert again.returncode == 0 and planned(project) == set(), again.stdout
+
+
+def test_a_read_only_folder_is_refused_before_any_work(project):
+    for name in ("figures", "data"):
+        with mounted(project / name):
+            subprocess.run(["mount", "-o", "remount,ro", project / name], check=True)
+            run = call(project, "lib", "run", "tiny")
+        assert run.returncode == 2 and run.stdout.count("\n") == 1 and "cannot be written" in run.stdout, run.stdout
+    assert planned(project) == set()
+
+
+def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):
+    shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
+    (project / "hold").touch()
+    run = call(project, "lib", "run", "tiny", wait=False)
+    wait(lambda: len(working(project)) == 2)
+    process(run, "-m snakemake").kill()
+    said, _ = run.communicate(timeout=240)
+    wait(lambda: not working(project))
+    assert run.returncode == 1 and "FAILED" not in said, said
+    (project / "hold").unlink()
+    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
+
+
+@contextmanager
+def mounted(place, size="8m"):
+    """A small disk of its own at a place."""
+    place.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("FAULT NOT TESTED: no small disk can be mounted here, which takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
