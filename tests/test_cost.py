@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import recipe
 import scale
+import time_to_loss
 import torch
 import train as speed
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -91,6 +92,18 @@ def test_the_default_recipe_is_that_of_the_committed_sweep_and_costs_little_wher
         assert batch(Masking().genes(genes)) == cells
     cost = sizes.cost_of_rule(swept)
     assert {8, 64} <= set(cost[cost["held_out"]]["width"]) and cost["cost"].max() < 0.06
+
+
+def test_the_benchmark_of_time_to_loss_stops_both_clocks_at_the_same_loss(tmp_path, monkeypatch, capsys):
+    curve = np.array([[1.0, 0.9], [2.0, 0.7], [4.0, 0.5]])
+    assert time_to_loss.seconds_to(0.6, curve) == pytest.approx(2 * 2**0.5)
+    assert time_to_loss.seconds_to(0.4, curve) == np.inf
+    census = recipe.simulated(cells=6000, genes=60, transcriptome=60, states=4, donors=30)
+    monkeypatch.setattr(recipe, "HELD", {"validation": 0.1, "test": 0.1, "cells": 300})
+    data = time_to_loss.arrays(tmp_path, census, genes=24, cells=3000)
+    ratios = time_to_loss.main(("TINY",), data=data, rates=(1e-2,), doublings=3, shortest=50)
+    assert list(ratios) == [("TINY", 0.5), ("TINY", 0.75)] and min(ratios.values()) > 0
+    assert capsys.readouterr().out.count("x\n") == 2
 
 
 SMALL = gpu.REHEARSAL | {
