@@ -127,7 +127,7 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
         width, height = figure.get_size_inches() * 25.4
         assert round(width, 6) in (85, 175) and height <= 120 + 1e-6, name
         assert 8 < len(figure.caption.split()) <= 40 and not re.search(r"[<{\[]\w+", figure.caption), name
-    assert "56 runs of 11 sizes in 2 regimes" in drawn["loss"].caption
+    assert "68 runs of 12 sizes in 2 regimes" in drawn["loss"].caption
     assert "2 runs without a final loss" in drawn["loss"].caption
 
 
