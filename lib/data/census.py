@@ -311,7 +311,6 @@ def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, st
 
 def _lay_out(path, genes):
     """Create the collections and the empty matrices."""
-
     # A tile is as wide as the gene table, so that the rows of a CSR matrix are already in the order of the array.
     squeeze = {"filters": ["ByteShuffleFilter", {"_type": "ZstdFilter", "level": 1}]}
     tiles = {"soma_dim_0": {"tile": 2048, **squeeze}, "soma_dim_1": {"tile": genes, **squeeze}}
@@ -346,7 +345,6 @@ def _write_counts(uri, chunks, genes):
 
 def _append(uri, start, rows):
     """Write the rows of a csr_matrix after the `start` rows that a SOMA matrix already has."""
-
     with soma.open(uri, "w") as array:
         array.resize((start + rows.shape[0], rows.shape[1]))
     number = np.repeat(np.arange(start, start + rows.shape[0]), np.diff(rows.indptr))
@@ -356,7 +354,6 @@ def _append(uri, start, rows):
 
 def _fill(uri, columns, **options):
     """Write to a SOMA array that exists. The handle that made or resized it would lose categories, and cells."""
-
     with soma.open(uri, "w") as array:
         array.write(pa.table(columns), **options)
 
