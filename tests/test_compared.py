@@ -139,6 +139,8 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
     assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
     assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
+    diverged = (runs["size"] == "d64") & (runs["cells_train"] == 20000) & runs["thin"].isna()
+    assert "d32, explains 28" in conditions.bought(runs[~diverged]).sentence
     assert (conditions.depth(runs).levels["depth"] == [0.25, 1]).all()
     axis, _ = conditions.data_axis(runs)
     assert axis["thin"].isna().all() and axis["cells_train"].nunique() == 3

@@ -241,10 +241,10 @@ def bought(table: pd.DataFrame) -> Bought:
     compared with its own first half.
     """
     rows = _like_the_largest(table)
-    top, large = rows[[*TWICE]].max(), rows[rows["parameters"] >= rows["parameters"].median()]
-    largest = rows[(rows[[*TWICE]] == top).all(axis=1)]
-    if largest.empty:
+    if rows.empty:
         return Bought()
+    top, large = rows[[*TWICE]].iloc[-1], rows[rows["parameters"] >= rows["parameters"].median()]
+    largest = rows[(rows[[*TWICE]] == top).all(axis=1)]
     groups = large.groupby([*TWICE])[["explained", "second_half"]]
     free = len(large) - groups.ngroups
     spread = np.sqrt(((large[["explained", "second_half"]] - groups.transform("mean")) ** 2).sum() / (free or np.nan))
@@ -267,7 +267,7 @@ def bought(table: pd.DataFrame) -> Bought:
 
 
 def _like_the_largest(table):
-    """Usable runs of the regimes that differ from that of most counts, cells and parameters in nothing else."""
+    """Usable runs of the regimes that differ from that of most counts and cells in nothing else, the largest last."""
     if table["protocol"].iloc[0] == "published":  # its regimes go from one protocol to another
         table = table[table["regime"] == table["regime"].iloc[-1]]
     rows = usable(table[table["donors"].isna()], METRIC)
@@ -276,10 +276,9 @@ def _like_the_largest(table):
         depth=rows["thin"].astype(float).fillna(1), cells_train=rows["cells_train"].astype(float).fillna(1),
         explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),
         second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
-    ).dropna(subset="explained")  # fmt: skip
-    same = ["genes", "cells_seen", "protocol", "split_seed"]
-    last = rows.sort_values([*TWICE][::-1], kind="stable")[same].fillna(-1)[-1:]
-    return rows[(rows[same].fillna(-1) == last.to_numpy()).all(axis=1)] if len(rows) else rows
+    ).dropna(subset="explained").sort_values([*TWICE][::-1], kind="stable")  # fmt: skip
+    same = rows[["genes", "cells_seen", "protocol", "split_seed"]].fillna(-1)
+    return rows[(same == same[-1:].to_numpy()).all(axis=1)] if len(rows) else rows
 
 
 def _shares(largest):
@@ -291,8 +290,9 @@ def _shares(largest):
         "the exact floor": 1 - means["bayes_mse"] / unit,
     }
     known = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
-    size = largest["size"].iloc[0]
-    return f"Of the gene mean's squared error the largest size, {size}, explains {means['explained']:.1%}{known}."
+    regime, size = largest[["regime", "size"]].iloc[0]
+    ours = f"the largest size, {size}, explains {means['explained']:.1%}"
+    return f"Of the gene mean's squared error in {regime}, {ours}{known}."
 
 
 # ---------------------------------------------------------------- protocols
