@@ -277,7 +277,7 @@ def _like_the_largest(table):
         explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),
         second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
     ).dropna(subset="explained").sort_values([*TWICE][::-1], kind="stable")  # fmt: skip
-    same = rows[["genes", "cells_seen", "protocol", "split_seed"]].fillna(-1)
+    same = rows[["genes", "cells_seen", "protocol", "split_seed"]].astype(str)
     return rows[(same == same[-1:].to_numpy()).all(axis=1)] if len(rows) else rows
 
 
