@@ -109,7 +109,7 @@ def laws(table: pd.DataFrame) -> Table:
     """The headline law of every regime, beside what needs no training; `table` is of `lib.fit.summary.laws_table`."""
     columns = {
         "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c", "limit": "limit of the floor",
-        "exact_floor": "exact floor", "baseline": "best baseline", "largest": "largest size", "status": "status",
+        "exact_floor": "exact floor", "baseline": "best baseline", "largest": "loss of the largest", "status": "status",
     }  # fmt: skip
     caption = (
         "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with profile-likelihood intervals in "
@@ -117,6 +117,17 @@ def laws(table: pd.DataFrame) -> Table:
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)
+
+
+def bought(steps: pd.DataFrame | None) -> Table | Note:
+    """What twice as much of one thing buys; `steps` are those of `lib.fit.conditions.Bought`."""
+    columns = {"twice_the": "twice the", "smaller": "from", "larger": "to", "points": "points per doubling",
+               "baseline": "best baseline's"}  # fmt: skip
+    caption = (
+        "What twice as much of one thing adds to this share at the largest run, in percentage points: the last step "
+        "that was measured, all else at its largest, with its interval over seeds."
+    )
+    return plain(steps, columns, caption=caption)
 
 
 def runs(table: pd.DataFrame) -> Table:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
-from lib.fit.runs import BASELINES, UNITS, headline, levels, usable
+from lib.fit.runs import BASELINES, UNITS, headline, levels, sees_context, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -57,7 +57,7 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
     InputError: the regimes differ in more than the training cells.
     """
     rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float)).sort_values("parameters")
-    rows = rows[rows["thin"].astype(float).fillna(1) == 1]
+    rows = rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)]
     for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
         if rows[column].nunique(dropna=False) > 1:
             raise InputError(
@@ -230,40 +230,49 @@ class Bought:
     """
 
     sentence: str = "Without the gene mean's error nothing can be said of what more would buy."
-    steps: pd.DataFrame | None = None  # twice_the, smaller, larger; points (percentage points), with _low and _high
+    # twice_the, smaller, larger; points (percentage points), with _low and _high; baseline: those of the best baseline
+    steps: pd.DataFrame | None = None
 
 
 def bought(table: pd.DataFrame) -> Bought:
     """What the last doubling of each bought, in the regimes that are like the largest in all else.
 
     Intervals are at 95 %, over seeds on the same held-out cells. Their variance is pooled over the larger half of the
-    sizes, because small ones scatter more; with one seed of each there is none. The second half of a run's updates is
-    compared with its own first half.
+    sizes at the levels compared, because small ones scatter more; with one seed of each there is none. The second half
+    of a run's updates is compared with its own first half.
     """
     rows = _like_the_largest(table)
     if rows.empty:
         return Bought()
-    top, large = rows[[*TWICE]].iloc[-1], rows[rows["parameters"] >= rows["parameters"].median()]
-    largest = rows[(rows[[*TWICE]] == top).all(axis=1)]
-    groups = large.groupby([*TWICE])[["explained", "second_half"]]
-    free = len(large) - groups.ngroups
-    spread = np.sqrt(((large[["explained", "second_half"]] - groups.transform("mean")) ** 2).sum() / (free or np.nan))
-    reach, steps = spread * stats.t.ppf(0.975, free or 1), []
+    same = rows[[*TWICE]] == rows[[*TWICE]].iloc[-1]
+    largest, steps = rows[same.all(axis=1)], []
     for column, name in TWICE.items():
-        line = rows[(rows[[*TWICE]] == top).drop(columns=column).all(axis=1)].groupby(column)["explained"]
-        ends = line.agg(["mean", "size"]).tail(2)
+        sizes, beside = column == "parameters", same.drop(columns={column, "parameters"}).all(axis=1)
+        line = rows[beside & (sizes | same["parameters"])]
+        ends = line.groupby(column)[["explained", "untrained"]].agg(["mean", "size"]).tail(2)
         if len(ends) == 2:
-            error = reach["explained"] * np.sqrt((1 / ends["size"]).sum())
-            steps.append((name, *ends.index, ends["mean"].diff().iloc[-1], error))
+            compared = rows[beside & (sizes | rows[column].isin(ends.index))]
+            reach = _reach(compared, "explained") * np.sqrt((1 / ends["explained", "size"]).sum())
+            gain, baseline = (ends[of, "mean"].diff().iloc[-1] for of in ("explained", "untrained"))
+            steps.append((name, *ends.index, gain, reach, np.nan if sizes else baseline))
     if (second := largest["second_half"]).notna().all():
-        most = largest["updates"].max()
-        steps.append(("updates", most / 2, most, second.mean(), reach["second_half"] / np.sqrt(len(second))))
-    table = pd.DataFrame(steps, columns=["twice_the", "smaller", "larger", "points", "error"])
-    table[["points", "error"]] = table[["points", "error"]].mul(
-        100 / np.log2(table["larger"] / table["smaller"]), axis=0
-    )
-    ends = {"points_low": table["points"] - table["error"], "points_high": table["points"] + table["error"]}
-    return Bought(_shares(largest), table.drop(columns="error").assign(**ends))
+        most, beside = largest["updates"].max(), rows[same[["cells_train", "depth"]].all(axis=1)]
+        reach = _reach(beside, "second_half") / np.sqrt(len(largest))
+        steps.append(("updates", most / 2, most, second.mean(), reach, np.nan))
+    numbers = ["points", "reach", "baseline"]
+    table = pd.DataFrame(steps, columns=["twice_the", "smaller", "larger", *numbers])
+    table[numbers] = table[numbers].mul(100 / np.log2(table["larger"] / table["smaller"]), axis=0)
+    ends = {"points_low": table["points"] - table["reach"], "points_high": table["points"] + table["reach"]}
+    return Bought(_shares(largest), table.drop(columns="reach").assign(**ends))
+
+
+def _reach(rows, column):
+    """Half the 95 % interval of one run's `column`, from the scatter of seeds in the larger half of the sizes."""
+    large = rows[rows["parameters"] >= rows["parameters"].median()]
+    groups = large.groupby([*TWICE])[column]
+    free = len(large) - groups.ngroups
+    squares = ((large[column] - groups.transform("mean")) ** 2).sum()
+    return stats.t.ppf(0.975, free) * np.sqrt(squares / free) if free else np.nan
 
 
 def _like_the_largest(table):
@@ -275,6 +284,7 @@ def _like_the_largest(table):
     rows = rows.assign(
         depth=rows["thin"].astype(float).fillna(1), cells_train=rows["cells_train"].astype(float).fillna(1),
         explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),
+        untrained=1 - rows[["pca_mse", "gaussian_mse"]].astype(float).min(axis=1) / rows["gene_mean_mse"].astype(float),
         second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
     ).dropna(subset="explained").sort_values([*TWICE][::-1], kind="stable")  # fmt: skip
     same = rows[["genes", "cells_seen", "protocol", "split_seed"]].astype(str)
@@ -283,12 +293,9 @@ def _like_the_largest(table):
 
 def _shares(largest):
     """What the largest size explains, and what a baseline and the exact floor would."""
-    means = largest[["explained", *BASELINES]].astype(float).mean()
-    unit = means["gene_mean_mse"]
-    shares = {
-        "the best baseline": 1 - means[["pca_mse", "gaussian_mse"]].min() / unit,
-        "the exact floor": 1 - means["bayes_mse"] / unit,
-    }
+    means = largest[["explained", "untrained", *BASELINES]].astype(float).mean()
+    exact = 1 - means["bayes_mse"] / means["gene_mean_mse"]
+    shares = {"the best baseline": means["untrained"], "the exact floor": exact}
     known = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
     regime, size = largest[["regime", "size"]].iloc[0]
     ours = f"the largest size, {size}, explains {means['explained']:.1%}"

@@ -91,11 +91,13 @@ def answer(study: Study) -> str:
     laws = summary.laws_table(io.read_json(study.data / "laws.json"), runs.baselines(study))
     table = tables.laws(laws).printed.set_index("regime").rename_axis(index=None, columns="regime")
     more = conditions.bought(runs.read(study.data / "runs.csv"))
-    added = [] if more.steps is None else tables.plain(more.steps).printed[["twice the", "points"]].to_numpy()
+    said = [more.sentence]
+    if more.steps is not None:
+        steps = tables.bought(more.steps).printed[["twice the", "points per doubling"]].to_numpy()
+        said.append("Twice as much adds points to it: " + ", ".join(f"{what} {points}" for what, points in steps))
     return "\n".join([
         f"{table.to_string()}\nIn brackets {study.fit.level:.0%} intervals; – where the runs determine no number.",
-        more.sentence,
-        *["Twice as much adds points to it: " + ", ".join(f"{what} {points}" for what, points in added)][: len(added)],
+        *said,
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
         f"All of it on one page: make report STUDY={study.name}",
     ])  # fmt: skip
