@@ -70,7 +70,8 @@ class PapermillExecutionError(Exception):
 """,
     "papermill/execute": PAPERMILL,
     "lib/fit/__init__": "",
-    "lib/fit/runs": "def baselines(study): return list(study.regimes)",
+    "lib/fit/runs": "def baselines(study): return list(study.regimes)\ndef read(path): return path",
+    "lib/fit/conditions": "class bought:\n    sentence, steps = '', None\n    def __init__(self, runs): pass",
     "lib/fit/summary": "def laws_table(laws, regimes): return regimes",
     "lib/figures/__init__": "",
     "lib/figures/tables": """
@@ -134,7 +135,7 @@ def finished(tmp_path_factory):
     run = call(project, "lib", "run", "tiny", environment={"SNAKEMAKE_PROFILE": "/of/other/projects"})
     assert run.returncode == 0, run.stdout
     assert "03_train rich TINY\n" in run.stdout and "10 of 10 steps (100%) done\n" in run.stdout
-    *_, heading, rich, _, _, places, _ = run.stdout.splitlines()  # what it ends with
+    *_, heading, rich, _, _, _, places, _ = run.stdout.splitlines()  # what it ends with
     assert re.split("  +", rich) == ["rich", "0.50 (0.40 to 0.60)"] and heading.startswith("regime")
     assert places == "Figures: figures/tiny/   executed notebooks: data/tiny/notebooks/"
     return project
