@@ -132,13 +132,13 @@ def bought(steps: pd.DataFrame | None) -> Table | Note:
 
 def runs(table: pd.DataFrame) -> Table:
     """Size means and the shares of the reducible loss explained; `table` is of `lib.fit.runs.summary`."""
-    shares = {"explained": "explained (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
+    shares = {"explained": "reached (%)", "explained_by_pca": "by PCA", "explained_by_gaussian": "by Gaussian"}
     shares = {name: heading for name, heading in shares.items() if name in table}
     columns = {"regime": "regime", "metric": "loss", "size": "size", "parameters": "parameters", "seeds": "seeds",
                "loss": "mean", "test": "on test"}  # fmt: skip
     caption = (
-        f"Mean loss of every size over its seeds, {len(table):,} size means, and the share of the reducible loss that "
-        "it explains: 0 is each gene's mean, 100 the exact floor where that is known."
+        f"Mean loss of every size over its seeds, {len(table):,} size means, and how much of the way from "
+        "each gene's mean (0) to the exact floor (100, or no loss where none is known) it has come."
     )
     shown = table.assign(
         metric=table["metric"].map(losses(table["metric"])),
