@@ -188,7 +188,7 @@ def run(plan: dict, folder: Path, budget: float, **words) -> None:
     signal.signal(signal.SIGTERM, lambda *event: sys.exit(143))
     try:
         correctness(plan, folder / "correctness.json", device)
-        rates(plan, folder / "rates.csv", device, min(until, started + budget * RATES_SHARE), **words)
+        rates(plan, folder / "rates.csv", device, min(until, time.monotonic() + budget * RATES_SHARE), **words)
         train_all(plan, folder, until)
         rates(plan, folder / "rates.csv", device, until, **words)
     finally:

@@ -120,7 +120,8 @@ def own_files(page):
     """params/mine.yaml as the README has it, and the files that it names."""
     blocks = re.findall(r"^ *```yaml\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     text = next(block for block in blocks if "h5ad:" in block)
-    small = {"/path/to/": "input/", "cells: 14000": "cells: 40", "cells: 1400": "cells: 20", "cells: 1500": "cells: 9"}
+    cells = {"14000": "40", "4700": "30", "1400": "20", "1500": "9"}
+    small = {"/path/to/": "input/"} | {f"cells: {old}": f"cells: {new}" for old, new in cells.items()}
     for old, new in small.items():
         text = text.replace(old, new)
     (page / "params" / "mine.yaml").write_text(text)
