@@ -38,8 +38,7 @@ REHEARSAL = {
     "census": {"simulate": {"cells": 3000, "genes": 200, "transcriptome": 400, "states": 16, "donors": 20}},
     "regimes": {"data-rich": {"genes": 32, "cells": 2000}, "data-limited": {"genes": 64, "cells": 200}},
     "split": {"validation": 0.1, "test": 0.1, "cells": 100},
-    "sizes": ["XXS", "TINY", *({"name": f"d{d}", "d": d, "layers": 2, "heads": 2} for d in (8, 24, 32)),
-              {"name": "deep", "d": 24, "layers": machine.DEEP, "heads": 2}],
+    "sizes": ["XXS", "TINY", *({"name": f"d{d}", "d": d, "layers": 2, "heads": 2} for d in (8, 24, 32, 48))],
     "seeds": [7, 8], "train": {"cells_seen": 3200, "batch": 32, "evaluations": 3}, "fit": {"resamples": 100},
 }  # fmt: skip
 

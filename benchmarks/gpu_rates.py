@@ -108,7 +108,7 @@ def computed_flops(size: Size, genes: int, masked: int) -> int:
     Two for each multiply-add, none for the rest, after Kaplan et al. 2020 (arXiv 2001.08361, section 2.1), with the
     attention's own products as in Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). A utilisation by
     `Size.forward_flops`, which counts the last block in full, would be too high, by a tenth for L. The products of the
-    optimiser are not counted: Muon's are a quarter of these for L at 512 genes and a batch of 32.
+    optimiser are not counted.
     """
     d, f = size.d, size.ff_mult
     full = genes * (4 + 2 * f) * d * d + 2 * genes * genes * d
@@ -150,8 +150,7 @@ def rates(plan: dict, path: Path, device: torch.device, until: float, seconds: f
         part, size = plan["regimes"][name], Size(**shape)
         batch = sizes.batch(part["masked"]) if own else part["train"]["batch"]
         done = {(row["size"], int(row["genes"]), int(row["batch"]), row["mode"]) for row in rows}
-        modes = ("eager", "compiled") if size.layers >= machine.DEEP else ("eager",)
-        modes = [mode for mode in modes if (size.name, part["genes"], batch, mode) not in done]
+        modes = [mode for mode in ("eager", "compiled") if (size.name, part["genes"], batch, mode) not in done]
         if modes:
             best = best or matrix_rate(device, n, seconds)
             regime, data = name, data if regime == name else panel.load(plan["folder"] / name)
@@ -164,7 +163,7 @@ def measured(data, part, size, batch, modes, device, seconds, best):
     rows, genes = [], part["genes"]
     with tempfile.TemporaryDirectory() as folder:
         run = loop.Run(data, size, 7, settings(part, 10**6, batch=batch), Path(folder), "rates")
-        fast = {"eager": run.model, "compiled": machine.compiled(run.model, device.type)}
+        fast = {"eager": run.model, "compiled": machine.compiled(run.model, device.type, least=1)}
         for mode in modes:
             run.fast = fast[mode]
             compilations = {"stats": {}} if run.fast is run.model else torch._dynamo.utils.counters

@@ -105,6 +105,8 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     assert list(steps["regime"]) == ["published", "updates"]
     assert steps["relative_c"].iloc[1] == pytest.approx(laws["updates"]["validation_mse"]["c"] / 0.21)
     assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).empty
+    more_genes = both.assign(genes=both["regime"].map({name: 512 * (n + 1) for n, name in enumerate(laws)}))
+    assert conditions.protocols(more_genes, laws, known).empty, "two panels are no two protocols"
 
 
 def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_none():

@@ -60,6 +60,8 @@ def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(st
         for name in ("parameters", "updates", "training cells", "counts of a cell")
     ]
     assert f"| {' | '.join([f'{study}, {size}', *shares, *exact, *added])} |" in README
+    if study in ("matched", "pbmc"):
+        assert steps["points"].idxmax() == "updates", "README: there updates bought most"
 
 
 @pytest.mark.parametrize("study, regime", LAWS)
@@ -229,6 +231,12 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     assert f"data sets d64 is {below:.1f} % below the best baseline" in TEXT
     assert f"lower squared error too ({means.loc['counts', 'd64']:.3f})" in TEXT
     assert means.loc["counts", "d64"] < rich["d64"]
+    again = read(RESULTS / "pbmc" / "runs_again.csv")
+    moved = (again["validation_mse"] / runs["validation_mse"] - 1).abs()
+    assert again[["regime", "size", "seed"]].equals(read(RESULTS / "pbmc" / "runs.csv")[["regime", "size", "seed"]])
+    assert f"to {100 * moved.max():.1f} % (half of them by less than .2 %)" in TEXT and moved.median() < 0.002
+    status = {name: next(iter(law.values()))["status"] for name, law in fit_laws(again, 100, 0).items()}
+    assert [name for name in status if status[name] == "ok"] == ["cells-3000"], "docs: one of the five regimes"
     saved = conditions.matched(runs).gains.set_index("cells_train")["gain"]
     assert f"over {saved[800]:.3f} with 800 to {saved[12000]:.3f} with 12,000" in TEXT and saved[200] == 0
     slope = conditions.trend(conditions.matched(runs).gains)

@@ -277,7 +277,7 @@ def _reach(rows, column):
 
 def _like_the_largest(table):
     """Usable runs of the regimes that differ from that of most counts and cells in nothing else, the largest last."""
-    if table["protocol"].iloc[0] == "published":  # its regimes go from one protocol to another
+    if _switches(table):
         table = table[table["regime"] == table["regime"].iloc[-1]]
     rows = usable(table[table["donors"].isna()], METRIC)
     rows = rows[rows["objective"].fillna("") == table["objective"].fillna("").iloc[0]]
@@ -293,7 +293,7 @@ def _like_the_largest(table):
 
 def _shares(largest):
     """What the largest size explains, and what a baseline and the exact floor would."""
-    means = largest[["explained", "untrained", *BASELINES]].astype(float).mean()
+    means = largest[["explained", "untrained", "gene_mean_mse", "bayes_mse"]].astype(float).mean()
     exact = 1 - means["bayes_mse"] / means["gene_mean_mse"]
     shares = {"the best baseline": means["untrained"], "the exact floor": exact}
     known = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
@@ -305,13 +305,18 @@ def _shares(largest):
 # ---------------------------------------------------------------- protocols
 
 
+def _switches(table):
+    """Whether the regimes go from the published protocol to another, on as many genes."""
+    return table["protocol"].iloc[0] == "published" and table["regime"].nunique() > 1 and table["genes"].nunique() == 1
+
+
 def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
     """From the published protocol to another, switch by switch: what does each do to the exponent and the floor?
 
     Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
     A row per regime: alpha and relative_c, each with _low and _high; status. Empty for a study of one protocol.
     """
-    if table["protocol"].iloc[0] != "published" or table["regime"].nunique() < 2:
+    if not _switches(table):
         return pd.DataFrame()
     ran = set(usable(table, METRIC)["regime"])
     rows = [

@@ -61,12 +61,12 @@ def precision(kind: str) -> AbstractContextManager:
     return torch.autocast("cuda", dtype=torch.bfloat16) if kind == "cuda" else nullcontext()
 
 
-def compiled(model: torch.nn.Module, kind: str) -> torch.nn.Module:
+def compiled(model: torch.nn.Module, kind: str, least: int = DEEP) -> torch.nn.Module:
     """The model over the same weights, its blocks compiled by torch on a GPU; all but the last share one compilation.
 
     Where compiling fails torch says so, and runs them as they are.
     """
-    if kind != "cuda" or len(model.blocks) < DEEP:
+    if kind != "cuda" or len(model.blocks) < least:
         return model
     import torch._dynamo
     import torch._functorch.config
