@@ -51,13 +51,16 @@ lint: .venv/installed
 	$(BIN)/ruff format --quiet --check lib notebooks tests benchmarks
 	$(NORMALISE) --verify notebooks/*.ipynb
 
-# Executed without parameters, so that the committed copies show exactly what Run All shows.
+# Executed without parameters, so that the committed copies show exactly what Run All shows. Then 04_fit on what is kept.
 notebooks: .venv/installed
 	$(BIN)/python -m lib run demo $(JOBS_OPTION)
 	set -e; for name in $(notdir $(wildcard notebooks/*.ipynb)); do \
 	  $(BIN)/papermill notebooks/$$name data/demo/$$name --cwd notebooks --no-progress-bar --log-level ERROR \
 	    2> data/demo/$$name.log || { cat data/demo/$$name.log; exit 1; }; \
 	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
+	set -e; for study in $(notdir $(wildcard data/results/*)); do mkdir -p data/$$study/notebooks; \
+	  $(BIN)/papermill notebooks/04_fit.ipynb data/$$study/notebooks/04_fit.ipynb --cwd notebooks -p study $$study \
+	    --no-progress-bar --log-level ERROR; $(MAKE) keep STUDY=$$study; done
 
 keep: .venv/installed
 	$(BIN)/python -m lib keep $(STUDY)

@@ -1,16 +1,16 @@
 """Known truth: the whole pipeline run again and again on simulated censuses, and its intervals held to the exact floor.
 
 Each replicate is a small study of its own: a census with a new truth, a panel, a ladder of sizes trained for squared
-error, for bits, and for squared error on cells that are never seen twice; a law for each.
-`python benchmarks/replicates.py [REPLICATES [JOBS]]` writes every run to data/replicate_runs.csv (two minutes or three
-for a replicate; those of the same settings are not run again) and a row for each law to data/replicates.csv. Three
-questions are asked apart: does the headline interval of c hold
+error or for bits; or a pair, of the same genes and held-out cells, trained on few cells and on cells that are never seen
+twice. A law for each. `python benchmarks/replicates.py [REPLICATES [JOBS [KIND ...]]]` writes every run to
+data/replicate_runs.csv (two minutes or three for a replicate, seven for a pair; those of the same settings are not run
+again) and a row for each law to data/replicates.csv. Three questions are asked apart: does the headline interval of c hold
 
 - *exact*: the floor of infinitely many cells;
 - *realised*: what the best predictor scores on these very validation cells, a little off it, as all sizes are with it;
 - *family*: the least that one negative binomial can cost, where the truth is a mixture of them.
 
-What finite training cells cost is the difference between the laws on seen and on fresh cells.
+What finite training cells cost is the difference within pairs.
 """
 
 import concurrent.futures
@@ -49,15 +49,13 @@ CONTENT = {
     "train": {"cells_seen": 1_024_000, "evaluations": 2},
 }
 """The study file of every replicate, but for its census' seed."""
-FRESH = {"cells": 1_200_000}, {"split": {"validation": 0.02, "test": 0.02, "cells": 2000},
-                               "regimes": {"known": {"genes": 16, "cells": 1_024_000}}}  # fmt: skip
-"""What changes of census and study where no cell is seen twice."""
+PAIR = {"seen": {"genes": 16, "cells": 18_000}, "fresh": {"genes": 16, "cells": 1_024_000}}
 KINDS = {
     "mse": ("mse", {}, {}),
     "negative_binomial": ("negative_binomial", {}, {}),
-    "mse, fresh cells": ("mse", *FRESH),
+    "pair": ("mse", {"cells": 1_400_000}, {"regimes": PAIR, "genes_from": "seen"}),
 }
-"""Laws of a replicate: objective, and what changes of census and study."""
+"""Kinds of a replicate: objective, and what changes of census and study. The regimes of a pair have a law each."""
 UNIT = {"mse": "validation_mse", "negative_binomial": "validation_nll"}
 FAMILY_CELLS = 150
 """Validation cells on which the best negative binomial is looked for."""
@@ -74,23 +72,31 @@ class Aside(Study):
 
 
 def replicate(number, kind, root, census=CENSUS, content=CONTENT):
-    """Train one replicate's ladder in the folder `root`: a row for each run, with the floors of its panel."""
+    """Train one replicate's ladders in the folder `root`: a row for each run, with the floors of its panel."""
     objective, of_census, of_study = KINDS[kind]
     source = {"simulate": census | of_census | {"seed": 1000 + number}}
     study = Aside(name=f"replicate-{number}", root=root, census=source, **content | of_study)
-    adata = panel.read(panel.build(study, "known"))
-    data, truth = panel.arrays(adata), simulate.truth(study.census.simulate)
-    floors = exact(data, truth, baselines.census_columns(adata, truth), objective)
-    settings, rows = study.training("known").model_copy(update={"objective": objective}), []
-    for size in study.sizes:
-        started = time.monotonic()
-        run = loop.train(data, size, study.seeds[0], settings, root / size.name)
-        keys = ("width", "parameters", "parameters_without_embeddings", "cells_train", "cells_seen", "convergence",
-                "status", "code_version")  # fmt: skip
-        losses = {name: run[f"{UNIT[objective]}{end}"] for name, end in LOSSES.items()}
-        row = {"replicate": number, "objective": kind, "size": size.name, **{key: run[key] for key in keys}}
-        rows.append(row | losses | floors | {"seconds": round(time.monotonic() - started, 1)})
+    truth, rows = simulate.truth(study.census.simulate), []
+    for regime in study.regimes:
+        adata = panel.read(panel.build(study, regime))
+        data = panel.arrays(adata)
+        of_law = {"replicate": number, "objective": f"{objective}, {regime} cells" if regime in PAIR else kind}
+        floors = exact(data, truth, baselines.census_columns(adata, truth), objective)
+        settings = study.training(regime).model_copy(update={"objective": objective})
+        for size in study.sizes:
+            rows.append(of_law | _run(data, size, study.seeds[0], settings, root / regime / size.name) | floors)
     return rows
+
+
+def _run(data, size, seed, settings, folder):
+    """What one run gives its row."""
+    started, metric = time.monotonic(), UNIT[settings.objective]
+    run = loop.train(data, size, seed, settings, folder)
+    keys = ("width", "parameters", "parameters_without_embeddings", "cells_train", "cells_seen", "convergence",
+            "status", "code_version")  # fmt: skip
+    losses = {name: run[f"{metric}{end}"] for name, end in LOSSES.items()}
+    seconds = round(time.monotonic() - started, 1)
+    return {"size": size.name, **{key: run[key] for key in keys}, **losses, "seconds": seconds}
 
 
 LOSSES = {"loss": "", "loss_se": "_se", **{name: f"_{name}" for name in BUDGETS}}
@@ -100,7 +106,7 @@ LOSSES = {"loss": "", "loss_se": "_se", **{name: f"_{name}" for name in BUDGETS}
 def law(runs):
     """What the runs of one law say: c with its interval, c at half the updates and in the limit of the budget."""
     kind = runs["objective"].iloc[0]
-    metric = UNIT[KINDS[kind][0]]
+    metric = UNIT[kind.split(",")[0]]
     table = runs.rename(columns={name: f"{metric}{end}" for name, end in LOSSES.items()}).assign(regime="known")
     fitted = fit_laws(table, 100, 0, metrics=(metric,))["known"][metric]
     low, high = headline_ends(fitted, "c")
@@ -161,16 +167,16 @@ def family_excess(probability, x):
     return cost(np.log(baselines.best_dispersion(cost, len(probability)))) - stats.entropy(probability, base=2, axis=1)
 
 
-def fingerprint():
-    """Digest of what the replicates are and of the numbers of the code that trains them, 16 digits."""
+def fingerprint(kind):
+    """Digest of what the replicates of a kind are and of the numbers of the code that trains them, 16 digits."""
     numerics = [io.SIMULATE_NUMERICS, io.PANEL_NUMERICS, io.TRAIN_NUMERICS]
-    return hashlib.sha256(repr([CENSUS, CONTENT, KINDS, *numerics]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([CENSUS, CONTENT, KINDS[kind], *numerics]).encode()).hexdigest()[:16]
 
 
 def _aside(number, kind):
     """One replicate in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        return replicate(number, kind, Path(folder))
+        return [row | {"fingerprint": fingerprint(kind)} for row in replicate(number, kind, Path(folder))]
 
 
 def fit(runs):
@@ -205,15 +211,15 @@ def reliability(replicates: pd.DataFrame) -> pd.DataFrame:
 
 def main(replicates=50, jobs=2, kinds=tuple(KINDS)):
     """Run what data/replicate_runs.csv lacks, row by row into it, and fit every law."""
-    path, code = io.ROOT / "data" / "replicate_runs.csv", fingerprint()
+    path, codes = io.ROOT / "data" / "replicate_runs.csv", {kind: fingerprint(kind) for kind in KINDS}
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    rows = [row for row in rows if row["fingerprint"] == code]
-    done = {(row["replicate"], row["objective"]) for row in rows}
-    missing = [pair for number in range(replicates) for kind in kinds if (pair := (number, kind)) not in done]
+    rows = [row for row in rows if row["fingerprint"] in codes.values()]
+    done = {(row["replicate"], row["fingerprint"]) for row in rows}
+    missing = [(number, kind) for number in range(replicates) for kind in kinds if (number, codes[kind]) not in done]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
         for future in concurrent.futures.as_completed([pool.submit(_aside, *pair) for pair in missing]):
-            rows += [row | {"fingerprint": code} for row in future.result()]
+            rows += future.result()
             table = pd.DataFrame(rows).sort_values(["objective", "replicate", "width"])
             io.write_csv(path, table)
             print(f"replicate {rows[-1]['replicate']}, {rows[-1]['objective']}", flush=True)

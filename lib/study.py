@@ -417,6 +417,11 @@ class Study(Strict):
         return io.ROOT / "data" / self.name
 
     @property
+    def results(self) -> Path:
+        """Where its results are kept in git."""
+        return io.ROOT / "data" / "results" / self.name
+
+    @property
     def figures(self) -> Path:
         return io.ROOT / "figures" / self.name
 

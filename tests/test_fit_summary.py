@@ -1,11 +1,13 @@
 """The table of runs, laws.json and the tables read from it; the published study's fitter and its choices."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lib import io
 from lib.fit import published, runs, summary
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import ladder
@@ -226,6 +228,20 @@ FORMS = [
     ROWS.replace("2000", "2000.0"),
     ROWS.replace("status", "State").replace("finished", "FINISHED"), ROWS.replace("crashed", "running "),
 ]  # fmt: skip
+
+def test_runs_of_ones_own_come_before_kept_ones(tmp_path, monkeypatch):
+    study = load_study("marrow-donors")
+    kept, known = pd.read_csv(study.results / "runs.csv"), io.read_json(study.results / "baselines.json")
+    assert runs.kept(study) and len(runs.collect(study)) == len(kept) and runs.baselines(study) == known
+    monkeypatch.setattr(io, "ROOT", tmp_path)
+    with pytest.raises(InputError, match="run notebook 03_train first"):
+        runs.collect(study)
+    shutil.copytree(io.CODE / "data" / "results" / "marrow-donors", study.results)
+    started = study.run_folder(next(iter(study.regimes)), study.sizes[0].name, study.seeds[0]) / "history.csv"
+    started.parent.mkdir(parents=True)
+    started.touch()
+    assert not runs.kept(study) and list(runs.collect(study)["status"]) == ["interrupted"]
+
 
 
 @pytest.mark.parametrize("text", FORMS)

@@ -75,17 +75,33 @@ def test_executed_notebooks_show_figures_and_neither_errors_nor_warnings(execute
         assert any("image/png" in output.get("data", {}) for output in found), notebook.name
 
 
-def test_the_published_runs_are_fitted_audited_and_drawn(tmp_path):
-    (tmp_path / "params").mkdir()
-    (tmp_path / "data").mkdir()
-    for name in ("params/published-runs.yaml", "data/published_runs.csv"):
-        (tmp_path / name).write_text((io.CODE / name).read_text())
+def fit_and_draw(root, study, *copied):
+    """04_fit and 05_figures executed on a study in a folder that has no more than its file and what is copied there."""
+    for name in (f"params/{study}.yaml", *copied):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text((io.CODE / name).read_text())
     words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR"]
-    environment = os.environ | {"SCALING_ROOT": str(tmp_path)}
+    environment = os.environ | {"SCALING_ROOT": str(root)}
     for name in ("04_fit", "05_figures"):
-        command = [*words, NOTEBOOKS[name], tmp_path / f"{name}.ipynb", "-p", "study", "published-runs"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        command = [*words, NOTEBOOKS[name], root / f"{name}.ipynb", "-p", "study", study]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_kept_study_is_fitted_and_drawn_where_nothing_of_it_was_trained(tmp_path):
+    kept = "data/results/marrow-donors"
+    fit_and_draw(tmp_path, "marrow-donors", *(f"{kept}/{name}" for name in ("runs.csv", "baselines.json", "origin.json")))
+    table, runs_now = (runs.read(folder / "runs.csv") for folder in (io.CODE / kept, tmp_path / "data/marrow-donors"))
+    assert runs_now["validation_mse"].equals(table["validation_mse"])
+    laws, now = (io.read_json(folder / "laws.json") for folder in (io.CODE / kept, tmp_path / "data/marrow-donors"))
+    for regime, of in laws.items():
+        assert now[regime]["validation_mse"]["status"] == of["validation_mse"]["status"], regime
+    assert "keeps them" in (tmp_path / "04_fit.ipynb").read_text()
+    assert (tmp_path / "figures/marrow-donors/loss_against_parameters.svg").is_file()
+
+
+def test_the_published_runs_are_fitted_audited_and_drawn(tmp_path):
+    fit_and_draw(tmp_path, "published-runs", "data/published_runs.csv")
     law = json.loads((tmp_path / "data/published-runs/laws.json").read_text())["data-rich"]["validation_mse"]
     law = law["sensitivity"]["with sizes that see no context"]
     assert (round(law["alpha"], 3), round(law["c"], 3)) == (0.529, 1.470)

@@ -175,7 +175,8 @@ def depth(view: Depth | None) -> Figure | Note:
         for baseline, line in ((level.explained_gaussian, GAUSSIAN), (level.explained_floor, EXACT)):
             if np.isfinite(baseline):
                 shares.axhline(100 * baseline, linewidth=0.8, **line | {"color": colour})
-        names.append((100 * of["explained"].iloc[-1], f"{level.depth:.3g} of the counts", colour))
+        share = "all counts" if level.depth == 1 else f"{level.depth:.3g} of the counts"
+        names.append((100 * of["explained"].iloc[-1], share, colour))
     shares.set(xlabel=style.PARAMETERS, ylabel="explained squared error (%)", xscale="log")
     style.header(shares, "Explained", ["of the gene mean's squared error"])
     ink = {"color": style.INK}

@@ -94,8 +94,9 @@ def _law(axis, curve, law, levels, colour):
     of = law.get("budget", {}).get("limit", {}) if law.get("status") == "budget-limited" else law
     floor = of.get("c")
     if floor is not None and low - span < floor < high:
-        low = min(low, floor)
         lo, hi = headline_ends(of, "c")
+        near = [end for end in (lo, hi) if end is not None and low - span < end < high + span]
+        low, high = min([low, floor, *near]), max([high, *near])
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
         axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
                      linewidth=0, zorder=0)  # fmt: skip

@@ -39,18 +39,28 @@ STATES = {"ok": "ok", "finished": "ok", "completed": "ok", "diverged": "diverged
 
 
 def collect(study: Study) -> pd.DataFrame:
-    """Every run of a study, finished or stopped (or given), as one row with the columns of `COLUMNS`.
+    """Every run of a study, finished or stopped (or given, or kept), as one row with the columns of `COLUMNS`.
 
     The baselines of a row are those of its regime's validation cells. A run that was started and has no result has
     status `interrupted` and no loss; a run that was never started has no row.
     """
     if study.runs:
         return given(study)
+    if kept(study):
+        return read(study.results / "runs.csv").reindex(columns=COLUMNS)
     trained = [(regime, size.name) for regime in study.regimes for size in study.sizes]
     rows = [_row(study, regime, size, seed) for regime, size in trained for seed in study.seeds_for(size)]
     if not any(rows):
         raise InputError(f"study {study.name} has no runs in {study.name}/*/runs yet; run notebook 03_train first.")
     return pd.DataFrame([row for row in rows if row]).reindex(columns=COLUMNS)
+
+
+def kept(study: Study) -> str:
+    """Where the runs of a study come from that has none here and some in data/results, in one sentence; else empty."""
+    if study.runs or any(study.data.glob("*/runs/*/*/history.csv")) or not (study.results / "runs.csv").is_file():
+        return ""
+    origin, place = io.read_json(study.results / "origin.json"), io.shown(study.results)
+    return f"None of these runs was trained here: {place} keeps them, of {origin['date']} by commit {origin['commit']}."
 
 
 def _row(study, regime, size, seed):
@@ -148,6 +158,8 @@ def baselines(study: Study) -> dict:
     """What 01_data measured, {regime: {split: {...}}}; for runs that were given, what the study file says."""
     if study.runs:
         return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
+    if kept(study):
+        return io.read_json(study.results / "baselines.json")
     return {regime: io.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
 
 

@@ -223,24 +223,30 @@ def report(study: str) -> None:
 
 
 def keep(study: str) -> None:
-    """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run."""
+    """Copy what a finished study says, small enough for git, to data/results/<study>, and when and where it was run.
+
+    Of runs that are kept already, what 04_fit makes of them now.
+    """
     import pandas as pd
 
-    from lib.fit.runs import baselines
+    from lib.fit.runs import baselines, kept
 
     study = load_study(study)
     if not (study.data / "laws.json").is_file():
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
-    folder, laws, table = io.ROOT / "data" / "results" / study.name, study.data / "laws.json", study.data / "runs.csv"
+    folder, laws, table = study.results, study.data / "laws.json", study.data / "runs.csv"
     date, runs, commit = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table), io.code_version()
     if modified := [version for version in (commit, *runs["code_version"].dropna()) if version.endswith("-modified")]:
         raise InputError(f"no commit holds the code that ran {study.name} ({modified[0]}); commit it, and run again.")
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    machine["devices"] = sorted(runs["device"].dropna().unique())
-    origin = {"study": study.name, "date": f"{date}", "commit": commit, "machine": machine}
-    io.write_json(folder / "origin.json", origin | {"hours": round(float(runs["seconds"].sum()) / 3600, 3)})
-    io.write_json(folder / "baselines.json", baselines(study))
-    for path in (laws, table, study.data / "probe.csv", study.data / "notebooks" / "04_fit.ipynb"):
+    made = [laws, study.data / "notebooks" / "04_fit.ipynb"]
+    if not kept(study):
+        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+        machine["devices"] = sorted(runs["device"].dropna().unique())
+        origin = {"study": study.name, "date": f"{date}", "commit": commit, "machine": machine}
+        io.write_json(folder / "origin.json", origin | {"hours": round(float(runs["seconds"].sum()) / 3600, 3)})
+        io.write_json(folder / "baselines.json", baselines(study))
+        made += [table, study.data / "probe.csv"]
+    for path in made:
         if path.is_file():
             text = re.sub(r"\]\((0\d_\w+\.ipynb)\)", r"](../../../notebooks/\1)", path.read_text(encoding="utf-8"))
             with io.atomic(folder / path.name) as partial:

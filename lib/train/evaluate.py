@@ -65,15 +65,15 @@ def examine(study, runs: pd.DataFrame) -> Examination:
 
     `runs` is the table of `lib.fit.runs.collect`.
     """
-    if study.runs:
-        return Examination("These runs were trained elsewhere; their weights are not here to be examined.")
     counted = [name for name in study.regimes if study.training(name).objective != "mse"]
-    regime = (counted or list(study.regimes))[0]
+    regime = next(iter([*counted, *study.regimes]), None)
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
     if done.empty:
         return Examination(f"No run of {regime} has ended with a loss; there is none to examine.")
     best = done[done["parameters"] == done["parameters"].max()].sort_values("seed").iloc[0]
     run, path = (regime, best["size"], int(best["seed"])), study.data / "examined.json"
+    if not _weights(study, *run).is_file():
+        return Examination("These runs were trained elsewhere; their weights are not here to be examined.")
     key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
     if not path.is_file() or io.read_json(path)["key"] != key:
         io.write_json(path, {"key": key, **_examined(study, *run)})
@@ -104,8 +104,12 @@ def network(study, regime: str, size: str, seed: int, genes: int):
 
     outputs = OUTPUTS[study.training(regime).objective]
     model = transformer.Transformer(study.size(size), genes, outputs=outputs).eval()
-    model.load_state_dict(load_file(study.run_folder(regime, size, seed) / "weights.safetensors"))
+    model.load_state_dict(load_file(_weights(study, regime, size, seed)))
     return model
+
+
+def _weights(study, regime, size, seed):
+    return study.run_folder(regime, size, int(seed)) / "weights.safetensors"
 
 
 def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
@@ -246,20 +250,23 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
     and loss (validation MSE) of a size, f1, and low and high, its 95 % interval over held-out donors. None where fewer
     than two labels of cells are known, or that regime has no finished run here.
     """
-    regime, path = next(iter(study.regimes), None), study.data / "probe.csv"
+    regime = next(iter(study.regimes), None)
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
     done = done.drop_duplicates("size")
     if done.empty:
         return None
     losses = done["validation_mse"].map("{:.9g}".format)  # as they are in a table that has been read, too
     key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + losses)}\n"
-    if not path.is_file() or not path.read_text().startswith(key):
+    path, largest = study.data / "probe.csv", done.iloc[-1]
+    if not _weights(study, regime, largest["size"], largest["seed"]).is_file():
+        path = study.results / "probe.csv"  # of runs that are kept without their weights
+    elif not path.is_file() or not path.read_text().startswith(key):
         table = _probed(study, regime, done)
         if table is None:
             return None
         with io.atomic(path) as partial:
             partial.write_text(key + table.to_csv(index=False))
-    return pd.read_csv(path, comment="#")
+    return pd.read_csv(path, comment="#") if path.is_file() else None
 
 
 def _probed(study, regime, runs):
