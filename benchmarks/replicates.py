@@ -1,10 +1,11 @@
 """Known truth: the whole pipeline run again and again on simulated censuses, and its intervals held to the exact floor.
 
 Each replicate is a small study of its own: a census with a new truth, a panel, a ladder of sizes trained for squared
-error or for bits; or a pair, of the same genes and held-out cells, trained on few cells and on cells that are never seen
-twice. A law for each. `python benchmarks/replicates.py [REPLICATES [JOBS [KIND ...]]]` writes every run to
-data/replicate_runs.csv (two minutes or three for a replicate, seven for a pair; those of the same settings are not run
-again) and a row for each law to data/replicates.csv. Three questions are asked apart: does the headline interval of c hold
+error or for bits; or a pair, of the same genes and held-out cells, trained on few cells and on cells that are never
+seen twice. A law for each. `python benchmarks/replicates.py [REPLICATES [JOBS [KIND ...]]]` writes every run to
+data/replicate_runs.csv (two minutes or three for a replicate, eight for a pair; those of the same settings are not run
+again) and a row for each law to data/replicates.csv. Three questions are asked apart: does the headline interval of c
+hold
 
 - *exact*: the floor of infinitely many cells;
 - *realised*: what the best predictor scores on these very validation cells, a little off it, as all sizes are with it;

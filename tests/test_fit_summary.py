@@ -229,6 +229,7 @@ FORMS = [
     ROWS.replace("status", "State").replace("finished", "FINISHED"), ROWS.replace("crashed", "running "),
 ]  # fmt: skip
 
+
 def test_runs_of_ones_own_come_before_kept_ones(tmp_path, monkeypatch):
     study = load_study("marrow-donors")
     kept, known = pd.read_csv(study.results / "runs.csv"), io.read_json(study.results / "baselines.json")
@@ -241,7 +242,6 @@ def test_runs_of_ones_own_come_before_kept_ones(tmp_path, monkeypatch):
     started.parent.mkdir(parents=True)
     started.touch()
     assert not runs.kept(study) and list(runs.collect(study)["status"]) == ["interrupted"]
-
 
 
 @pytest.mark.parametrize("text", FORMS)

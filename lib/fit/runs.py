@@ -56,11 +56,11 @@ def collect(study: Study) -> pd.DataFrame:
 
 
 def kept(study: Study) -> str:
-    """Where the runs of a study come from that has none here and some in data/results, in one sentence; else empty."""
+    """In one sentence, where the runs of a study are from that has none here and some in data/results; else empty."""
     if study.runs or any(study.data.glob("*/runs/*/*/history.csv")) or not (study.results / "runs.csv").is_file():
         return ""
     origin, place = io.read_json(study.results / "origin.json"), io.shown(study.results)
-    return f"None of these runs was trained here: {place} keeps them, of {origin['date']} by commit {origin['commit']}."
+    return f"These runs were not trained here: they are those of {place} ({origin['date']}, commit {origin['commit']})."
 
 
 def _row(study, regime, size, seed):
