@@ -75,6 +75,8 @@ gallery:
 	cp figures/ladder/loss_against_parameters.svg figures/ladder/budget.svg figures/gallery
 	cp figures/matched/matched.svg figures/noise/depth.svg figures/gallery
 	cp figures/marrow/loss_against_parameters.svg figures/gallery/marrow.svg
+	cp figures/protocol/protocols.svg figures/gallery/protocol.svg
+	cp figures/pbmc/matched.svg figures/gallery/pbmc.svg
 	cp figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
 
 gpu-panels gpu-rehearsal: .venv/installed
