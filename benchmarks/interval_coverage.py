@@ -29,7 +29,7 @@ SEED_NOISE = 0.014
 SMALLEST, LARGEST = 533, 340_770_817
 PROMISED = (92, 98)
 """Shares of studies, %, whose truth the headline interval promises to hold."""
-EFFECT = {False: style.PALETTE[5], True: "#7A0000"}
+EFFECT = {False: style.PALETTE[4], True: "#7A0000"}
 """Colour of simulated studies without and with an effect that all seeds of a size share."""
 
 

@@ -379,6 +379,8 @@ class Study(Strict):
             raise ValueError(f"genes_from gives all regimes the same genes, and they ask for unequal numbers: {asked}")
         if self.genes_from and len({regime.split_seed for regime in self.regimes.values()}) > 1:
             raise ValueError("genes_from takes the genes of one regime, and another split_seed holds out its cells")
+        if self.split.random and (few := [name for name, regime in self.regimes.items() if regime.donors]):
+            raise ValueError(f"split.random holds out cells of all training donors, and {few[0]} has a few; drop one")
         for name in self.regimes:
             try:
                 self.training(name)

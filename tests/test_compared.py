@@ -134,13 +134,16 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     ]
     runs = pd.concat(parts, ignore_index=True)
     runs["validation_mse_half"] = runs["validation_mse"] + np.random.default_rng(0).normal(0.21 * 0.03, 1e-4, len(runs))
-    other = runs.assign(regime="other genes", genes=7, cells_train=1e3), runs.assign(regime="counts", objective="x")
+    other = [runs.assign(regime="other genes", genes=7, cells_train=1e3), runs.assign(regime="counts", objective="x")]
+    other.append(runs.assign(regime="worse", optimiser="adamw", validation_mse=runs["validation_mse"] + 0.05))
     found = conditions.bought(pd.concat([runs, *other], ignore_index=True))
     bought = found.steps.set_index("twice_the")
     expected = {"counts of a cell": 5, "training cells": 2, "parameters": 1, "updates": 3}
     assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
     assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
     assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
+    one = runs[runs["size"] == "d64"].assign(validation_mse_half=np.nan)
+    assert conditions.bought(one[one["regime"] == one["regime"].iloc[-1]]).steps is None
     diverged = (runs["size"] == "d64") & (runs["cells_train"] == 20000) & runs["thin"].isna()
     assert "d32, explains 28" in conditions.bought(runs[~diverged]).sentence
     assert (conditions.depth(runs).levels["depth"] == [0.25, 1]).all()

@@ -207,7 +207,7 @@ def test_every_axis_has_a_label_and_a_unit(drawn):
 
 def test_a_colour_means_one_thing():
     fixed = [*(line["color"] for _, line in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
-    assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE[:4], style.GREY, style.INK}
+    assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE, style.GREY, style.INK}
 
 
 @pytest.mark.parametrize("study", ["demo", "pbmc", "protocol", "ladder"])

@@ -41,6 +41,7 @@ REFUSED = [
     ("genes_from: data-rch", "which is no regime (did you mean data-rich?)"),
     ("split: {validation: 0.5, test: 0.5}", "leave no cells to train on"),
     ("split: {by: random, related: family}", "by: random holds out single cells"),
+    ("{split: {random: 0.1}, regimes: {few: {genes: 20, cells: 500, donors: 3}}}", "few has a few; drop one"),
     ("split: {by: dataset_id, dataset: 0.1}", "drop dataset, or split by donor_id"),
     ("masking: {share: 1.5}", "masking.share: Input should be less than 1, not 1.5"),
     ("train: {protocol: tunde}", "'tuned' or 'published', not 'tunde'"),

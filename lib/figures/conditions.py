@@ -3,10 +3,6 @@
 Each draws a view, whose class says what it holds, or gives a sentence where a study has no such thing.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
@@ -16,17 +12,10 @@ from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, flo
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
 from lib.fit.runs import UNITS
-
-if TYPE_CHECKING:
-    from lib.train.evaluate import Examination  # loads torch
+from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
 """Marker of every held-out split."""
-STATUSES = {
-    "status ok": key(color=style.INK, marker="o", linestyle=""),
-    "any other status": key(color=style.INK, marker="o", linestyle="", **OPEN),
-}
-"""What a legend says of solid and of open dots."""
 GENE_MEAN, GAUSSIAN, EXACT = (BASELINES[name][1] for name in ("gene_mean", "gaussian", "floor"))
 RUN = "#999933"
 OURS, THEIRS = style.PALETTE[0], style.INK
@@ -84,18 +73,19 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
         axis.errorbar(of.index, 100 * of["explained"], 196 * of["se"], fmt=f"{SHAPES[split]}-", markersize=3,
                       capsize=1.5, linewidth=0.9, **line)  # fmt: skip
         keys[cells] = key(marker=SHAPES[split], **line)
-    axis.set(xlabel=style.PARAMETERS, ylabel="explained share of the reducible error (%)", xscale="log")
-    style.header(axis, style.title(regime), ["relative to each split's own gene mean and floor"])
+    axis.set(xlabel=style.PARAMETERS, ylabel="explained squared error (%)", xscale="log")
+    floor = " to its exact floor" if shares["floor"].notna().all() else ""
+    style.header(axis, style.title(regime), [f"of the error from each split's gene mean{floor}"])
     for axis in others:  # one, or none
         axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], color=style.INK, **style.BARS)
         (keys["conditional Gaussian"],) = axis.plot(leak["parameters"], 100 * leak["gaussian"], **GAUSSIAN)
         axis.axhline(0, color=style.GREY, linewidth=0.6)
-        axis.set(xlabel=style.PARAMETERS, ylabel="training minus test donors (%)", xscale="log")
-        style.header(axis, "What a random split leaks", ["bars: 95 % over the cells of both splits"])
+        axis.set(xlabel=style.PARAMETERS, ylabel="difference of the explained (points)", xscale="log")
+        style.header(axis, "Training minus test donors", ["bars: 95 % over the cells of both splits"])
     return style.settle(
         figure,
-        f"Share of the reducible error that {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} "
-        f"explain on {shares['split'].nunique()} held-out splits"
+        f"What {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} explain of the squared error on "
+        f"{shares['split'].nunique()} held-out splits"
         + ("; right: by how much more on training than on test donors" * bool(others) + ". Bars: 95 % over cells."),
         keys,
     )
@@ -125,9 +115,16 @@ def budget(view: Budgets | None) -> Figure | Note:
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
         "Right: the floor of each budget's law, and in the limit of the budget.",
-        keys | STATUSES,
+        keys | _statuses(view.table),
         {losses: ends},
     )
+
+
+def _statuses(laws):
+    """What a legend says of the solid and the open dots of a table of laws."""
+    ok, dot = laws["status"] == "ok", {"color": style.INK, "marker": "o", "linestyle": ""}
+    names = {"status ok": (ok.any(), {}), "any other status": (not ok.all(), OPEN)}
+    return {name: key(**dot | face) for name, (there, face) in names.items() if there}
 
 
 def compute(view: Budgets | None) -> Figure | Note:
@@ -215,7 +212,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
         figure,
         f"From one protocol to another in {counted(len(regimes) - 1, 'step')}: exponent and floor with intervals, and "
         f"losses of all sizes relative to the gene mean, in the colours of the steps ({counted(len(runs), 'run')}).",
-        STATUSES,
+        _statuses(table),
     )
 
 

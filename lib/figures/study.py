@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
-from lib.fit.intervals import headline_ends
+from lib.fit.intervals import headline_ends, readable_columns
 from lib.fit.runs import levels, sees_context, usable
 from lib.fit.summary import Closeness
 
@@ -92,14 +92,13 @@ def _law(axis, curve, law, levels, colour):
         axis.axhline(y, **LEVEL, **line)
         labels.append((y, f"{label} {y:#.3g}", line["color"]))
     of = law.get("budget", {}).get("limit", {}) if law.get("status") == "budget-limited" else law
-    floor = of.get("c")
-    if floor is not None and low - span < floor < high:
-        lo, hi = headline_ends(of, "c")
-        near = [end for end in (lo, hi) if end is not None and low - span < end < high + span]
+    floor, lo, hi = readable_columns(of)[["c", "c_low", "c_high"]]
+    if low - span < floor < high:
+        near = [end for end in (lo, hi) if low - span < end < high + span]
         low, high = min([low, floor, *near]), max([high, *near])
         axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
-        axis.axhspan(low - span if lo is None else lo, high + span if hi is None else hi, color=colour, alpha=0.1,
-                     linewidth=0, zorder=0)  # fmt: skip
+        ends = np.nan_to_num(lo, nan=low - span), np.nan_to_num(hi, nan=high + span)
+        axis.axhspan(*ends, color=colour, alpha=0.1, linewidth=0, zorder=0)
         name = "fitted floor" if of is law else "limit of the floor"
         labels.append((floor, f"{name} {floor:#.3g}", colour))
     axis.set_ylim(style.around([low, high], 0.08))
@@ -116,15 +115,15 @@ def _size_of(runs):
 
 
 def _numbers(law):
-    """The law's exponent and floor, or why there is none."""
-    if law.get("alpha") is None or law.get("c") is None:
-        return [f"no law: {law['status']}"] if law.get("status") else []
-    if law["status"] == "budget-limited":
-        return ["budget-limited, no law"]
-    if law["status"] != "ok":
-        return [f"{law['status']}:", f"α = {law['alpha']:.3g}, c = {law['c']:.3g}".replace("= -", "= −")]
-    numbers = (("α", "alpha"), ("c", "c"))
-    return [f"{sign} = {style.rounded(law[name], headline_ends(law, name))}" for sign, name in numbers]
+    """The law's exponent and floor as far as they can be read, or why there is none."""
+    known, status = readable_columns(law), law.get("status")
+    text = [
+        f"{sign} = {style.rounded(known[name], known[[f'{name}_low', f'{name}_high']])}"
+        for sign, name in (("α", "alpha"), ("c", "c")) if pd.notna(known[name])
+    ]  # fmt: skip
+    if status == "ok":
+        return text
+    return [f"{status}:", *text] if text else [f"no law: {status}"] * bool(status)
 
 
 def _loss_keys(level, levels):
@@ -183,13 +182,12 @@ def closeness(view: Closeness | None) -> Figure | Note:
     places = [["above", "alpha", "c"], ["below", "alpha", "c"]]
     axes = figure.subplot_mosaic(places, height_ratios=(3, 1), width_ratios=(1.3, 1, 1))
     _excess(axes["above"], axes["below"], view.means)
-    colour = dict(zip(("runs", "sizes"), style.PALETTE[3:5], strict=True))
-    _scatter(axes["alpha"], view, "alpha", colour, None)
-    _scatter(axes["c"], view, "c", colour, view.exact)
+    _scatter(axes["alpha"], view, "alpha", None)
+    _scatter(axes["c"], view, "c", view.exact)
     axes["above"].set(title=style.title(view.regime))
     axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
     axes["c"].set_xlabel(floor_label(view.metric))
-    keys = {f"{unit} drawn again": key(color=shade) for unit, shade in colour.items()}
+    keys = {f"{unit} drawn again": key(**line) for unit, line in DRAWN.items()}
     keys["headline interval"] = Patch(color=style.GREY, alpha=0.2, linewidth=0)
     return style.settle(
         figure,
@@ -215,15 +213,19 @@ def _excess(above, below, means):
     above.tick_params(labelbottom=False)
 
 
-def _scatter(axis, view, name, colour, exact):
+DRAWN = {"runs": {"color": style.INK}, "sizes": {"color": style.INK, "linestyle": ":"}}
+"""Lines of what a bootstrap draws again."""
+
+
+def _scatter(axis, view, name, exact):
     """Distribution of one constant over bootstraps, its estimate and headline interval."""
     low, high = headline_ends(view.law, name)
     central = view.draws.groupby("of")[name].quantile([0.02, 0.98])
     limits = style.around([*central, low, high, view.law[name], exact])
-    for unit, shade in colour.items():
+    for unit, line in DRAWN.items():
         values = view.draws.loc[view.draws["of"] == unit, name]
         near = values[values.between(*limits)]
-        axis.hist(near, 40, limits, weights=np.full(len(near), 1 / max(1, len(values))), histtype="step", color=shade)
+        axis.hist(near, 40, limits, weights=np.full(len(near), 1 / max(1, len(values))), histtype="step", **line)
     strip = limits[0] if low is None else low, limits[1] if high is None else high
     axis.axvspan(*strip, color=style.GREY, alpha=0.2, linewidth=0, zorder=0)
     axis.axvline(view.law[name], color=style.INK, linewidth=0.8)

@@ -31,8 +31,9 @@ LETTER = 4.1
 """Mean width of a letter at SMALL, pt."""
 
 INK, GREY = "#222222", "#6E6E6E"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A0000", "#DDCC77")
-"""Okabe and Ito's colours and two more, ordered so that the first two differ most for every kind of colour vision."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#994F00", "#5D3A9B", "#DDCC77")
+"""Five colours of Okabe and Ito's, and three more, ordered so that the first two differ most for every kind of colour
+vision; no baseline has one of them."""
 BASELINES = {
     "gene_mean": ("gene mean", {"color": "#858585", "linestyle": (0, (1, 1.2))}),
     "pca": ("PCA", {"color": "#F0A800", "linestyle": (0, (5, 1.5))}),
@@ -51,7 +52,7 @@ OPEN = {"markerfacecolor": "white"}
 MARKERS = "os^DvPX<>ph*d8"
 PARAMETERS = "model parameters (number)"
 SPLITS = {
-    "train": "#B4B4B4", "validation": "#E69F00", "test": "#332288", "test_dataset": "#117733", "test_random": "#56B4E9",
+    "train": "#B4B4B4", "validation": "#AA4499", "test": "#332288", "test_dataset": "#117733", "test_random": "#44AA99",
 }  # fmt: skip
 """Colour of every split."""
 SPLIT_NAMES = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}

@@ -209,7 +209,8 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             if choice == "headline" or of["status"] != Status.BUDGET:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
-    return readable(pd.DataFrame(rows))
+    several = [row for row in rows if row["choice"] != "headline"]
+    return readable(pd.DataFrame(rows)) if several else pd.DataFrame()
 
 
 def hanging(laws: dict) -> list[str]:

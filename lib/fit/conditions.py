@@ -16,6 +16,8 @@ from lib.fit.runs import BASELINES, UNITS, headline, levels, sees_context, usabl
 from lib.io import InputError
 
 METRIC = "validation_mse"
+EQUAL = ["genes", "cells_seen", "protocol", "optimiser", "batch", "split_seed"]
+"""Columns in which runs have to be equal to be compared along one axis."""
 
 # ---------------------------------------------------------------- training cells
 
@@ -58,7 +60,7 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
     """
     rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float)).sort_values("parameters")
     rows = rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)]
-    for column in ("genes", "cells_seen", "objective", "protocol", "split_seed"):
+    for column in [*EQUAL, "objective"]:
         if rows[column].nunique(dropna=False) > 1:
             raise InputError(
                 f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
@@ -107,7 +109,8 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
 
     Splits differ in how hard their cells are; what can be compared is the share of the error from each split's gene
     mean to its exact floor, or to zero. One split alone gives no rows. Columns: regime, size, seed, parameters, split,
-    cells (whose they are), explained, se (of explained, over cells), gaussian (what the conditional Gaussian explains).
+    cells (whose they are), floor (exact, or NaN), explained, se (of explained, over cells), gaussian (what the
+    conditional Gaussian explains).
     """
     parts = []
     for split, cells in CELLS.items():
@@ -115,9 +118,10 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
         for regime, runs in usable(table, metric).groupby("regime", sort=False):
             if baselines := known.get(regime, {}).get(split):
                 gene_mean = baselines["gene_mean_mse"]
-                reducible = gene_mean - baselines.get("bayes_mse", 0.0)
+                floor = baselines.get("bayes_mse")
+                reducible = gene_mean - (floor or 0.0)
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
-                    split=split, cells=cells, explained=(gene_mean - runs[metric]) / reducible,
+                    split=split, cells=cells, floor=floor, explained=(gene_mean - runs[metric]) / reducible,
                     se=runs[f"{metric}_se"].astype(float) / reducible,
                     gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
@@ -134,7 +138,7 @@ def laws_by_split(laws: dict) -> pd.DataFrame:
         {"regime": regime, "split": split, "cells": cells, **columns_of(law), "status": law["status"]}
         for regime, by_metric in laws.items()
         for split, cells in CELLS.items()
-        if (law := by_metric.get(f"{split}_mse"))
+        if (law := by_metric.get(f"{split}_mse")) and law["sizes"]
     ]
     return readable(pd.DataFrame(rows)) if len({row["split"] for row in rows}) > 1 else pd.DataFrame()
 
@@ -259,6 +263,8 @@ def bought(table: pd.DataFrame) -> Bought:
         most, beside = largest["updates"].max(), rows[same[["cells_train", "depth"]].all(axis=1)]
         reach = _reach(beside, "second_half") / np.sqrt(len(largest))
         steps.append(("updates", most / 2, most, second.mean(), reach, np.nan))
+    if not steps:
+        return Bought(_shares(largest))
     numbers = ["points", "reach", "baseline"]
     table = pd.DataFrame(steps, columns=["twice_the", "smaller", "larger", *numbers])
     table[numbers] = table[numbers].mul(100 / np.log2(table["larger"] / table["smaller"]), axis=0)
@@ -287,8 +293,11 @@ def _like_the_largest(table):
         untrained=1 - rows[["pca_mse", "gaussian_mse"]].astype(float).min(axis=1) / rows["gene_mean_mse"].astype(float),
         second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
     ).dropna(subset="explained").sort_values([*TWICE][::-1], kind="stable")  # fmt: skip
-    same = rows[["genes", "cells_seen", "protocol", "split_seed"]].astype(str)
-    return rows[(same == same[-1:].to_numpy()).all(axis=1)] if len(rows) else rows
+    if rows.empty:
+        return rows
+    largest = (rows[[*TWICE]] == rows[[*TWICE]].iloc[-1]).all(axis=1)  # of several regimes the first counts
+    same = rows[EQUAL].astype(str)
+    return rows[(same == same[largest][:1].to_numpy()).all(axis=1)]
 
 
 def _shares(largest):

@@ -22,6 +22,8 @@ BOOTSTRAPS = {
 """method -> what is drawn again, see `resample`"""
 
 HEADLINE = "profile_size_means"
+SPEAKING = (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
+"""Statuses of laws that are drawn, and whose intervals say something: no law of its budget or at an end of its grid."""
 
 METHODS = {
     HEADLINE: "profile, size means",
@@ -148,6 +150,12 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         table[[name, *ends]] = table[[name, *ends]].mask(status == Status.BUDGET)
     table["alpha"] = table["alpha"].mask(status == Status.ALPHA_AT_EDGE)
     return table
+
+
+def readable_columns(law: dict) -> pd.Series:
+    """`columns_of` a law, or of {}, as far as they are `readable`, NaN otherwise."""
+    law = {"alpha": None, "c": None, "intervals": {}, "status": None} | law
+    return readable(pd.DataFrame([columns_of(law) | {"status": law["status"]}])).iloc[0]
 
 
 def curve(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> pd.DataFrame:

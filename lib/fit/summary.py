@@ -11,7 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from lib.fit import capacity
-from lib.fit.intervals import HEADLINE, METHODS, all_intervals, bootstrap, columns_of, curve, readable, region_of
+from lib.fit.intervals import (
+    HEADLINE, METHODS, SPEAKING, all_intervals, bootstrap, columns_of, curve, readable, readable_columns, region_of,
+)  # fmt: skip
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
 from lib.io import InputError
@@ -202,8 +204,8 @@ class Closeness:
 
 
 def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, seed: int) -> Closeness | None:
-    """That of the first regime whose law is ok, or else of the first that has an interval; None where none has."""
-    able = {regime: law for regime, law in of_metric(laws).items() if law["intervals"]}
+    """That of the first regime whose law is ok, or else of the first that says something; None where none does."""
+    able = {name: law for name, law in of_metric(laws).items() if law["intervals"] and law["status"] in SPEAKING}
     if not able:
         return None
     regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
@@ -224,13 +226,14 @@ def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, see
 
 
 def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
-    """Fitted laws with their pointwise bands, ready to draw: regime, parameters, loss, lo, hi.
+    """Fitted laws that say something, with their pointwise bands: regime, parameters, loss, lo, hi.
 
     They are those of one metric, or the headline ones, over the sizes fitted and a factor of two beyond them.
     """
     parts = []
     for regime, law in of_metric(laws, metric).items():
-        if sizes := law["sizes"]:
+        if law["status"] in SPEAKING:
+            sizes = law["sizes"]
             fitted = power_law(sizes["parameters"], sizes["mean"], sizes["weight"])
             grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, 120)
             parts.append(curve(fitted, grid, law["level"], law["known_variance"]).assign(regime=regime))
@@ -238,17 +241,17 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
 
 
 def intervals_table(laws: dict) -> pd.DataFrame:
-    """Every interval of each regime's headline law, by method: regime, interval, alpha and c with their ends.
+    """Every interval of each regime's headline law that says something: regime, interval, alpha and c, with their ends.
 
-    None of a law of its budget, or at an end of its grid: there intervals say no more.
+    A row for each method by which one of them is `readable`.
     """
     rows = [
-        {"regime": regime, "interval": METHODS[method], **columns_of(law | {"intervals": {HEADLINE: ends}})}
+        {"regime": regime, "interval": METHODS[method], **readable_columns(law | {"intervals": {HEADLINE: ends}})}
         for regime, law in of_metric(laws).items()
         for method, ends in law["intervals"].items()
-        if method in METHODS and law["status"] in (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
+        if method in METHODS and law["status"] in SPEAKING
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop(columns="status").dropna(subset=["alpha", "c"], how="all") if rows else pd.DataFrame()
 
 
 def comparison_table(laws: dict) -> pd.DataFrame:
@@ -304,7 +307,8 @@ def _limit(law):
 
 
 def bits_table(laws: dict) -> pd.DataFrame:
-    """The floor of the squared error as Gaussian bits: regime, bits and its ends."""
-    bits = {regime: law["floor_bits"] for regime, law in of_metric(laws, "validation_mse").items()}
+    """The `readable` floors of the squared error as Gaussian bits: regime, bits and its ends."""
+    squared = of_metric(laws, "validation_mse")
+    bits = {name: law["floor_bits"] for name, law in squared.items() if pd.notna(readable_columns(law)["c"])}
     rows = [(regime, of["value"], *of["interval"]) for regime, of in bits.items()]
     return pd.DataFrame(rows, columns=["regime", "bits", "bits_low", "bits_high"]).dropna(subset="bits")
