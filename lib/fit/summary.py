@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit import capacity
-from lib.fit.intervals import (
-    HEADLINE, METHODS, SPEAKING, all_intervals, bootstrap, columns_of, curve, readable, readable_columns, region_of,
-)  # fmt: skip
+from lib.fit import capacity, intervals
+from lib.fit.intervals import HEADLINE, METHODS, SPEAKING, bootstrap, columns_of, curve, readable, readable_columns
 from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
 from lib.io import InputError
@@ -81,11 +79,13 @@ def _fitted(data, resamples, seed, level):
     law = means_law(data)
     rss = ((data.losses - law.predict(data.parameters[data.index])) ** 2).sum()
     spread = ((data.losses - data.losses.mean()) ** 2).sum()
-    several, rng = len(data.d) >= FEWEST_SIZES, np.random.default_rng(seed)
+    ends = {}
+    if len(data.d) >= FEWEST_SIZES:
+        ends = intervals.all_intervals(data, resamples, np.random.default_rng(seed), level)
     return {
         "alpha": law.alpha, "a": law.a, "c": law.c, "rss": rss, "r2": 1 - rss / spread if spread else 0.0,
         "status": law.status, "comparison": compare_forms(data), "lack_of_fit": lack_of_fit(data),
-        "rollout": rollout(data, level), "intervals": all_intervals(data, resamples, rng, level) if several else {},
+        "rollout": rollout(data, level), "intervals": ends,
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
         "known_variance": data.known_variance,
@@ -177,7 +177,7 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     m, rows = len(data.d), []
     for fewer in range(m - 1, FEWEST_SIZES - 1, -1):
         smaller = data.only(np.arange(m) < fewer)
-        law, region = means_law(smaller), region_of(smaller, level)
+        law, region = means_law(smaller), intervals.region_of(smaller, level)
         for size in range(fewer, m):
             ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
             predicted, observed = law.predict(data.parameters[size]), data.means[size]
@@ -251,7 +251,8 @@ def intervals_table(laws: dict) -> pd.DataFrame:
         for method, ends in law["intervals"].items()
         if method in METHODS and law["status"] in SPEAKING
     ]
-    return pd.DataFrame(rows).drop(columns="status").dropna(subset=["alpha", "c"], how="all") if rows else pd.DataFrame()
+    table = pd.DataFrame(rows, columns=None if rows else ["alpha", "c", "status"])
+    return table.drop(columns="status").dropna(subset=["alpha", "c"], how="all")
 
 
 def comparison_table(laws: dict) -> pd.DataFrame:

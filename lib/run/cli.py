@@ -236,7 +236,8 @@ def keep(study: str) -> None:
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
     folder, laws, table = study.results, study.data / "laws.json", study.data / "runs.csv"
     date, runs, commit = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table), io.code_version()
-    if lost := [version for version in (commit, *runs["code_version"].dropna()) if re.search("-modified|unknown", version)]:
+    ran = [commit, *runs["code_version"].dropna()]
+    if lost := [version for version in ran if version == "unknown" or version.endswith("-modified")]:
         raise InputError(f"no commit holds the code that ran {study.name} ({lost[0]}); commit it, and run again.")
     made = [laws, study.data / "notebooks" / "04_fit.ipynb"]
     if not kept(study):
