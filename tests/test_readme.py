@@ -23,7 +23,7 @@ TEXT = " ".join("\n".join(PAGES.values()).split())
 RESULTS, ADDED = io.CODE / "data" / "results", ["points", "points_low", "points_high"]
 LAWS = {  # study, regime: cells, what they are
     ("ladder", "data-rich"): ("simulated", "held-out donors"),
-    ("marrow", "data-rich"): ("real, 18 donors", "held-out donors"),
+    ("marrow", "data-rich"): ("real, 18 donors, 15 with leukaemia", "held-out donors"),
     ("pbmc", "data-rich"): ("real, nine data sets", "held-out data sets"),
 }
 
@@ -50,7 +50,7 @@ def test_the_table_of_laws_has_the_numbers_of_the_kept_studies(study, regime):
     assert f"| {' | '.join(words)} |" in README
 
 
-@pytest.mark.parametrize("study", ["ladder", "noise", "matched", "pbmc", "marrow"])
+@pytest.mark.parametrize("study", ["ladder", "noise", "pbmc", "marrow"])
 def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(study):
     found = conditions.bought(read(RESULTS / study / "runs.csv").reindex(columns=COLUMNS))
     size, shares = re.search(r"size, (\w+), explains", found.sentence)[1], re.findall(r"([\d.]+)%", found.sentence)
@@ -60,8 +60,8 @@ def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(st
         for name in ("parameters", "updates", "training cells", "counts of a cell")
     ]
     assert f"| {' | '.join([f'{study}, {size}', *shares, *exact, *added])} |" in README
-    if study in ("matched", "pbmc"):
-        assert steps["points"].idxmax() == "updates", "README: there updates bought most"
+    if study == "pbmc":
+        assert list(steps.index[steps["points_low"] > 0]) == ["updates"], "README: only updates bought more"
 
 
 @pytest.mark.parametrize("study, regime", LAWS)
@@ -85,13 +85,13 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     largest = runs[runs["parameters"] == runs["parameters"].max()].iloc[0]
     better = 100 * (1 - largest["validation_mse"] / largest["pca_mse"])
     converged = runs.loc[runs["width"] >= 4, "convergence"] == "converged"
-    assert f"all {len(converged)} runs have converged" in TEXT and converged.all()
+    assert f"all {len(converged)} runs in marrow have converged" in TEXT and converged.all()
     assert tuple(largest[["validation_donors", "test_donors"]]) == (4, 5), "docs: four new donors, five test donors"
     times, donors = largest["validation_mse_donor_se"] / largest["validation_mse_se"], largest["validation_donors"]
     of_split = io.read_json(RESULTS / "marrow" / "baselines.json")["data-rich"]
     best = min(of_split["test"][name] for name in ("gaussian_mse", "pca_mse"))
     again = 100 * (1 - largest["test_mse"] / best)
-    assert f"the largest is {better:.0f} % better than the best baseline ({again:.0f} % on test donors); over" in TEXT
+    assert f"largest (one seed) is {better:.0f} % better than the best baseline, {again:.0f} % on test donors" in TEXT
     assert f"{again:.0f} % below ({largest['test_mse']:.3f} against {best:.3f})" in TEXT and law["status"] == "ok"
     over = f"{largest['validation_mse_donor_se']:.3f} over the donors and {largest['validation_mse_se']:.3f} over their"
     low, high = law["intervals"]["profile_size_means"]["c"]
@@ -131,9 +131,9 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)
     assert f"of the training losses were {moved.min():.1f} to {moved.max():.1f} % higher" in TEXT and moved.max() < 1
     largest = means["validation_mse"].iloc[-1]
-    assert f"the ladder's largest is {100 * (largest / exact - 1):.1f} % above the exact" in TEXT
+    assert f"the exact floor is {100 * exact / largest:.0f} % of what is left in the ladder" in TEXT
     ok = runs["convergence"] == "converged"
-    assert f"{ok.sum()} of {len(ok)} runs converged within 1 %" in TEXT
+    assert f"moved {ok.sum()} of {len(ok)} runs by less than 1 %" in TEXT
     assert law["budget"]["whole"]["intervals"]["profile_size_means"]["c"][0] > exact > low, "docs: missed from above"
     misses = [100 * (1 - row["observed"] / row["predicted"]) for row in law["rollout"]]
     assert f"predict larger ones up to {max(misses):.1f} % too high" in TEXT and min(misses) > 0
@@ -262,7 +262,7 @@ def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studie
     exact = 100 * (1 - depths["bayes_mse"] / depths["gene_mean_mse"])
     floor = f"and {exact['all-counts'] - exact['half']:.1f} to the exact floor"
     assert f"adds {baseline:.1f} points to the best baseline {floor}" in TEXT
-    assert f"twice the counts add {more:.1f} points, and {baseline:.1f} to the baseline" in TEXT
+    assert f"twice the counts add {more:.1f} points, {baseline:.1f} to the baseline {floor}" in TEXT
     f1 = pd.read_csv(RESULTS / "noise" / "probe.csv", comment="#").set_index("features")["f1"]
     assert f"rises from {f1['d4']:.2f} (d4) to {f1['d32']:.2f} (d32)" in TEXT
     assert f"of the same cells are, at {f1['principal components']:.2f}" in TEXT
