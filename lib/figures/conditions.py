@@ -123,7 +123,7 @@ def budget(view: Budgets | None) -> Figure | Note:
 def _statuses(laws):
     """What a legend says of the solid and the open dots of a table of laws."""
     ok, dot = laws["status"] == "ok", {"color": style.INK, "marker": "o", "linestyle": ""}
-    names = {"status ok": (ok.any(), {}), "any other status": (not ok.all(), OPEN)}
+    names = {"status ok": (ok.any(), {}), "status not ok": (not ok.all(), OPEN)}
     return {name: key(**dot | face) for name, (there, face) in names.items() if there}
 
 
