@@ -323,7 +323,7 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
     """From the published protocol to another, switch by switch: what does each do to the exponent and the floor?
 
     Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
-    A row per regime: `readable` alpha and relative_c, each with _low and _high; status. Empty for a study of one protocol.
+    A row per regime: `readable` alpha and relative_c, each with _low and _high; status. Empty for one protocol.
     """
     if not _switches(table):
         return pd.DataFrame()
@@ -333,7 +333,7 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
         for regime, by_metric in laws.items()
         if regime in ran
     ]
-    steps = readable(pd.DataFrame(rows)).rename(columns=lambda name: f"relative_{name}" if name[:2] in ("c", "c_") else name)
+    names = {name: f"relative_{name}" for name in ("c", "c_low", "c_high")}
+    steps = readable(pd.DataFrame(rows)).rename(columns=names)
     unit = steps["regime"].map(lambda regime: levels(known, regime, METRIC)["gene_mean"]).astype(float)
-    ends = [name for name in steps if name.startswith("relative_c")]
-    return steps.assign(**steps[ends].astype(float).div(unit, axis=0))
+    return steps.assign(**steps[[*names.values()]].div(unit, axis=0))
