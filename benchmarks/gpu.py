@@ -20,7 +20,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from gpu_rates import correctness, name_of, rates, say, settings, write_rows
+import numpy as np
+from gpu_rates import correctness, load, name_of, rates, say, settings, write_rows
 
 from lib import io
 from lib.data import panel
@@ -52,13 +53,26 @@ def panels(study) -> None:
     for name, regime in study.regimes.items():
         path = panel.build(study, name)
         io.write_json(study.folder(name) / "baselines.json", baselines.measure(panel.read(path), truth))
-        packed, train = panel.pack(study, name), study.training(name)
+        packed, train = pack(study, name), study.training(name)
         print(f"{io.shown(packed)}: {packed.stat().st_size / 1e6:.1f} MB", flush=True)
         part = {"train": dict(train), "updates": train.updates, "branches": train.branches}
         regimes[name] = part | {"genes": regime.genes, "masked": study.masking.genes(regime.genes)}
     plan = {"study": study.name, "sizes": [asdict(size) for size in study.sizes], "regimes": regimes}
     plan |= {"runs": in_order(study), "resamples": study.fit.resamples, "level": study.fit.level}
     io.write_json(study.data / "plan.json", plan)
+
+
+def pack(study, regime: str) -> Path:
+    """Write a regime's panel as panel.npz, small, for a machine that only trains: `load` computes x from the counts."""
+    folder = study.folder(regime)
+    data, path = panel.load(folder), folder / "panel.npz"
+    parts = {"counts": data.counts.astype(np.min_scalar_type(int(data.counts.max()))), "library": data.library}
+    parts |= {"donor": data.donor, "library_size": np.array(study.training(regime).library_size)}
+    parts |= {f"split-{name}": rows for name, rows in {"train": data.train, **data.held}.items()}
+    parts |= {f"masks-{name}": masks for name, masks in data.masks.items()}
+    with io.atomic(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **parts)
+    return path
 
 
 def in_order(study) -> list[list]:
@@ -89,7 +103,7 @@ def run_folder(plan: dict, regime: str, size: str, seed: int) -> Path:
 def train(plan: dict, regime: str, size: str, seed: int) -> None:
     """Train one run, in a process of its own."""
     shape = next(Size(**shape) for shape in plan["sizes"] if shape["name"] == size)
-    data, folder = panel.load(plan["folder"] / regime), run_folder(plan, regime, size, seed)
+    data, folder = load(plan["folder"] / regime), run_folder(plan, regime, size, seed)
     loop.train(data, shape, seed, settings(plan["regimes"][regime]), folder)
 
 

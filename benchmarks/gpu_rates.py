@@ -25,6 +25,20 @@ SEEDS, UPDATES = (7, 8, 9), 500
 """Of the comparison of bf16 with float32."""
 
 
+def load(folder: Path) -> panel.Arrays:
+    """The arrays of a panel that gpu.py packed."""
+    with np.load(folder / "panel.npz", allow_pickle=False) as file:
+        parts = {name: file[name] for name in file.files}
+    counts = parts["counts"].astype(np.int32)
+    rows, masks = (
+        {name.removeprefix(kind): value for name, value in parts.items() if name.startswith(kind)}
+        for kind in ("split-", "masks-")
+    )
+    x = panel.normalise(counts, counts.sum(1) if parts["library_size"] == "panel" else parts["library"])
+    train = rows.pop("train")
+    return panel.Arrays(x, counts, parts["library"], parts["donor"], train, rows, masks)
+
+
 def settings(part: dict, updates: int | None = None, **changed) -> SimpleNamespace:
     """The settings of a regime, as `lib.study.Train` holds them, which needs pydantic; `updates` shortens a run."""
     train = part["train"] | changed
@@ -92,7 +106,7 @@ def correctness(plan: dict, path: Path, device: torch.device) -> None:
         raise io.InputError(f"float32 on {name_of(device)} is wrong by {errors}, above {TOLERANCE:g}: nothing was run.")
     regime, part = next(iter(plan["regimes"].items()))
     size = Size(**plan["sizes"][1])
-    losses = precisions(panel.load(plan["folder"] / regime), part, size, device)
+    losses = precisions(load(plan["folder"] / regime), part, size, device)
     spread = float(np.std(losses["float32"], ddof=1))
     apart = float(np.mean(losses["bfloat16"]) - np.mean(losses["float32"]))
     if not np.isfinite(apart):
@@ -153,7 +167,7 @@ def rates(plan: dict, path: Path, device: torch.device, until: float, seconds: f
         modes = [mode for mode in ("eager", "compiled") if (size.name, part["genes"], batch, mode) not in done]
         if modes:
             best = best or matrix_rate(device, n, seconds)
-            regime, data = name, data if regime == name else panel.load(plan["folder"] / name)
+            regime, data = name, data if regime == name else load(plan["folder"] / name)
             rows += measured(data, part, size, batch, modes, device, seconds, best)
             write_rows(path, rows)
 

@@ -149,7 +149,7 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     assert len(rates) == 2 * 2 * 2 and not of_rate.duplicated().any() and (rates["cells_per_second"] > 0).all()
     runs = pd.read_csv(results / "runs.csv").set_index("size")
     assert list(runs.index) == ["TINY", "d4"] and (runs["status"] == "ok").all()
-    data, settings = panel.load(study.folder("data-rich")), study.training("data-rich")
+    data, settings = gpu.load(study.folder("data-rich")), study.training("data-rich")
     for size in study.sizes:  # 03_train finds these runs and would not train them again
         assert runs.loc[size.name, "fingerprint"] == loop.fingerprint(data, size, 7, settings)
     gpu.table(gpu.read_plan("small"), results)

@@ -6,6 +6,7 @@ import shutil
 
 import anndata
 import cellxgene_census
+import gpu
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,9 +72,8 @@ def test_arrays_are_those_of_the_file_and_of_a_packed_panel(rich, tiny):
     assert (rich.obs["split"].to_numpy()[data.held["test"]] == "test").all()
     assert data.masks["validation"].shape == (50, 4, round(0.15 * 24)) == data.masks["test"].shape
     assert not np.array_equal(data.masks["validation"], data.masks["test"])
-    path = panel.pack(tiny, "data-rich")
-    (folder / "panel.h5ad").unlink()
-    packed = panel.load(folder)
+    gpu.pack(tiny, "data-rich")
+    packed = gpu.load(folder)
 
     def flat(of):
         return [of.x, of.counts, of.library, of.train, *of.held.values(), *of.masks.values()]
@@ -81,8 +81,9 @@ def test_arrays_are_those_of_the_file_and_of_a_packed_panel(rich, tiny):
     for one, other in zip(flat(data), flat(packed), strict=True):
         assert one.dtype == other.dtype and np.array_equal(one, other)
     assert list(packed.held) == list(data.held) == list(packed.masks) == ["validation", "test"]
+    path = folder / "panel.h5ad"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"panel\.npz cannot be read"):
+    with pytest.raises(InputError, match=r"panel\.h5ad cannot be read"):
         panel.load(folder)
     path.unlink()
     with pytest.raises(InputError, match="01_data"):

@@ -79,13 +79,11 @@ def _arrays(x, counts, library, donor, rows, masks):
 
 
 def load(folder: Path) -> Arrays:
-    """The arrays of the panel in a regime's folder, of panel.h5ad or else of panel.npz, by NumPy and h5py alone."""
-    path = next((folder / name for name in ("panel.h5ad", "panel.npz") if (folder / name).is_file()), None)
-    if path is None:
-        raise InputError(f"there is no panel in {io.shown(folder)}/; make it with 01_data, or copy its panel.npz.")
+    """The arrays of the panel in a regime's folder, by NumPy and h5py alone."""
+    path = folder / "panel.h5ad"
+    if not path.is_file():
+        raise InputError(f"there is no panel in {io.shown(folder)}/; run notebook 01_data first.")
     try:
-        if path.suffix == ".npz":
-            return _unpacked(path)
         with h5py.File(path) as h5:
             names, codes = h5["obs/split/categories"].asstr()[()], h5["obs/split/codes"][()]
             rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
@@ -104,31 +102,6 @@ def load_current(study: "Study", regime: str) -> Arrays:
     if path.is_file() and _settings(path) != _fingerprint(study, regime):
         raise InputError(f"{io.shown(path)} was made from another study file or other counts; run 01_data again first.")
     return load(path.parent)
-
-
-def pack(study: "Study", regime: str) -> Path:
-    """Write a regime's panel as panel.npz, small, for a machine that only trains: `load` computes x from the counts."""
-    folder = study.folder(regime)
-    data, path = load(folder), folder / "panel.npz"
-    parts = {"counts": data.counts.astype(np.min_scalar_type(int(data.counts.max()))), "library": data.library}
-    parts |= {"donor": data.donor, "library_size": np.array(study.training(regime).library_size)}
-    parts |= {f"split-{name}": rows for name, rows in {"train": data.train, **data.held}.items()}
-    parts |= {f"masks-{name}": masks for name, masks in data.masks.items()}
-    with io.atomic(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **parts)
-    return path
-
-
-def _unpacked(path):
-    with np.load(path, allow_pickle=False) as file:
-        parts = {name: file[name] for name in file.files}
-    counts = parts["counts"].astype(np.int32)
-    rows, masks = (
-        {name.removeprefix(kind): value for name, value in parts.items() if name.startswith(kind)}
-        for kind in ("split-", "masks-")
-    )
-    x = normalise(counts, counts.sum(1) if parts["library_size"] == "panel" else parts["library"])
-    return _arrays(x, counts, parts["library"], parts["donor"], rows, masks)
 
 
 # ---------------------------------------------------------------- build
