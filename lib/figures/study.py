@@ -187,7 +187,7 @@ def closeness(view: Closeness | None) -> Figure | Note:
     axes["above"].set(title=style.title(view.regime))
     axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
     axes["c"].set_xlabel(floor_label(view.metric))
-    keys = {f"{unit} drawn again": key(**line) for unit, line in DRAWN.items()}
+    keys = {f"{unit} resampled": key(**line) for unit, line in DRAWN.items()}
     keys["headline interval"] = Patch(color=style.GREY, alpha=0.2, linewidth=0)
     return style.settle(
         figure,
@@ -214,7 +214,7 @@ def _excess(above, below, means):
 
 
 DRAWN = {"runs": {"color": style.INK}, "sizes": {"color": style.INK, "linestyle": ":"}}
-"""Lines of what a bootstrap draws again."""
+"""Lines of what a bootstrap resamples."""
 
 
 def _scatter(axis, view, name, exact):

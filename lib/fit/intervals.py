@@ -19,7 +19,7 @@ BOOTSTRAPS = {
     "bootstrap_sizes": "sizes",
     "two_stage": "both",
 }
-"""method -> what is drawn again, see `resample`"""
+"""method -> what is resampled, see `resample`"""
 
 HEADLINE = "profile_size_means"
 SPEAKING = (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)

@@ -198,7 +198,7 @@ class Closeness:
     regime: str
     metric: str
     means: pd.DataFrame  # parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean)
-    draws: pd.DataFrame  # of (what is drawn again: runs or sizes), alpha, c; a row for each bootstrap that has a law
+    draws: pd.DataFrame  # of (what is resampled: runs or sizes), alpha, c; a row for each bootstrap that has a law
     law: dict  # entry of laws.json
     exact: float | None  # floor
 
