@@ -62,6 +62,7 @@ def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(st
     assert f"| {' | '.join([f'{study}, {size}', *shares, *exact, *added])} |" in README
     if study == "pbmc":
         assert list(steps.index[steps["points_low"] > 0]) == ["updates"], "README: only updates bought more"
+        assert found.verdict.startswith("Twice the updates add more")
 
 
 @pytest.mark.parametrize("study, regime", LAWS)

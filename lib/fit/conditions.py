@@ -237,6 +237,15 @@ class Bought:
     # twice_the, smaller, larger; points (percentage points), with _low and _high; baseline: those of the best baseline
     steps: pd.DataFrame | None = None
 
+    @property
+    def verdict(self) -> str:
+        """Which steps are larger than their intervals, in one sentence; empty without steps."""
+        if self.steps is None:
+            return ""
+        if len(clear := self.steps.loc[self.steps["points_low"] > 0, "twice_the"]):
+            return f"Twice the {' and twice the '.join(clear)} add more than the interval of that number."
+        return "Nothing adds more than the interval of its number: more seeds would tell."
+
 
 def bought(table: pd.DataFrame) -> Bought:
     """What the last doubling of each bought, in the regimes that are like the largest in all else.

@@ -94,7 +94,8 @@ def answer(study: Study) -> str:
     said = [more.sentence]
     if more.steps is not None:
         steps = tables.bought(more.steps).printed[["twice the", "points per doubling"]].to_numpy()
-        said.append("Twice as much adds points to it: " + ", ".join(f"{what} {points}" for what, points in steps))
+        added = ", ".join(f"{what} {points}" for what, points in steps)
+        said.append(f"Twice as much adds points to it: {added}. {more.verdict}")
     return "\n".join([
         f"{table.to_string()}\nIn brackets {study.fit.level:.0%} intervals; – where the runs determine no number.",
         *said,
