@@ -273,7 +273,7 @@ def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
     steps = conditions.bought(runs).steps.set_index("twice_the")
     added = {name: "{:.1f} ({:z.1f} to {:.1f})".format(*row) for name, row in steps[ADDED].iterrows()}
     counts, cells = (steps.loc[name, ["points", "baseline"]] for name in ("counts of a cell", "training cells"))
-    assert f"it adds {added['counts of a cell']} points, {counts['baseline']:.1f} to the best baseline; twice the" in TEXT
+    assert f"it adds {added['counts of a cell']} points, {counts['baseline']:.1f} to the best baseline; twice" in TEXT
     assert f"cells {added['training cells']}, {cells['baseline']:.1f} to the baseline; twice the parameters" in TEXT
     assert f"parameters {added['parameters']} and twice the updates {added['updates']}." in TEXT
     assert "twice the counts add {:.1f} points, and {:.1f} to the baseline; twice".format(*counts) in TEXT
