@@ -60,7 +60,8 @@ notebooks: .venv/installed
 	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
 	set -e; for study in $(notdir $(wildcard data/results/*)); do mkdir -p data/$$study/notebooks; \
 	  $(BIN)/papermill notebooks/04_fit.ipynb data/$$study/notebooks/04_fit.ipynb --cwd notebooks -p study $$study \
-	    --no-progress-bar --log-level ERROR; $(MAKE) keep STUDY=$$study; done
+	    --no-progress-bar --log-level ERROR 2> data/$$study/04_fit.log || { cat data/$$study/04_fit.log; exit 1; }; \
+	  $(BIN)/python -m lib keep $$study; $(NORMALISE) data/results/$$study/*.ipynb; done
 
 keep: .venv/installed
 	$(BIN)/python -m lib keep $(STUDY)
