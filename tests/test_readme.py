@@ -9,6 +9,7 @@ import pytest
 import scale
 import yaml
 from replicates import reliability
+from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.fit import conditions, published
@@ -147,19 +148,27 @@ def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hol
     fresh = above[replicates["objective"] == "mse, fresh cells"]
     same = replicates["replicate"].isin(replicates.loc[fresh.index, "replicate"])
     seen = above[same & (replicates["objective"] == "mse")]
-    assert f"In {len(fresh)} more for the squared error no cell is seen twice" in TEXT and len(seen) == len(fresh)
+    assert f"In {len(fresh)} for the squared error no cell is seen twice" in TEXT and len(seen) == len(fresh)
     assert f"the best size ends {fresh.min():.1f} to {fresh.max():.1f} % above the exact floor" in TEXT
     assert f"with 18,000 training cells {seen.min():.1f} to {seen.max():.1f} %." in TEXT
-    held = [f"{round(of['exact'] * of['laws'])}" for of in (ok, limit)]
-    assert f"Of {ok['replicates']} for the squared error, {ok['laws']} have a law of status ok" in TEXT
-    assert f"holds the exact floor in {held[0]}; {limit['laws']} bound the floor in the limit of their" in TEXT
-    low, high = (round(100 * limit[f"exact_{end}"]) for end in ("low", "high"))
-    assert f"holds it in {held[1]} ({100 * limit['exact']:.0f} %, {low} to {high})" in TEXT
-    limited = replicates.loc[replicates["status"] == "budget-limited", "objective"].value_counts()
-    assert f"Most laws, {limited['mse']}, are" in TEXT
-    assert f"Of {bits['replicates']} for bits, {bits['laws']} have a law of status ok: its interval holds" in TEXT
+    squares = replicates[replicates["objective"] == "mse"]
+    number = squares["status"].value_counts()
+    among = f"{number['budget-limited']} are budget-limited, {number['floor not identified']} identify no floor, and"
+    assert f"Of {ok['replicates']} for the squared error {among} {ok['laws']} have a law of status ok" in TEXT
+    wilson = ["{:.0f} to {:.0f}".format(100 * of["exact_low"], 100 * of["exact_high"]) for of in (ok, limit)]
+    held = [round(of["exact"] * of["laws"]) for of in (ok, limit)]
+    assert f"floor in {held[0]} ({wilson[0]} %). In the limit of their budget {limit['laws']}," in TEXT
+    assert (squares.loc[squares["status"] == "ok", "limit_status"] == "ok").all(), "docs: these among them"
+    assert f"holds it in {held[1]} ({100 * limit['exact']:.0f} %, {wilson[1]})" in TEXT
+    sound = squares[squares["status"] == "ok"]
+    width = 100 * ((sound["high"] - sound["low"]) / sound["exact"]).median()
+    above = (squares["c"] > squares["exact"]).sum()
+    assert f"in {above} of the {len(squares)}, and an interval of status ok is {width:.0f} %" in TEXT
+    assert f"Of {bits['replicates']} for bits {bits['laws']} have a law of status ok: its interval holds" in TEXT
     family, entropy = (round(bits[of] * bits["laws"]) for of in ("family", "exact"))
-    assert f"such a model, in {family}, and the entropy itself, which lies lower, in {entropy}" in TEXT
+    low, high = (100 * end for end in proportion_confint(family, bits["laws"], method="wilson"))
+    assert f"such a model, in {family} ({low:.0f} to {high:.0f} %), and the entropy itself, which" in TEXT
+    assert f"which lies lower, in {entropy}." in TEXT
     assert ok["exact"] >= 0.9 and limit["exact"] >= 0.9 and bits["family"] >= 0.9
 
 
