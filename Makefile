@@ -78,6 +78,7 @@ gallery:
 	cp figures/marrow/loss_against_parameters.svg figures/gallery/marrow.svg
 	cp figures/protocol/protocols.svg figures/gallery/protocol.svg
 	cp figures/pbmc/matched.svg figures/gallery/pbmc.svg
+	cp figures/marrow-noise/depth.svg figures/gallery/marrow-noise.svg
 	cp figures/demo/bits.svg figures/published-runs/published_audit.svg figures/gallery
 
 gpu-panels gpu-rehearsal: .venv/installed

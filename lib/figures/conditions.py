@@ -177,12 +177,13 @@ def depth(view: Depth | None) -> Figure | Note:
     shares.set(xlabel=style.PARAMETERS, ylabel="explained squared error (%)", xscale="log")
     style.header(shares, "Explained", ["of the gene mean's squared error"])
     ink = {"color": style.INK}
-    keys = {"runs": key(marker="o", markersize=3, **ink), "exact floor": key(linewidth=0.8, **ink),
-            "conditional Gaussian": key(**GAUSSIAN | ink)}  # fmt: skip
+    keys = {"runs": key(marker="o", markersize=3, **ink), "conditional Gaussian": key(**GAUSSIAN | ink)}
+    exact = bool(view.levels["floor"].notna().any())
+    keys |= {"exact floor": key(linewidth=0.8, **ink)} if exact else {}
     return style.settle(
         figure,
         f"The same cells at {counted(len(view.levels), 'depth')}, means over seeds. Left: loss of every size. Right: "
-        "what it explains of the gene mean's squared error, beside the linear model and the exact floor of each depth.",
+        f"what it explains of the gene mean's squared error, beside the linear model{' and the exact floor' * exact}.",
         keys,
         {losses: ends, shares: names},
     )

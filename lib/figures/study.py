@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
-from lib.fit.intervals import headline_ends, readable_columns
+from lib.fit.intervals import SPEAKING, headline_ends, readable_columns
 from lib.fit.runs import levels, sees_context, usable
 from lib.fit.summary import Closeness
 
@@ -123,7 +123,9 @@ def _numbers(law):
     ]  # fmt: skip
     if status == "ok":
         return text
-    return [f"{status}:", *text] if text else [f"no law: {status}"] * bool(status)
+    if text:
+        return [f"{status}:", *text]
+    return [status if status in SPEAKING else f"no law: {status}"] * bool(status)
 
 
 def _loss_keys(level, levels):
