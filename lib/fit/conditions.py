@@ -118,8 +118,8 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
         for regime, runs in usable(table, metric).groupby("regime", sort=False):
             if baselines := known.get(regime, {}).get(split):
                 gene_mean = baselines["gene_mean_mse"]
-                floor = baselines.get("bayes_mse")
-                reducible = gene_mean - (floor or 0.0)
+                floor = float(baselines.get("bayes_mse") or np.nan)
+                reducible = gene_mean - np.nan_to_num(floor)
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
                     split=split, cells=cells, floor=floor, explained=(gene_mean - runs[metric]) / reducible,
                     se=runs[f"{metric}_se"].astype(float) / reducible,
