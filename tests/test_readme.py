@@ -62,8 +62,8 @@ def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(st
     ]
     assert f"| {' | '.join([f'{study}, {size}', *shares, *exact, *added])} |" in README
     if study == "pbmc":
-        assert list(steps.index[steps["points_low"] > 0]) == ["updates"], "README: only updates bought more"
-        assert found.verdict.startswith("Twice the updates add more")
+        assert list(steps.index[steps["points_low"] > 0]) == ["updates"], "README: only that of updates"
+        assert found.verdict.endswith("above 0 for: updates.")
 
 
 @pytest.mark.parametrize("study, regime", LAWS)
@@ -143,14 +143,7 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
 
 def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hold_nine_floors_in_ten():
     replicates = pd.read_csv(io.CODE / "data" / "replicates.csv")
-    ok, limit, _, _, bits, _ = reliability(replicates).to_dict("records")
-    above = 100 * (replicates["best"] / replicates["exact"] - 1)
-    fresh = above[replicates["objective"] == "mse, fresh cells"]
-    same = replicates["replicate"].isin(replicates.loc[fresh.index, "replicate"])
-    seen = above[same & (replicates["objective"] == "mse")]
-    assert f"In {len(fresh)} for the squared error no cell is seen twice" in TEXT and len(seen) == len(fresh)
-    assert f"the best size ends {fresh.min():.1f} to {fresh.max():.1f} % above the exact floor" in TEXT
-    assert f"with 18,000 training cells {seen.min():.1f} to {seen.max():.1f} %." in TEXT
+    ok, limit, bits, _ = reliability(replicates).to_dict("records")
     squares = replicates[replicates["objective"] == "mse"]
     number = squares["status"].value_counts()
     among = f"{number['budget-limited']} are budget-limited, {number['floor not identified']} identify no floor, and"

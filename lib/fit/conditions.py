@@ -239,12 +239,11 @@ class Bought:
 
     @property
     def verdict(self) -> str:
-        """Which steps are larger than their intervals, in one sentence; empty without steps."""
+        """Which steps are told from nothing, in one sentence; empty without steps."""
         if self.steps is None:
             return ""
-        if len(clear := self.steps.loc[self.steps["points_low"] > 0, "twice_the"]):
-            return f"Twice the {' and twice the '.join(clear)} add more than the interval of that number."
-        return "Nothing adds more than the interval of its number: more seeds would tell."
+        clear = self.steps.loc[self.steps["points_low"] > 0, "twice_the"]
+        return f"The interval lies above 0 for: {', '.join(clear) or 'none of them; more seeds would tell'}."
 
 
 def bought(table: pd.DataFrame) -> Bought:

@@ -65,15 +65,18 @@ def examine(study, runs: pd.DataFrame) -> Examination:
 
     `runs` is the table of `lib.fit.runs.collect`.
     """
+    elsewhere = Examination("These runs were trained elsewhere; their weights are not here to be examined.")
+    if study.runs:
+        return elsewhere
     counted = [name for name in study.regimes if study.training(name).objective != "mse"]
-    regime = next(iter([*counted, *study.regimes]), None)
+    regime = (counted or list(study.regimes))[0]
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
     if done.empty:
         return Examination(f"No run of {regime} has ended with a loss; there is none to examine.")
     best = done[done["parameters"] == done["parameters"].max()].sort_values("seed").iloc[0]
     run, path = (regime, best["size"], int(best["seed"])), study.data / "examined.json"
     if not _weights(study, *run).is_file():
-        return Examination("These runs were trained elsewhere; their weights are not here to be examined.")
+        return elsewhere
     key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
     if not path.is_file() or io.read_json(path)["key"] != key:
         io.write_json(path, {"key": key, **_examined(study, *run)})
