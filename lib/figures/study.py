@@ -215,8 +215,8 @@ def _excess(above, below, means):
     above.tick_params(labelbottom=False)
 
 
-DRAWN = {"runs": {"color": style.INK}, "sizes": {"color": style.INK, "linestyle": ":"}}
-"""Lines of what a bootstrap resamples."""
+DRAWN = {"runs": {"color": style.PALETTE[0]}, "sizes": {"color": style.PALETTE[0], "linestyle": ":"}}
+"""Lines of what a bootstrap resamples, in the colour of the runs beside them."""
 
 
 def _scatter(axis, view, name, exact):
