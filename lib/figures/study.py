@@ -31,29 +31,32 @@ def loss_against_parameters(
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.panels(len(shown), 82)
     few, ends, colour, known = len(shown) <= 4, {}, style.colours(shown), {}  # few panels have labels beside them
+    floors = False
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
         law, of = laws[regime].get(metrics[regime], {}), levels(baselines, regime, metrics[regime])
         known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
+        floors |= len(labels) > len(known[regime])
+        lines = [_size_of(rows), "   ".join(_numbers(law))] if few else _numbers(law)
+        style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
             ends[axis] = labels
-            lines = [_size_of(rows), "   ".join(_numbers(law))]
-            style.header(axis, style.title(regime), lines, style.size_names(axis, places))
         else:
-            style.header(axis, regime, _numbers(law))
             below = axes[-axis.get_subplotspec().get_gridspec().ncols :]  # nothing stands under them
             axis.set(ylabel="", xlabel=style.PARAMETERS if axis in below else "")
     if not few:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
     level = next(law["level"] for of in laws.values() for law in of.values())
+    named = {"law, {} band": curves["regime"].isin(list(shown)).any(), "floor, {} interval": floors}
+    named = [name.format(f"{100 * level:.3g} %") for name, there in named.items() if there]
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,
-        f"Loss against model parameters: {_runs_of(drawn)}, size means with the range of seeds, and the law and its "
-        f"floor with {100 * level:.3g} % band and interval."
-        + (f" {counted(out, 'run')} without a final loss left out." if out else ""),
-        _loss_keys(level, [] if few else known.values()),
+        f"Loss against model parameters: {_runs_of(drawn)}, with the mean of each size and the range of its seeds"
+        + "".join(f"; {name.replace(',', ' with')}" for name in named)
+        + (f". {counted(out, 'run')} without a final loss left out." if out else "."),
+        _loss_keys(named, [] if few else known.values()),
         ends,
     )
 
@@ -96,7 +99,7 @@ def _law(axis, curve, law, levels, colour):
     if low - span < floor < high:
         near = [end for end in (lo, hi) if low - span < end < high + span]
         low, high = min([low, floor, *near]), max([high, *near])
-        axis.axhline(floor, color=colour, linestyle="--", linewidth=0.9, zorder=2)
+        axis.axhline(floor, color=colour, zorder=2, **ESTIMATE)
         ends = np.nan_to_num(lo, nan=low - span), np.nan_to_num(hi, nan=high + span)
         axis.axhspan(*ends, color=colour, alpha=0.1, linewidth=0, zorder=0)
         name = "fitted floor" if of is law else "limit of the floor"
@@ -128,18 +131,20 @@ def _numbers(law):
     return [status if status in SPEAKING else f"no law: {status}"] * bool(status)
 
 
-def _loss_keys(level, levels):
+def _loss_keys(fitted, levels):
+    """The legend: runs, what is `fitted` to them, and baselines that have no label beside them."""
     named = [BASELINES[name] for name in BASELINES if any(name in of for of in levels)]
     names = {label.replace("\n", " "): key(**LEVEL, **line) for label, line in named}
     grey = {"color": style.GREY}
     dot = {"marker": "o", "linestyle": "", "markeredgewidth": 0} | grey
     band = Patch(alpha=0.3, linewidth=0, **grey)
+    lines = {"law": key(**grey), "floor": key(**ESTIMATE, **grey)}
     return {
         "one run": key(markersize=3, alpha=0.5, **dot),
         "size mean, range": (key(marker="|", markersize=9, linestyle="", **grey), key(markersize=5, **dot)),
-        f"law, {100 * level:.3g} % band": (band, key(**grey)),
-        f"floor, {100 * level:.3g} % interval": (band, key(linestyle="--", linewidth=0.9, **grey)),
-    } | names
+        **{name: (band, lines[name.split(",")[0]]) for name in fitted},
+        **names,
+    }
 
 
 def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
@@ -183,14 +188,16 @@ def closeness(view: Closeness | None) -> Figure | Note:
     figure = Figure(style.DOUBLE, 76)
     places = [["above", "alpha", "c"], ["below", "alpha", "c"]]
     axes = figure.subplot_mosaic(places, height_ratios=(3, 1), width_ratios=(1.3, 1, 1))
-    _excess(axes["above"], axes["below"], view.means)
-    _scatter(axes["alpha"], view, "alpha", None)
-    _scatter(axes["c"], view, "c", view.exact)
+    colour = style.colours([view.regime])[view.regime]
+    _excess(axes["above"], axes["below"], view.means, colour)
+    _scatter(axes["alpha"], view, "alpha", None, colour)
+    _scatter(axes["c"], view, "c", view.exact, colour)
     axes["above"].set(title=style.title(view.regime))
     axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
     axes["c"].set_xlabel(floor_label(view.metric))
-    keys = {f"{unit} resampled": key(**line) for unit, line in DRAWN.items()}
-    keys["headline interval"] = Patch(color=style.GREY, alpha=0.2, linewidth=0)
+    keys = {f"{unit} resampled": key(color=colour, **line) for unit, line in DRAWN.items()}
+    keys["estimate"] = key(color=colour, **ESTIMATE)
+    keys["headline interval"] = Patch(color=colour, alpha=0.1, linewidth=0)
     return style.settle(
         figure,
         f"Left: mean loss of {counted(len(view.means), 'size')} above the fitted floor (those below it are not drawn), "
@@ -199,11 +206,11 @@ def closeness(view: Closeness | None) -> Figure | Note:
     )
 
 
-def _excess(above, below, means):
+def _excess(above, below, means, colour):
     """L - c against P on logarithmic axes, and the residuals below."""
-    shown, bars = means[means["excess"] > 0], style.BARS | {"capsize": 1.5, "color": style.PALETTE[0]}
+    shown, bars = means[means["excess"] > 0], style.BARS | {"capsize": 1.5, "color": colour}
     above.errorbar(shown["parameters"], shown["excess"], 1.96 * shown["se"], **bars)
-    above.plot(means["parameters"], means["fitted"], color=style.INK, linewidth=1)
+    above.plot(means["parameters"], means["fitted"], color=colour, linewidth=1)
     below.errorbar(means["parameters"], means["excess"] - means["fitted"], 1.96 * means["se"], **bars)
     below.axhline(0, color=style.INK, linewidth=0.6)
     above.set(ylabel="loss above the floor, L − c", xscale="log", yscale="log")
@@ -215,11 +222,13 @@ def _excess(above, below, means):
     above.tick_params(labelbottom=False)
 
 
-DRAWN = {"runs": {"color": style.PALETTE[0]}, "sizes": {"color": style.PALETTE[0], "linestyle": ":"}}
-"""Lines of what a bootstrap resamples, in the colour of the runs beside them."""
+DRAWN = {"runs": {"linewidth": 0.9}, "sizes": {"linewidth": 0.9, "linestyle": ":"}}
+"""Lines of what a bootstrap resamples."""
+ESTIMATE = {"linestyle": "--", "linewidth": 0.9}
+"""The line of a floor that is fitted."""
 
 
-def _scatter(axis, view, name, exact):
+def _scatter(axis, view, name, exact, colour):
     """Distribution of one constant over bootstraps, its estimate and headline interval."""
     low, high = headline_ends(view.law, name)
     central = view.draws.groupby("of")[name].quantile([0.02, 0.98])
@@ -227,11 +236,12 @@ def _scatter(axis, view, name, exact):
     for unit, line in DRAWN.items():
         values = view.draws.loc[view.draws["of"] == unit, name]
         near = values[values.between(*limits)]
-        axis.hist(near, 40, limits, weights=np.full(len(near), 1 / max(1, len(values))), histtype="step", **line)
+        shares = np.full(len(near), 1 / max(1, len(values)))
+        axis.hist(near, 40, limits, weights=shares, histtype="step", color=colour, **line)
     strip = limits[0] if low is None else low, limits[1] if high is None else high
-    axis.axvspan(*strip, color=style.GREY, alpha=0.2, linewidth=0, zorder=0)
-    axis.axvline(view.law[name], color=style.INK, linewidth=0.8)
+    axis.axvspan(*strip, color=colour, alpha=0.1, linewidth=0, zorder=0)
+    axis.axvline(view.law[name], color=colour, **ESTIMATE)
     if exact is not None:
-        axis.axvline(exact, linewidth=1.4, **BASELINES["floor"][1])
+        axis.axvline(exact, **LEVEL, **BASELINES["floor"][1])
     axis.set(xlim=limits, yticks=[])
     axis.xaxis.set_major_locator(MaxNLocator(4))

@@ -272,12 +272,15 @@ def header(axis: Axes, title: str, lines: Iterable[str] = (), above: float = 0) 
     axis.set_title(title, pad=above + 4 + len(lines) * step)
 
 
-def size_names(axis: Axes, places: dict[str, float]) -> float:
-    """Name each size above its place, {name: x}, turned where it must be; returns the height that this takes, pt."""
-    length = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols * 0.6
+def size_names(axis: Axes, places: dict[str, float], share: float = 0.6) -> float:
+    """Name each size above its place, {name: x}, turned where it must be; returns the height that this takes, pt.
+
+    The axes take this `share` of the width of their column, about.
+    """
+    length = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols * share
     at = axis.transScale + axis.transLimits
     spots = [(at.transform((x, 1))[0] * length, LETTER * len(name)) for name, x in places.items()]
-    turned = any(b - a < (u + v) / 2 + 3 for (a, u), (b, v) in itertools.pairwise(spots))
+    turned = any(b - a < (u + v) / 2 + 1 for (a, u), (b, v) in itertools.pairwise(spots))
     for name, x in places.items():
         axis.annotate(name, (x, 1), (0, 2), xycoords=axis.get_xaxis_transform(), textcoords="offset points",
                       fontsize=SMALL, color=GREY, ha="center", va="bottom", rotation=90 * turned)  # fmt: skip
