@@ -263,6 +263,25 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(data
     assert exact(resumed) == exact(whole)
 
 
+def test_checkpoints_of_other_settings_do_not_cost_a_stopped_run_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", np.inf)
+
+    def stop_after(updates):
+        def stop(done, total, loss):
+            if done == updates:
+                raise SystemExit
+
+        return stop
+
+    for updates, cells in ((60, 1600), (30, 1200)):
+        with pytest.raises(SystemExit):
+            run(data, tmp_path, progress=stop_after(updates), cells_seen=cells)
+    seen = []
+    run(data, tmp_path, progress=lambda done, *state: seen.append(done), cells_seen=1200)
+    assert seen[0] > 25
+
+
 def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
     program = f"""
 import os, sys

@@ -43,6 +43,7 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
+        io.remove(result)  # of other settings
         try:
             return Run(data, size, seed, settings, folder, identity).completed(progress)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -349,9 +350,15 @@ class Run:
         self.pause = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
 
     def restore(self) -> None:
-        """Continue from the newest whole checkpoint, if it is one of this very run."""
+        """Continue from the newest whole checkpoint if it is one of this very run, else remove what another left.
+
+        Checkpoints of a run with other settings may have higher numbers, and would pass for the newest ones.
+        """
         saved = machine.load_checkpoint(self.folder, self.device)
-        if saved and saved["identity"] == self.identity:
+        if saved and saved["identity"] != self.identity:
+            for path in machine.checkpoints(self.folder):
+                io.remove(path)
+        elif saved:
             self.set_state(saved["state"])
             for name in PROGRESS:
                 setattr(self, name, saved[name])
