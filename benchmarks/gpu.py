@@ -58,7 +58,7 @@ def panels(study) -> None:
         part = {"train": dict(train), "updates": train.updates, "branches": train.branches}
         regimes[name] = part | {"genes": regime.genes, "masked": study.masking.genes(regime.genes)}
     plan = {"study": study.name, "sizes": [asdict(size) for size in study.sizes], "regimes": regimes}
-    plan |= {"runs": in_order(study), "resamples": study.fit.resamples, "level": study.fit.level}
+    plan |= {"runs": in_order(study), "resamples": study.fit.resamples}
     io.write_json(study.data / "plan.json", plan)
 
 
@@ -183,7 +183,7 @@ def fit(plan, folder):
     from lib.fit.summary import curves, fit_laws
 
     runs = pd.read_csv(folder / "runs.csv")
-    laws = fit_laws(runs, plan["resamples"], seed=0, level=plan["level"], errors="cells")
+    laws = fit_laws(runs, plan["resamples"], seed=0, errors="cells")
     io.write_json(folder / "laws.json", laws)
     origin = {"study": plan["study"], "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
     seconds, devices = round(float(runs["seconds"].sum()), 1), sorted(runs["device"].unique())

@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from lib import io
 from lib.figures import style
 from lib.fit.intervals import BOOTSTRAPS, HEADLINE, METHODS, fit_draws, percentile, resample
-from lib.fit.law import profile, size_weights
+from lib.fit.law import LEVEL, profile, size_weights
 from lib.fit.runs import Ladder
 
 SHAPES = ((7, 3), (7, 7), (12, 3))
@@ -54,7 +54,7 @@ def simulate(truth, sizes, seeds, size_effect, studies, rng):
     return parameters, expected[:, None] + shared + SEED_NOISE * rng.standard_normal((studies, sizes, seeds))
 
 
-def coverage(studies=300, resamples=400, seed=0, level=0.95):
+def coverage(studies=300, resamples=400, seed=0):
     """Measure every interval in every kind of study.
 
     Returns
@@ -68,14 +68,14 @@ def coverage(studies=300, resamples=400, seed=0, level=0.95):
     for number, (truth, (sizes, seeds), size_effect) in enumerate(cells):
         rng = np.random.default_rng([seed, number])
         parameters, losses = simulate(TRUTHS[truth], sizes, seeds, size_effect, studies, rng)
-        intervals = _intervals(parameters, losses, resamples, rng, level)
+        intervals = _intervals(parameters, losses, resamples, rng)
         rows = [{"method": method, **_score(ends, TRUTHS[truth])} for method, ends in intervals.items()]
         head = {"truth": truth, "sizes": sizes, "seeds": seeds, "size_effect": size_effect}
         tables.append(pd.DataFrame(rows).assign(**head)[[*head, *rows[0]]])
-    return pd.concat(tables, ignore_index=True).assign(studies=studies, resamples=resamples, level=level)
+    return pd.concat(tables, ignore_index=True).assign(studies=studies, resamples=resamples, level=LEVEL)
 
 
-def _intervals(parameters, losses, resamples, rng, level):
+def _intervals(parameters, losses, resamples, rng):
     """method -> ends (alpha or c, low or high, studies); every step is batched over the studies."""
     studies, sizes, seeds = losses.shape
     d, count = np.log(parameters / parameters[0]), np.full(sizes, seeds)
@@ -83,8 +83,8 @@ def _intervals(parameters, losses, resamples, rng, level):
     squares = ((losses - means[..., None]) ** 2).sum(-1)
     weights = size_weights(d, means, squares, count)
     known = (squares.sum(1) / (sizes * (seeds - 1)) / seeds) if seeds > 1 else np.zeros(studies)
-    over_means = profile(d, means, weights, sizes - 3, level=level, known=known)
-    over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1), level)
+    over_means = profile(d, means, weights, sizes - 3, known=known)
+    over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1))
     intervals = {
         HEADLINE: np.array([over_means.alpha, over_means.interval()]),
         "profile_runs": np.array([over_runs.alpha, over_runs.interval()]),
@@ -97,7 +97,7 @@ def _intervals(parameters, losses, resamples, rng, level):
     for method, unit in BOOTSTRAPS.items():
         drawn = [resample(data, unit, resamples, rng) for data in ladders]
         draws = fit_draws(d, *map(np.concatenate, zip(*drawn, strict=True))).reshape(2, studies, -1)
-        intervals[method] = np.swapaxes(percentile(draws, level), 0, 1)
+        intervals[method] = np.swapaxes(percentile(draws), 0, 1)
     return intervals
 
 
@@ -133,9 +133,10 @@ def draw(table):
     grey = {"color": style.GREY, "linestyle": "", "markersize": 4}
     keys = {design: style.key(marker=shape, **grey) for design, shape in marker.items()} | {
         "seed noise": style.key(color=EFFECT[False], linewidth=3),
-        "and size effect": style.key(color=EFFECT[True], linewidth=3),
-        "floor": style.key(marker="o", **grey), "no floor": style.key(marker="o", **grey, **style.OPEN),
-    }  # fmt: skip
+        "size effect, too": style.key(color=EFFECT[True], linewidth=3),
+        "filled: a law with a floor": style.key(linestyle=""),
+        "open: without": style.key(linestyle=""),
+    }
     return style.settle(
         figure,
         f"How often each interval held the truth in {cells['cell'].nunique()} kinds of simulated study, "

@@ -280,7 +280,6 @@ class Fit(Strict):
 
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of each bootstrap
     seed: Seed = 0  # of the resamples
-    level: Share = 0.95  # of every interval
     errors: Literal["donors", "cells"] = "donors"  # whose scatter c has: cells, where donors do not differ otherwise
 
 

@@ -82,13 +82,15 @@ def make_matched():
     return conditions.matched(pd.concat([test_compared.table(test_compared.apart), few]))
 
 
-XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)})
+XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)}, training=lambda regime: View(objective="mse"))
 SHARES = conditions.explained(*test_compared.splits(leak=0.1))
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
 DRAWN = {
     "loss": lambda: figures.loss_against_parameters(RUNS, CURVES, dict.fromkeys(LAWS, MEASURED), LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
-    "budget": lambda: figures.budget(capacity.budgets(LADDER, KEPT, {"data-rich": 0.515})),
+    "budget": lambda: figures.budget(
+        capacity.budgets(LADDER, KEPT, {"data-rich": {"validation": {"bayes_mse": 0.515}}})
+    ),
     "matched": lambda: figures.matched(make_matched()),
     "held_out": lambda: figures.held_out(SHARES, conditions.leak(SHARES)),
     "genes": lambda: figures.by_gene(make_examined()),

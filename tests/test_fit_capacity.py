@@ -14,7 +14,7 @@ from lib.fit.summary import fit_laws, intervals_table, laws_table
 from lib.study import load_study
 
 FLOOR = 0.13
-GOLDEN = [8, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
+GOLDEN = [9, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
 """FIT_NUMERICS; floors of the published runs with their interval, of the bounded form, and in the limit of budgets."""
 
 
@@ -58,6 +58,18 @@ def test_runs_that_have_not_learned_give_no_number_but_the_limit():
     assert len(choices) == 3 and choices.loc["headline", numbers].isna().all() and choices.iloc[1:]["c"].notna().all()
     assert intervals_table(laws).empty
     assert law_of(table.assign(convergence="converged"))["status"] == Status.OK
+
+
+def test_runs_that_longer_training_makes_worse_are_not_called_budget_limited():
+    table = trained(noise=3e-4)
+    largest = table["width"] == table["width"].max()
+    raised = table.assign(validation_mse_half=table["validation_mse"].where(~largest, table["validation_mse"] * 0.9))
+    raised["convergence"] = np.where(largest, "not converged", "converged")
+    laws = fit_laws(raised, 100, 0)
+    assert laws["r"]["validation_mse"]["status"] == Status.OVERFITTED
+    assert laws_table(laws, {}).iloc[0][["alpha", "c", "limit"]].isna().all() and intervals_table(laws).empty
+    falls = raised.assign(convergence=np.where(table["width"] < 8, "not converged", raised["convergence"]))
+    assert law_of(falls)["status"] == Status.BUDGET, "longer training would lower another size"
 
 
 def test_sizes_that_see_no_context_are_left_out_of_the_law_and_their_pull_is_shown():

@@ -141,7 +141,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
     assert (rich["exact_floor"], rich["baseline"], counts["exact_floor"], counts["baseline"]) == (1.46, 1.6, 0.39, 0.5)
     assert [rich[key] for key in ("c", "c_low", "c_high")] == pytest.approx([1.470, 1.450, 1.489], abs=5e-4)
     intervals = summary.intervals_table(laws).query("regime == 'data-rich'")
-    assert len(intervals) == 6 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
+    assert len(intervals) == 7 and intervals.iloc[0]["c_high"] == rich["c_high"] and intervals["c"].nunique() == 1
     assert np.isnan(limited["exact_floor"])
     assert rich["largest"] == laws["data-rich"]["validation_mse"]["sizes"]["mean"][-1] < rich["baseline"]
 

@@ -30,8 +30,8 @@ def matched(view: Matched) -> Figure | Note:
     style.size_lines(losses, few, "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
     columns = UNITS[view.metric.rsplit("_", 1)[1]]
-    levels = runs.groupby("cells_train")[[columns["floor"], columns["gaussian"]]].mean()
-    ends += _baselines(losses, levels.set_axis(["floor", "gaussian"], axis=1))
+    levels = runs.groupby("cells_train")[list(columns.values())].mean()
+    ends += _baselines(losses, levels.set_axis(columns, axis=1))
     losses.set(title="Loss at equal updates", xlabel="training cells (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     gains = view.gains
@@ -163,7 +163,7 @@ def depth(view: Depth | None) -> Figure | Note:
     losses.set(xlabel="counts kept (share)", ylabel=loss_label(view.metric), xscale="log")
     losses.set_xticks(view.levels["depth"], map(style.short, view.levels["depth"]))
     losses.minorticks_off()
-    style.header(losses, "Loss", ["the fewer counts, the less there is to predict"])
+    style.header(losses, "Loss", ["not comparable: each depth has other values to predict"])
     of_regime = style.colours(view.levels["regime"])
     names = []
     for level in view.levels.itertuples():
@@ -280,7 +280,8 @@ def conversions(examined: Examination) -> Figure | Note:
     keys = {}
     for predictor, marker, colour in zip(predictors, "oD", (RUN, EXACT["color"]), strict=False):
         of, dot = table[table["predictor"] == predictor], {"marker": marker, "color": colour, "linestyle": ""}
-        axis.plot(of["bits"], of["rule"].cat.codes, **dot, **style.DOT)
+        dot |= {"markersize": 7} if predictor == predictors[0] else {}  # not hidden by the other
+        axis.plot(of["bits"], of["rule"].cat.codes, **style.DOT | dot)
         keys[predictor] = key(**dot)
     *_, second, largest = sorted(table["bits"])
     if largest > 1.5 * second:  # it would squeeze all others: an arrow says where it lies

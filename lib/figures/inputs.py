@@ -7,6 +7,7 @@ import pandas as pd
 
 from lib.figures import style
 from lib.figures.style import Figure, Note, key
+from lib.model.sizes import OUTPUTS
 from lib.study import Study
 
 MOST_DONORS = 100
@@ -108,14 +109,16 @@ def architecture(study: Study) -> Figure | Note:
     """The masked transformer of a study's last size on the most genes of its regimes, parameter counts in blue."""
     if not study.sizes:
         return Note("This study trains no models of its own.")
-    size, genes = study.sizes[-1], max(regime.genes for regime in study.regimes.values())
+    size, regime = study.sizes[-1], max(study.regimes, key=lambda name: study.regimes[name].genes)
+    genes, outputs = study.regimes[regime].genes, OUTPUTS[study.training(regime).objective]
+    parameters = size.parameters(genes, outputs)
     d, wide = size.d, size.d * size.ff_mult
     parts = (
         ("expression of a cell,\na share of its\ngenes masked", None),
         ("token of every gene:\ngene embedding +\nprojected expression\nor mask vector", genes * d + 3 * d),
         (f"LayerNorm,\nattention:\n{style.counted(size.heads, 'head')}", 4 * d * d + 6 * d),
         (f"LayerNorm,\nfeed-forward:\n{d} → {wide} → {d}", 2 * d * wide + wide + 3 * d),
-        (f"head:\n{d} → 1", d + 1),
+        (f"head:\n{d} → {outputs}", outputs * (d + 1)),
         ("expression of\nmasked genes", None),
     )
     figure, (axis,) = style.panels(1, 38, style.DOUBLE)
@@ -137,9 +140,9 @@ def architecture(study: Study) -> Figure | Note:
         axis.annotate("", (x + 0.5, 0.45), (x - 0.5, 0.45), arrowprops=arrow | around)
     axis.text(2.5, 0.92, f"encoder block × {size.layers}", fontsize=style.SMALL, **middle)
     title = f"{size.name}: masked transformer on {genes:,} genes"
-    style.header(axis, title, [f"{size.parameters(genes):,} parameters (blue: where they are, of one block)"])
+    style.header(axis, title, [f"{parameters:,} parameters (blue: where they are, of one block)"])
     return style.settle(
         figure,
         f"The masked transformer, with the shapes and parameter counts (blue) of size {size.name} on {genes:,} genes: "
-        f"{size.parameters(genes):,} parameters. Arrows around attention and feed-forward are residual paths.",
+        f"{parameters:,} parameters. Arrows around attention and feed-forward are residual paths.",
     )

@@ -47,13 +47,12 @@ def loss_against_parameters(
             axis.set(ylabel="", xlabel=style.PARAMETERS if axis in below else "")
     if not few:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
-    level = next(law["level"] for of in laws.values() for law in of.values())
-    named = {"law, {} band": curves["regime"].isin(list(shown)).any(), "floor, {} interval": floors}
-    named = [name.format(f"{100 * level:.3g} %") for name, there in named.items() if there]
+    named = {"law, 95 % band": curves["regime"].isin(list(shown)).any(), "floor, 95 % interval": floors}
+    named = [name for name, there in named.items() if there]
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,
-        f"Loss against model parameters: {_runs_of(drawn)}, with the mean of each size and the range of its seeds"
+        f"Loss against model parameters: {_runs_of(drawn)}, means and ranges of seeds"
         + "".join(f"; {name.replace(',', ' with')}" for name in named)
         + (f". {counted(out, 'run')} without a final loss left out." if out else "."),
         _loss_keys(named, [] if few else known.values()),
@@ -195,13 +194,15 @@ def closeness(view: Closeness | None) -> Figure | Note:
     axes["above"].set(title=style.title(view.regime))
     axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
     axes["c"].set_xlabel(floor_label(view.metric))
+    above = (view.means["excess"] > 0).sum()
     keys = {f"{unit} resampled": key(color=colour, **line) for unit, line in DRAWN.items()}
     keys["estimate"] = key(color=colour, **ESTIMATE)
     keys["headline interval"] = Patch(color=colour, alpha=0.1, linewidth=0)
     return style.settle(
         figure,
-        f"Left: mean loss of {counted(len(view.means), 'size')} above the fitted floor (those below it are not drawn), "
-        f"with the law and what it misses. Right: exponent and floor over {len(view.draws):,} bootstraps.",
+        f"Left: mean loss above the fitted floor of {above} of {counted(len(view.means), 'size')} (the others lie "
+        "below it), with the law and what it misses. "
+        f"Right: exponent and floor over {len(view.draws):,} bootstraps.",
         keys | ({} if view.exact is None else {"exact floor": key(**BASELINES["floor"][1])}),
     )
 

@@ -125,7 +125,7 @@ def bought(steps: pd.DataFrame | None) -> Table | Note:
                "baseline": "best baseline's"}  # fmt: skip
     caption = (
         "What twice as much of one thing adds to this share at the largest run, in percentage points: the last step "
-        "that was measured, all else at its largest, with its interval over seeds."
+        "that was measured, all else at its largest or best, with its interval over seeds pooled over sizes."
     )
     return plain(steps, columns, caption=caption)
 
@@ -175,7 +175,7 @@ def rollout(table: pd.DataFrame) -> Table | Note:
     }  # fmt: skip
     caption = (
         "Laws fitted without the largest sizes, and what they predict for them, with prediction intervals in brackets: "
-        f"{inside.sum()} of {len(inside)} means lie inside."
+        f"{inside.sum()} of {len(inside)} means lie inside, and {(raw['miss'] < 0).sum()} below what is predicted."
     )
     missed = _fixed(100 * raw["miss"] / raw["predicted"])
     return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)

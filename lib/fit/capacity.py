@@ -14,25 +14,38 @@ from scipy.special import expit, logit
 
 from lib.fit.intervals import HEADLINE, brief, columns_of, readable, with_cells
 from lib.fit.joint import joint_law
-from lib.fit.law import FEWEST_SIZES, Status, ladder
-from lib.fit.runs import UNITS, Ladder, of_metric, sees_context, usable
+from lib.fit.law import FEWEST_SIZES, LEVEL, Status, ladder
+from lib.fit.runs import UNITS, Ladder, levels, of_metric, sees_context, usable
 from lib.model.sizes import BUDGETS
 
 DECAYS = np.geomspace(0.05, 4, 120)
 """Exponents b that are tried, of a loss that falls as budget^-b."""
 
 
+def rising(rows: pd.DataFrame) -> pd.Series:
+    """Whether the second half of its updates raised the loss that each run was trained for; False where not known."""
+    rose = pd.Series(False, rows.index)
+    for loss in ("validation_mse", "validation_nll"):  # bits, where they were trained for
+        if (half := f"{loss}_half") in rows:
+            rose = (rows[loss] > rows[half]).where(rows[half].notna(), rose)
+    return rose
+
+
 def judged(rows: pd.DataFrame, status: str) -> str:
-    """The status of a law of these runs: of some size most runs have not converged, or nobody knows."""
+    """The status of a law of these runs: of some size most runs still fall, or rise; or nobody knows."""
     if "convergence" not in rows:
         return status
     if rows["convergence"].isna().all():
         return Status.UNJUDGED if status == Status.OK else status
-    moving = (rows["convergence"] == "not converged").groupby(rows["parameters"]).mean()
-    return Status.BUDGET if (moving > 0.5).any() else status
+    moving = rows["convergence"] == "not converged"
+    shares = pd.DataFrame({"all": moving, "up": moving & rising(rows)}).groupby(rows["parameters"]).mean()
+    shares = shares[shares["all"] > 0.5]
+    if shares.empty:
+        return status
+    return Status.OVERFITTED if (shares["up"] > shares["all"] / 2).all() else Status.BUDGET
 
 
-def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
+def of_budgets(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     """The law of every budget of the usable runs of one regime, and the law that they tend to.
 
     `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the law
@@ -46,17 +59,17 @@ def of_budgets(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str
     laws, before = {}, np.nan
     for name, column in columns.items():  # what is known of a loss is how it moved since the budget before
         of = rows.assign(**{metric: rows[column], f"{metric}_half": before})
-        laws[name] = {"share": 1 / BUDGETS.get(name, 1), **brief(ladder(of, metric), level)}
+        laws[name] = {"share": 1 / BUDGETS.get(name, 1), **brief(ladder(of, metric))}
         before = rows[column]
     if len(columns) >= 3 and rows["parameters"].nunique() >= FEWEST_SIZES:
         losses = rows.groupby("parameters")[list(columns.values())].mean().to_numpy(float)
         shares = np.array([law["share"] for law in laws.values()])
         data = ladder(rows, metric)
-        laws["limit"], laws["joint"] = limit(data, losses, shares, level), joint(data, losses, shares, level)
+        laws["limit"], laws["joint"] = limit(data, losses, shares), joint(data, losses, shares)
     return laws
 
 
-def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
+def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
     """The law of the limits that each size's losses tend to, L(s) = limit + B s^-b, with one b for all sizes.
 
     For a given b a size is a straight line in s^-b, through its loss at the whole budget, whose B is not negative. The
@@ -71,10 +84,10 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0
     slopes = np.maximum(fall @ x.T / (x**2).sum(1), 0)  # (sizes, decays)
     scores = ((fall[:, None] - slopes[..., None] * x) ** 2).sum((0, 2))
     best, df = int(scores.argmin()), fall.size - len(fall) - 1
-    region = np.flatnonzero(scores <= scores[best] * (1 + stats.f.ppf(level, 1, df) / df))
+    region = np.flatnonzero(scores <= scores[best] * (1 + stats.f.ppf(LEVEL, 1, df) / df))
     some = np.unique([best, *np.linspace(region[0], region[-1], 8).round().astype(int)])
     variance = scores / df / (x**2).sum(1)
-    laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]), level)
+    laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]))
             for i in some}  # fmt: skip
     ends = span(laws.values())
     status = Status.EXPONENT_AT_EDGE if best in (0, len(DECAYS) - 1) else widened(laws[best]["status"], ends)
@@ -92,21 +105,21 @@ def span(laws: Iterable[dict]) -> dict[str, list[float]]:
     return {name: [min(of[name][0] for of in ends), max(of[name][1] for of in ends)] for name in ("alpha", "c")}
 
 
-def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray, level: float = 0.95) -> dict:
+def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
     """E and a of the joint law in parameters and budget, as `c` and `alpha`; for the arguments see `limit`."""
     sizes, budgets = losses.shape
     grid = {"parameters": np.repeat(data.parameters, budgets), "cells_train": np.tile(shares, sizes)}
     law = joint_law(pd.DataFrame(grid | {"loss": losses.ravel()}))
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     alpha, c = (np.quantile(draws, tails) for draws in (law.draws.theta[:, 0], law.draws.linear[:, 0]))
-    ends = {"alpha": alpha.tolist(), "c": with_cells(law.linear[0], *c, data, level)}
+    ends = {"alpha": alpha.tolist(), "c": with_cells(law.linear[0], *c, data)}
     return {"alpha": law.theta[0], "c": law.linear[0], "status": law.status, "intervals": {HEADLINE: ends}}
 
 
 # ---------------------------------------------------------------- what a law hangs on
 
 
-def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[str, dict]:
+def sensitivity(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     """The law under other choices: alpha, c, intervals and status of each.
 
     `rows` are the usable runs of one regime, those of sizes that see no context among them. Choices do not make a law
@@ -119,15 +132,15 @@ def sensitivity(rows: pd.DataFrame, metric: str, level: float = 0.95) -> dict[st
         variants["parameters without embeddings"] = seeing.assign(parameters=seeing["parameters_without_embeddings"])
     if len(seeing) < len(rows):
         variants["with sizes that see no context"] = rows
-    table = {name: brief(ladder(of, metric), level) for name, of in variants.items() if of["parameters"].nunique() >= 3}
+    table = {name: brief(ladder(of, metric)) for name, of in variants.items() if of["parameters"].nunique() >= 3}
     data, column = ladder(seeing, metric), UNITS[metric.rsplit("_", 1)[1]]["gene_mean"]
     uninformed = float(rows[column].astype(float).mean()) if column in rows else np.nan
     if len(data.d) >= FEWEST_SIZES and uninformed > data.means.min():
-        table["bounded by the gene mean"] = bounded(data, uninformed, level)
+        table["bounded by the gene mean"] = bounded(data, uninformed)
     return {name: {**law, "status": judged(seeing, law["status"])} for name, law in table.items()}
 
 
-def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
+def bounded(data: Ladder, uninformed: float) -> dict:
     """L = E + (L0 - E) h / (1 + h), h = b P^-a: a law below the uninformed loss L0 at any size (arXiv 2605.09189).
 
     For a given E the loss is a logistic function of log P, fitted by least squares; the interval of E is where the best
@@ -149,11 +162,11 @@ def bounded(data: Ladder, uninformed: float, level: float = 0.95) -> dict:
     least = int(scores[1:-1].argmin()) + 1
     found = optimize.minimize_scalar(rss, bounds=floors[[least - 1, least + 1]], method="bounded")
     df = len(d) - 3
-    rim = found.fun + stats.f.ppf(level, 1, df) * max(found.fun / df, data.known_variance)
+    rim = found.fun + stats.f.ppf(LEVEL, 1, df) * max(found.fun / df, data.known_variance)
     outside = {"low": floors[:least][scores[:least] > rim], "high": floors[least:][scores[least:] > rim]}
     low = optimize.brentq(lambda E: rss(E) - rim, outside["low"][-1], found.x) if len(outside["low"]) else -np.inf
     high = optimize.brentq(lambda E: rss(E) - rim, found.x, outside["high"][0]) if len(outside["high"]) else np.inf
-    ends = {"alpha": [-np.inf, np.inf], "c": with_cells(found.x, low, high, data, level)}
+    ends = {"alpha": [-np.inf, np.inf], "c": with_cells(found.x, low, high, data)}
     status = Status.OK if np.isfinite([low, high]).all() else Status.NO_FLOOR
     return {"alpha": -fit(found.x).x[0], "c": found.x, "status": status, "intervals": {HEADLINE: ends}}
 
@@ -180,8 +193,8 @@ class Budgets:
         return means[means["loss"] < best.shift(fill_value=np.inf)].reset_index(drop=True)
 
 
-def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
-    """The budgets of the first regime that has several; `floors` is {regime: exact floor or None}."""
+def budgets(table: pd.DataFrame, laws: dict, known: dict) -> Budgets | None:
+    """The budgets of the first regime that has several; `known` is what `runs.baselines` gives."""
     several = [regime for regime, law in of_metric(laws).items() if law["budget"]]
     if not several:
         return None
@@ -198,7 +211,7 @@ def budgets(table: pd.DataFrame, laws: dict, floors: dict) -> Budgets | None:
             flops = seen * runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
             parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses, flops=flops))
     runs = pd.concat(parts).sort_values("parameters")
-    return Budgets(regime, metric, runs, pd.DataFrame(rows), floors.get(regime))
+    return Budgets(regime, metric, runs, pd.DataFrame(rows), levels(known, regime, metric)["floor"])
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
@@ -207,7 +220,7 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     for regime, law in of_metric(laws).items():
         limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
-            if choice == "headline" or of["status"] != Status.BUDGET:
+            if choice == "headline" or of["status"] not in (Status.BUDGET, Status.OVERFITTED):
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
     several = [row for row in rows if row["choice"] != "headline"]
     return readable(pd.DataFrame(rows)) if several else pd.DataFrame()

@@ -12,12 +12,15 @@ from scipy import stats
 
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
+from lib.fit.law import Status
 from lib.fit.runs import BASELINES, UNITS, headline, levels, sees_context, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
-EQUAL = ["genes", "cells_seen", "protocol", "optimiser", "batch", "split_seed"]
+EQUAL = ["genes", "panel_of", "cells_seen", "protocol", "optimiser", "batch", "split_seed"]
 """Columns in which runs have to be equal to be compared along one axis."""
+CONDITION = ["cells_train", "donors", "thin"]
+"""Columns in which comparable regimes may differ."""
 
 # ---------------------------------------------------------------- training cells
 
@@ -39,18 +42,19 @@ class Matched:
     more: pd.DataFrame | None = None  # what more parameters or cells save it, of `joint.gains`
 
 
-def matched(table: pd.DataFrame, seed: int = 0, level: float = 0.95) -> Matched:
+def matched(table: pd.DataFrame, seed: int = 0) -> Matched:
     """The matched data axis of a table of runs. Regimes with another objective than the first are left out."""
-    objective = table["objective"].fillna("")
-    metric = next(iter(headline(table).values()))
+    objective, metric = table["objective"].fillna(""), next(iter(headline(table).values()))
     try:
         all_donors, few_donors = data_axis(table[objective == objective.iloc[0]], metric)
         law = joint_law(all_donors, seed=seed)
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
-    saved = gains(all_donors).assign(crossover=lambda table: frontier(law, table["cells_train"]))
+    saved = gains(all_donors)
+    if law.status == Status.OK:
+        saved["crossover"] = frontier(law, saved["cells_train"])
     sentence = "Per tenfold training cells what size saves changes by {slope:+.4f} ({low:+.4f} to {high:+.4f})."
-    return Matched(sentence.format(**trend(saved)), all_donors, few_donors, saved, metric, *outlook(law, level))
+    return Matched(sentence.format(**trend(saved)), all_donors, few_donors, saved, metric, *outlook(law))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -58,16 +62,22 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
 
     InputError: the regimes differ in more than the training cells.
     """
-    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float)).sort_values("parameters")
-    rows = rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)]
+    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
+    rows = _first_regimes(rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)])
+    rows = rows.sort_values("parameters")
     for column in [*EQUAL, "objective"]:
         if rows[column].nunique(dropna=False) > 1:
             raise InputError(
                 f"these runs are not matched: {column} has the values {', '.join(map(str, rows[column].unique()))}; "
-                "compare regimes that differ in training cells alone."
+                "compare regimes that differ in training cells alone (with genes_from and split.cells)."
             )
     few = rows["donors"].notna()
     return rows[~few], rows[few]
+
+
+def _first_regimes(rows):
+    """Of regimes with as many cells, donors and counts the first: others differ in what has no column."""
+    return rows[rows["regime"] == rows.groupby(CONDITION, dropna=False)["regime"].transform("first")]
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +92,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     smallest = means.groupby("cells_train").first()
     best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
     gain = smallest["loss"] - best["loss"]
-    se = np.sqrt(squares / max(free, 1) * (1 / smallest["n"] + 1 / best["n"]))
+    se = np.sqrt(squares / (free or np.nan) * (1 / smallest["n"] + 1 / best["n"]))
     return pd.DataFrame({"gain": gain, "se": se, "relative": gain / smallest["loss"]}).reset_index()
 
 
@@ -129,17 +139,18 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     return shares if shares["split"].nunique() > 1 else shares[:0]
 
 
-def laws_by_split(laws: dict) -> pd.DataFrame:
-    """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, status.
+def laws_by_split(laws: dict, known: dict) -> pd.DataFrame:
+    """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, exact_floor, status.
 
     No rows where there is one split alone.
     """
     rows = [
-        {"regime": regime, "split": split, "cells": cells, **columns_of(law), "status": law["status"]}
+        {"regime": regime, "split": split, "cells": cells, **columns_of(law),
+         "exact_floor": known.get(regime, {}).get(split, {}).get("bayes_mse"), "status": law["status"]}
         for regime, by_metric in laws.items()
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse")) and law["sizes"]
-    ]
+    ]  # fmt: skip
     return readable(pd.DataFrame(rows)) if len({row["split"] for row in rows}) > 1 else pd.DataFrame()
 
 
@@ -191,8 +202,8 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
 class Depth:
     """The same cells with fewer counts: what would deeper sequencing buy, against a larger model and more cells?
 
-    A loss at one depth cannot be compared with one at another, because there is less to predict where counts are few.
-    The share explained of the gene mean's squared error can: it grows with each of the three.
+    A loss at one depth cannot be compared with one at another, because each depth has other values to predict. The
+    share explained of the gene mean's squared error can: it grows with each of the three.
     """
 
     runs: pd.DataFrame  # size, parameters, depth, loss, explained: means over seeds, of the largest number of cells
@@ -201,15 +212,15 @@ class Depth:
 
 
 def depth(table: pd.DataFrame) -> Depth | None:
-    """The depths of a study; None where all of its regimes have the same."""
+    """The depths of a study's largest regimes; None where there is one."""
     metric = next(iter(headline(table).values()))
     rows = usable(table, metric).assign(depth=lambda rows: rows["thin"].astype(float).fillna(1))
     rows = rows[rows["donors"].isna()]
-    if rows["depth"].nunique() < 2:
-        return None
     explained = 1 - (rows["validation_mse"] / rows["gene_mean_mse"]).astype(float)
     rows = rows.assign(loss=rows[metric].astype(float), explained=explained)
     most = rows[rows["cells_train"] == rows["cells_train"].max()]
+    if most["depth"].nunique() < 2:
+        return None
     runs = most.groupby(["depth", "parameters", "size"])[["loss", "explained"]].mean().reset_index()
     columns = UNITS[metric.rsplit("_", 1)[1]]
     means = most.astype(dict.fromkeys(BASELINES, float)).groupby("depth")[BASELINES].mean()
@@ -230,7 +241,8 @@ class Bought:
     """What twice as much of one thing adds to the share of the gene mean's squared error that the largest run explains.
 
     The share can be compared where losses cannot: it grows with parameters, training cells, counts and updates. Each
-    step is the last one that was measured, all else at its largest, divided by its doublings.
+    step is the last one that was measured, all else at its largest, divided by its doublings; at each number of cells
+    or counts it is the best size that counts, because a size that overfits few cells makes more of them look better.
     """
 
     sentence: str = "Without the gene mean's error nothing can be said of what more would buy."
@@ -247,7 +259,7 @@ class Bought:
 
 
 def bought(table: pd.DataFrame) -> Bought:
-    """What the last doubling of each bought, in the regimes that are like the largest in all else.
+    """What the last step of each bought per doubling, in the regimes that are like the largest in all else.
 
     Intervals are at 95 %, over seeds on the same held-out cells. Their variance is pooled over the larger half of the
     sizes at the levels compared, because small ones scatter more; with one seed of each there is none. The second half
@@ -260,7 +272,7 @@ def bought(table: pd.DataFrame) -> Bought:
     largest, steps = rows[same.all(axis=1)], []
     for column, name in TWICE.items():
         sizes, beside = column == "parameters", same.drop(columns={column, "parameters"}).all(axis=1)
-        line = rows[beside & (sizes | same["parameters"])]
+        line = rows[beside] if sizes else _best_sizes(rows[beside], column)
         ends = line.groupby(column)[["explained", "untrained"]].agg(["mean", "size"]).tail(2)
         if len(ends) == 2:
             compared = rows[beside & (sizes | rows[column].isin(ends.index))]
@@ -280,6 +292,13 @@ def bought(table: pd.DataFrame) -> Bought:
     return Bought(_shares(largest), table.drop(columns="reach").assign(**ends))
 
 
+def _best_sizes(rows, column):
+    """Of every value of `column` the runs of the size that explains most."""
+    means = rows.groupby([column, "parameters"])["explained"].mean()
+    best = means.groupby(column).idxmax()
+    return rows[pd.MultiIndex.from_frame(rows[[column, "parameters"]]).isin(best)]
+
+
 def _reach(rows, column):
     """Half the 95 % interval of one run's `column`, from the scatter of seeds in the larger half of the sizes."""
     large = rows[rows["parameters"] >= rows["parameters"].median()]
@@ -294,7 +313,7 @@ def _like_the_largest(table):
     if _switches(table):
         table = table[table["regime"] == table["regime"].iloc[-1]]
     rows = usable(table[table["donors"].isna()], METRIC)
-    rows = rows[rows["objective"].fillna("") == table["objective"].fillna("").iloc[0]]
+    rows = _first_regimes(rows[rows["objective"].fillna("") == table["objective"].fillna("").iloc[0]])
     rows = rows.assign(
         depth=rows["thin"].astype(float).fillna(1), cells_train=rows["cells_train"].astype(float).fillna(1),
         explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit.law import FEWEST_SIZES, Law, Profile, Status, fit_many, means_law, profile
+from lib.fit.law import FEWEST_SIZES, LEVEL, Law, Profile, Status, fit_many, means_law, profile
 from lib.fit.runs import Ladder
 
 BOOTSTRAPS = {
@@ -73,51 +73,51 @@ def bootstrap(ladder: Ladder, unit: str, resamples: int, rng: np.random.Generato
     return fit_draws(ladder.d, *resample(ladder, unit, resamples, rng))
 
 
-def percentile(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
+def percentile(draws: np.ndarray) -> np.ndarray:
     """Percentile interval over the last axis of draws: (2 ends, ...). Open where fewer than half of them have a law."""
     few = np.isnan(draws).mean(-1) > 0.5
     known = np.where(few[..., None], 0, draws)
-    ends = np.nanquantile(known, [(1 - level) / 2, (1 + level) / 2], axis=-1, method="closest_observation")
+    ends = np.nanquantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1, method="closest_observation")
     return np.stack([np.where(few, -np.inf, ends[0]), np.where(few, np.inf, ends[1])])
 
 
-def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator, level: float = 0.95) -> dict:
+def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator) -> dict:
     """Every interval of a ladder with at least four sizes: {method: {"alpha" or "c": (low, high)}}, inf where open."""
-    intervals = {HEADLINE: headline(ladder, level)}
-    region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within, level)
+    intervals = {HEADLINE: headline(ladder)}
+    region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within)
     intervals["profile_runs"] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
     for method, unit in BOOTSTRAPS.items():
         draws = bootstrap(ladder, unit, resamples, rng)
-        intervals[method] = dict(zip(("alpha", "c"), percentile(draws, level).T, strict=True))
+        intervals[method] = dict(zip(("alpha", "c"), percentile(draws).T, strict=True))
     return intervals
 
 
-def region_of(ladder: Ladder, level: float = 0.95) -> Profile:
+def region_of(ladder: Ladder) -> Profile:
     """The profile over size means behind the headline interval; its variance is at least what is known of the means."""
     df = len(ladder.d) - 3
-    return profile(ladder.d, ladder.means, ladder.weights, df, level=level, known=ladder.known_variance)
+    return profile(ladder.d, ladder.means, ladder.weights, df, known=ladder.known_variance)
 
 
-def headline(ladder: Ladder, level: float = 0.95) -> dict[str, list[float]]:
+def headline(ladder: Ladder) -> dict[str, list[float]]:
     """Headline interval of alpha and c: by the profile, for c with the error over held-out cells."""
-    region = region_of(ladder, level)
-    c = with_cells(region.fits.c[0], *np.ravel(region.interval()), ladder, level)
+    region = region_of(ladder)
+    c = with_cells(region.fits.c[0], *np.ravel(region.interval()), ladder)
     return {"alpha": np.ravel(region.alpha).tolist(), "c": c}
 
 
-def with_cells(point: float, low: float, high: float, ladder: Ladder, level: float = 0.95) -> list[float]:
+def with_cells(point: float, low: float, high: float, ladder: Ladder) -> list[float]:
     """An interval of a floor with the error over held-out cells added in quadrature.
 
     All sizes are measured on the same cells, so that error moves every loss, and the floor with them.
     """
-    reach = stats.t.ppf((1 + level) / 2, ladder.df) * ladder.error
+    reach = stats.t.ppf((1 + LEVEL) / 2, ladder.df) * ladder.error
     return [float(point - np.hypot(point - low, reach)), float(point + np.hypot(high - point, reach))]
 
 
-def brief(ladder: Ladder, level: float = 0.95) -> dict:
+def brief(ladder: Ladder) -> dict:
     """alpha, c, status and headline interval of a ladder, as an entry of laws.json has them."""
     law = means_law(ladder)
-    intervals = {HEADLINE: headline(ladder, level)} if len(ladder.d) >= FEWEST_SIZES else {}
+    intervals = {HEADLINE: headline(ladder)} if len(ladder.d) >= FEWEST_SIZES else {}
     return {"alpha": law.alpha, "c": law.c, "status": law.status, "intervals": intervals}
 
 
@@ -138,8 +138,8 @@ def columns_of(law: dict) -> dict:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of laws, with their status, without the numbers that cannot be read: NaN in their place.
 
-    These are an exponent or floor of which no end is known, or below zero in a law that is not ok, where neither can
-    be; an exponent at an end of the grid that was searched; and both where the law is one of its training budget.
+    Left out is an exponent or floor without an end, or below zero in a law that is not ok; an exponent at an end of the
+    grid that was searched; and both where the law is one of its training budget, or of overfitted runs.
     """
     table = table.astype({f"{name}{end}": float for name in ("alpha", "c") for end in ("", "_low", "_high")})
     status = table["status"]
@@ -147,7 +147,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         ends = [f"{name}_low", f"{name}_high"]
         unknown = table[ends].isna().all(axis=1) | (status != Status.OK) & (table[name] < 0)
         table[name] = table[name].mask(unknown)
-        table[[name, *ends]] = table[[name, *ends]].mask(status == Status.BUDGET)
+        table[[name, *ends]] = table[[name, *ends]].mask(status.isin([Status.BUDGET, Status.OVERFITTED]))
     table["alpha"] = table["alpha"].mask(status == Status.ALPHA_AT_EDGE)
     return table
 
@@ -158,13 +158,13 @@ def readable_columns(law: dict) -> pd.Series:
     return readable(pd.DataFrame([columns_of(law) | {"status": law["status"]}])).iloc[0]
 
 
-def curve(law: Law, grid: np.ndarray, level: float = 0.95, known: float = 0.0) -> pd.DataFrame:
+def curve(law: Law, grid: np.ndarray, known: float = 0.0) -> pd.DataFrame:
     """A law of size means with its pointwise band at counts `grid`: parameters, loss, lo, hi (NaN below four sizes).
 
     The band is the range of the loss over all laws in `region_of`; for `known` see `Ladder.known_variance`.
     """
     sizes, low, high = law.parameters, np.nan, np.nan
     if len(sizes) >= FEWEST_SIZES:
-        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, level=level, known=known)
+        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, known=known)
         low, high = region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
     return pd.DataFrame({"parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lib.fit.law import Status
+from lib.fit.law import LEVEL, Status
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
@@ -146,9 +146,9 @@ def capacity_share(law: Joint, parameters: float, cells: float) -> float:
     return float((a * A * (parameters / N) ** -a > b * B * (cells / D) ** -b).mean())
 
 
-def gains(law: Joint, parameters: float, cells: float, level: float = 0.95) -> pd.DataFrame:
+def gains(law: Joint, parameters: float, cells: float) -> pd.DataFrame:
     """What more of either saves a run: of (parameters or cells), factor, gain and its ends; NaN beyond `REACH`."""
-    rows, tails = [], [(1 - level) / 2, (1 + level) / 2]
+    rows, tails = [], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     most = REACH * law.cells[["parameters", "cells_train"]].max()
     for of, factor in itertools.product(("parameters", "cells"), (2, 10)):
         more = (factor * parameters, cells) if of == "parameters" else (parameters, factor * cells)
@@ -168,7 +168,7 @@ def frontier(law: Joint, cells: np.ndarray) -> np.ndarray:
     return np.where((least / REACH <= crossover) & (crossover <= most * REACH), crossover, np.nan)
 
 
-def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame | None]:
+def outlook(law: Joint) -> tuple[str, pd.DataFrame | None]:
     """What limits the largest run of a law with draws, in a sentence, and the `gains` of more; None if undetermined."""
     cells = law.cells
     if law.status != Status.OK:
@@ -178,4 +178,4 @@ def outlook(law: Joint, level: float = 0.95) -> tuple[str, pd.DataFrame | None]:
         f"The largest run has {N:,.0f} parameters and {D:,.0f} training cells; in {capacity_share(law, N, D):.0%} of "
         "the draws capacity limits it."
     )
-    return sentence, gains(law, N, D, level)
+    return sentence, gains(law, N, D)

@@ -25,6 +25,9 @@ GRID = np.geomspace(0.01, 100, 100)
 FEWEST_SIZES = 4
 """Three sizes determine three parameters exactly: an interval needs one more."""
 
+LEVEL = 0.95
+"""Confidence of every interval."""
+
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
     "power": lambda d, alpha: [np.exp(-alpha * d)],
@@ -47,6 +50,7 @@ class Status(StrEnum):
     ALPHA_AT_EDGE = "alpha at grid edge"
     NO_FLOOR = "floor not identified"  # the 95 % region of the law reaches an infinite floor
     BUDGET = "budget-limited"  # the runs have not learned what their sizes can: no law of capacity
+    OVERFITTED = "overfitted"  # longer training raises the loss of some size: a law of few cells
     UNJUDGED = "convergence not known"  # identified, but nobody measured whether half the updates do as well
     # of joint laws in parameters and training cells:
     EXPONENT_AT_EDGE = "exponent at grid edge"
@@ -251,19 +255,19 @@ class Profile(NamedTuple):
 
 
 def profile(
-    d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0, level: float = 0.95,
+    d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0,
     known: float | np.ndarray = 0.0,
 ) -> Profile:  # fmt: skip
     """Profile-likelihood region of the law, batched; for `d`, `y` and `w` see `fit_many`.
 
-    A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `level`
+    A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `LEVEL`
     quantile of F(1, df) (Bates & Watts 1988, section 6.1); `df` are sizes - 3 over size means, runs - 3 over runs.
     `within`, the weighted sum of squares inside the sizes, is zero over size means. By luck the residual variance can
     be below what is `known`, see `Ladder.known_variance`. Both are numbers or (datasets,).
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)
-    limit = fits.rss + stats.f.ppf(level, 1, df) * np.maximum((fits.rss + within) / df, known)
+    limit = fits.rss + stats.f.ppf(LEVEL, 1, df) * np.maximum((fits.rss + within) / df, known)
     y, w, grid = y.T, w.T, alpha_grid(d)
     inside = project(d, y[:, None], w[:, None], grid[:, None]).rss <= limit
 

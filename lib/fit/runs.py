@@ -9,7 +9,7 @@ import pandas as pd
 from lib import io
 from lib.data import readers
 from lib.io import InputError
-from lib.model.sizes import BUDGETS, PUBLISHED
+from lib.model.sizes import BUDGETS, OUTPUTS, PUBLISHED
 from lib.study import SPLITS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
@@ -22,8 +22,8 @@ UNITS = {
 BASELINES = [column for unit in UNITS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "width", "parameters", "parameters_without_embeddings", "genes", "cells_train",
-    "donors", "thin", "split_seed", "training_flops_per_cell", "cells_seen", "updates", "learning_rate", "optimiser",
-    "batch", "protocol", "objective", *LOSSES,
+    "donors", "thin", "panel_of", "split_seed", "training_flops_per_cell", "cells_seen", "updates", "learning_rate",
+    "optimiser", "batch", "protocol", "objective", *LOSSES,
     *(f"{loss}{error}" for error in ("_se", "_donor_se") for loss in LOSSES),
     *(f"{split}_donors" for split in SPLITS[1:]), *BASELINES,
     *(f"validation_{unit}_{budget}" for unit in ("mse", "nll") for budget in BUDGETS), "convergence", "seconds",
@@ -64,15 +64,29 @@ def kept(study: Study) -> str:
 
 
 def _row(study, regime, size, seed):
-    folder, settings = study.run_folder(regime, size, seed), study.regimes[regime]
-    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, "donors": settings.donors}
-    asked |= {"thin": settings.thin, "split_seed": settings.split_seed}
-    asked["training_flops_per_cell"] = study.size(size).training_flops_per_cell(settings.genes)
-    if (folder / "result.json").is_file():
-        measured = io.read_json(study.folder(regime) / "baselines.json")
-        baselines = {name: measured["validation"].get(name) for name in BASELINES}
-        return {**io.read_json(folder / "result.json"), **baselines, **asked}
-    return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
+    folder, settings, shape = study.run_folder(regime, size, seed), study.regimes[regime], study.size(size)
+    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, **_condition(study, regime)}
+    asked["training_flops_per_cell"] = shape.training_flops_per_cell(settings.genes)
+    record = io.read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+    if record is None:
+        return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
+    outputs = OUTPUTS[asked["objective"]]
+    due = {"parameters": shape.parameters(settings.genes, outputs), "updates": study.training(regime).updates,
+           "objective": asked["objective"]}  # fmt: skip
+    if record["status"] == "ok" and any(record[name] != value for name, value in due.items()):
+        return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
+    measured = io.read_json(study.folder(regime) / "baselines.json")
+    return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}
+
+
+def _condition(study, regime):
+    """Columns of a run that its regime decides. Panels with genes and held-out cells of their own are named apart."""
+    settings, training = study.regimes[regime], study.training(regime)
+    return {
+        "donors": settings.donors, "thin": settings.thin, "split_seed": study.split_of(regime).seed,
+        "panel_of": study.genes_from if study.genes_from and study.split.cells else regime,
+        "protocol": training.protocol, "objective": training.objective,
+    }  # fmt: skip
 
 
 def given(study: Study) -> pd.DataFrame:
@@ -103,7 +117,7 @@ def given(study: Study) -> pd.DataFrame:
     if usable(table, "validation_mse").empty:
         raise InputError(f"{source.table} has no run of status ok with a finite validation_mse; add some.")
     if "width" not in table:
-        table["width"] = table["size"].map({name: size.d for name, size in PUBLISHED.items()})
+        table["width"] = [_width(run) for run in table.to_dict("records")]
     if unknown := sorted({*source.gene_mean_mse} - {*table["regime"]}):
         has = ", ".join(table["regime"].unique())
         raise InputError(f"{here}: runs.gene_mean_mse names {unknown[0]}, no regime of {source.table} (it has: {has}).")
@@ -111,6 +125,13 @@ def given(study: Study) -> pd.DataFrame:
         table["gene_mean_mse"] = table["regime"].map(source.gene_mean_mse)
     extra = [column for column in table if column not in COLUMNS]
     return table.reindex(columns=[*COLUMNS, *extra]).reset_index(drop=True)
+
+
+def _width(run):
+    """Width of a published size; unknown where a run of that name has not its number of parameters."""
+    size, genes = PUBLISHED.get(run["size"]), run.get("genes")
+    counts = [run["parameters"]] if pd.isna(genes) or not size else [size.parameters(int(genes), n) for n in (1, 2)]
+    return size.d if size and run["parameters"] in counts else np.nan
 
 
 def _numbers(table, name, commas):
@@ -160,7 +181,8 @@ def baselines(study: Study) -> dict:
         return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
     if kept(study):
         return io.read_json(study.results / "baselines.json")
-    return {regime: io.read_json(study.folder(regime) / "baselines.json") for regime in study.regimes}
+    paths = {regime: study.folder(regime) / "baselines.json" for regime in study.regimes}
+    return {regime: io.read_json(path) for regime, path in paths.items() if path.is_file()}
 
 
 def headline(table: pd.DataFrame) -> dict[str, str]:
@@ -174,11 +196,6 @@ def levels(known: dict, regime: str, metric: str) -> dict[str, float | None]:
     split, unit = metric.rsplit("_", 1)
     measured = known.get(regime, {}).get(split, {})
     return {name: measured.get(column) for name, column in UNITS[unit].items()}
-
-
-def known_floors(known: dict, metrics: dict[str, str]) -> dict[str, float | None]:
-    """The exact floor of each regime's loss, or None; `metrics` is {regime: loss}, such as `headline` gives."""
-    return {regime: levels(known, regime, metric)["floor"] for regime, metric in metrics.items()}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

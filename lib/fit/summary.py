@@ -12,7 +12,7 @@ from scipy import stats
 
 from lib.fit import capacity, intervals
 from lib.fit.intervals import HEADLINE, METHODS, SPEAKING, bootstrap, columns_of, curve, readable, readable_columns
-from lib.fit.law import FEWEST_SIZES, PARAMETERS, Law, Status, ladder, means_law, power_law
+from lib.fit.law import FEWEST_SIZES, LEVEL, PARAMETERS, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
 from lib.io import InputError
 from lib.study import SPLITS
@@ -28,16 +28,16 @@ NOTHING = dict.fromkeys(("alpha", "a", "c", "rss", "r2")) | {
 
 
 def fit_laws(
-    table: pd.DataFrame, resamples: int, seed: int, level: float = 0.95, metrics: tuple[str, ...] = METRICS,
+    table: pd.DataFrame, resamples: int, seed: int, metrics: tuple[str, ...] = METRICS,
     errors: str = "donors",
 ) -> dict:  # fmt: skip
     """{regime: {metric: law}}: power + floor, fitted to the metrics that the runs of a regime have, the headline first.
 
-    It is weighted least squares over size means, the centre of the region behind the headline interval; with equally
-    many seeds per size, least squares over runs. A regime that cannot be fitted has status "too few sizes" and nulls.
+    It is weighted least squares over size means, the centre of the region behind the headline interval. A regime that
+    cannot be fitted has status "too few sizes" and nulls.
 
     `table` has columns of runs.csv: `regime`, `parameters` and a metric at least; rows that are not `usable` are left
-    out and counted. `resamples` and `seed` are those of every bootstrap, `level` that of every interval. All sizes
+    out and counted. `resamples` and `seed` are those of every bootstrap. All sizes
     share the `errors` of the losses over held-out "donors" or "cells", and c has them.
     """
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
@@ -49,21 +49,21 @@ def fit_laws(
     for regime, rows in table.groupby("regime", sort=False):
         fitted = [metric for metric in present if len(usable(rows, metric))] or present[:1]
         laws[str(regime)] = {
-            metric: _law(rows, metric, resamples, seed, level, headline=metric == fitted[0]) for metric in fitted
+            metric: _law(rows, metric, resamples, seed, headline=metric == fitted[0]) for metric in fitted
         }
     return laws
 
 
-def _law(rows, metric, resamples, seed, level, headline):
+def _law(rows, metric, resamples, seed, headline):
     usable_rows = usable(rows, metric)
     good = usable_rows[sees_context(usable_rows)]
     counts = {"n_sizes": good["parameters"].nunique(), "n_runs": len(good), "n_left_out": len(rows) - len(good)}
-    content = {"form": "power + floor", "level": level, **counts, **NOTHING}
+    content = {"form": "power + floor", "level": LEVEL, **counts, **NOTHING}
     if content["n_sizes"] >= 3:
-        content |= _fitted(ladder(good, metric), resamples, seed, level)
-        content["budget"] = capacity.of_budgets(good, metric, level)
+        content |= _fitted(ladder(good, metric), resamples, seed)
+        content["budget"] = capacity.of_budgets(good, metric)
         if headline:
-            content["sensitivity"] = capacity.sensitivity(usable_rows, metric, level)
+            content["sensitivity"] = capacity.sensitivity(usable_rows, metric)
         if "limit" in content["budget"]:
             # Converged runs too would still gain a little; on simulated cells the intervals of one budget missed the
             # exact floor from above.
@@ -75,17 +75,17 @@ def _law(rows, metric, resamples, seed, level, headline):
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
 
 
-def _fitted(data, resamples, seed, level):
+def _fitted(data, resamples, seed):
     law = means_law(data)
     rss = ((data.losses - law.predict(data.parameters[data.index])) ** 2).sum()
     spread = ((data.losses - data.losses.mean()) ** 2).sum()
     ends = {}
     if len(data.d) >= FEWEST_SIZES:
-        ends = intervals.all_intervals(data, resamples, np.random.default_rng(seed), level)
+        ends = intervals.all_intervals(data, resamples, np.random.default_rng(seed))
     return {
         "alpha": law.alpha, "a": law.a, "c": law.c, "rss": rss, "r2": 1 - rss / spread if spread else 0.0,
         "status": law.status, "comparison": compare_forms(data), "lack_of_fit": lack_of_fit(data),
-        "rollout": rollout(data, level), "intervals": ends,
+        "rollout": rollout(data), "intervals": ends,
         "sizes": {"size": data.labels, "parameters": data.parameters, "mean": data.means, "seeds": data.seeds,
                   "weight": data.weights},
         "known_variance": data.known_variance,
@@ -168,7 +168,7 @@ def lack_of_fit(data: Ladder) -> dict | None:
     return {"F": float(F), "df": [m - 3, n - m], "p": float(stats.f.sf(F, m - 3, n - m))}
 
 
-def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
+def rollout(data: Ladder) -> list[dict]:
     """Fit without the largest sizes, then predict the mean loss of each of them, with a prediction interval.
 
     Each row has held_out (labels), size, parameters, predicted, interval, observed (mean over seeds) and miss (observed
@@ -177,7 +177,7 @@ def rollout(data: Ladder, level: float = 0.95) -> list[dict]:
     m, rows = len(data.d), []
     for fewer in range(m - 1, FEWEST_SIZES - 1, -1):
         smaller = data.only(np.arange(m) < fewer)
-        law, region = means_law(smaller), intervals.region_of(smaller, level)
+        law, region = means_law(smaller), intervals.region_of(smaller)
         for size in range(fewer, m):
             ends = region.interval(lambda alpha, d=data.d[size]: np.exp(-alpha * d), noise=1 / data.weights[size])
             predicted, observed = law.predict(data.parameters[size]), data.means[size]
@@ -203,7 +203,7 @@ class Closeness:
     exact: float | None  # floor
 
 
-def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, seed: int) -> Closeness | None:
+def closeness(table: pd.DataFrame, laws: dict, known: dict, resamples: int, seed: int) -> Closeness | None:
     """That of the first regime whose law is ok, or else of the first that says something; None where none does."""
     able = {name: law for name, law in of_metric(laws).items() if law["intervals"] and law["status"] in SPEAKING}
     if not able:
@@ -219,7 +219,7 @@ def closeness(table: pd.DataFrame, laws: dict, floors: dict, resamples: int, see
     drawn = {unit: bootstrap(data, unit, resamples, rng).T for unit in ("runs", "sizes")}
     parts = [pd.DataFrame(pairs, columns=["alpha", "c"]).assign(of=unit) for unit, pairs in drawn.items()]
     draws = pd.concat(parts, ignore_index=True).replace([np.inf, -np.inf], np.nan).dropna()
-    return Closeness(regime, metric, means, draws, law, floors.get(regime))
+    return Closeness(regime, metric, means, draws, law, levels(known, regime, metric)["floor"])
 
 
 # ---------------------------------------------------------------- tables
@@ -236,21 +236,24 @@ def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
             sizes = law["sizes"]
             fitted = power_law(sizes["parameters"], sizes["mean"], sizes["weight"])
             grid = np.geomspace(min(sizes["parameters"]) / 2, max(sizes["parameters"]) * 2, 120)
-            parts.append(curve(fitted, grid, law["level"], law["known_variance"]).assign(regime=regime))
+            parts.append(curve(fitted, grid, law["known_variance"]).assign(regime=regime))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["regime", "parameters", "loss", "lo", "hi"])
 
 
 def intervals_table(laws: dict) -> pd.DataFrame:
     """Every interval of each regime's headline law that says something: regime, interval, alpha and c, with their ends.
 
-    A row for each method by which one of them is `readable`.
+    A row for each method by which one of them is `readable`, below the headline, which is the profile over size means,
+    extended to the limit of the budget where there is one.
     """
-    rows = [
-        {"regime": regime, "interval": METHODS[method], **readable_columns(law | {"intervals": {HEADLINE: ends}})}
-        for regime, law in of_metric(laws).items()
-        for method, ends in law["intervals"].items()
-        if method in METHODS and law["status"] in SPEAKING
-    ]
+    rows = []
+    for regime, law in of_metric(laws).items():
+        if law["intervals"] and law["status"] in SPEAKING:
+            whole = law["budget"].get("whole", law)["intervals"]
+            named = {METHODS[name]: ends for name, ends in (law["intervals"] | whole).items() if name in METHODS}
+            for name, ends in ({"headline": law["intervals"][HEADLINE]} | named).items():
+                known = readable_columns(law | {"intervals": {HEADLINE: ends}})
+                rows.append({"regime": regime, "interval": name, **known})
     table = pd.DataFrame(rows, columns=None if rows else ["alpha", "c", "status"])
     return table.drop(columns="status").dropna(subset=["alpha", "c"], how="all")
 
@@ -303,7 +306,8 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
 def _limit(law):
     """The floor in the limit of the budget, as columns; None where that law is not determined."""
     limit = law["budget"].get("limit")
-    columns = columns_of(limit) if limit and limit["status"] == Status.OK else {}
+    there = limit and limit["status"] == Status.OK and law["status"] != Status.OVERFITTED
+    columns = columns_of(limit) if there else {}
     return {f"limit{end}": columns.get(f"c{end}") for end in ("", "_low", "_high")}
 
 

@@ -51,10 +51,10 @@ class Size:
         """
         return min(cores(), max(1, self.d * genes // 16_384))
 
-    def memory(self, genes: int, cells: int = 1) -> int:
-        """Bytes that training takes at least: weights, gradient, AdamW's two moments, activations of `cells` cells."""
+    def memory(self, genes: int) -> int:
+        """Bytes that training takes at least: weights, gradient, AdamW's two moments, activations of a cell."""
         activations = self.layers * genes * self.d * (8 + 2 * self.ff_mult)
-        return 4 * (4 * self.parameters(genes) + cells * activations)
+        return 4 * (4 * self.parameters(genes) + activations)
 
     def forward_flops(self, genes: int) -> int:
         """Model FLOPs of one cell's forward pass: two per multiply-add of every matrix product over all tokens."""

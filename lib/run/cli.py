@@ -97,7 +97,7 @@ def answer(study: Study) -> str:
         added = ", ".join(f"{what} {points}" for what, points in steps)
         said.append(f"Twice as much adds points to it: {added}. {more.verdict}")
     return "\n".join([
-        f"{table.to_string()}\nIn brackets {study.fit.level:.0%} intervals; – where the runs determine no number.",
+        f"{table.to_string()}\nIn brackets 95% intervals; – where the runs determine no number.",
         *said,
         f"Figures: {io.shown(study.figures)}/   executed notebooks: {io.shown(study.data / 'notebooks')}/",
         f"All of it on one page: make report STUDY={study.name}",
@@ -236,15 +236,16 @@ def keep(study: str) -> None:
     if not (study.data / "laws.json").is_file():
         raise InputError(f"study {study.name} has no laws.json to keep; run it first: make run STUDY={study.name}.")
     folder, laws, table = study.results, study.data / "laws.json", study.data / "runs.csv"
-    date, runs, commit = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table), io.code_version()
-    ran = [commit, *runs["code_version"].dropna()]
+    date, runs = datetime.date.fromtimestamp(laws.stat().st_mtime), pd.read_csv(table)
+    trained = sorted(runs["code_version"].dropna().unique())
+    ran = [io.code_version(), *trained]
     if lost := [version for version in ran if version == "unknown" or version.endswith("-modified")]:
         raise InputError(f"no commit holds the code that ran {study.name} ({lost[0]}); commit it, and run again.")
     made = [laws, study.data / "notebooks" / "04_fit.ipynb"]
     if not kept(study):
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
         machine["devices"] = sorted(runs["device"].dropna().unique())
-        origin = {"study": study.name, "date": f"{date}", "commit": commit, "machine": machine}
+        origin = {"study": study.name, "date": f"{date}", "commit": ", ".join(trained), "machine": machine}
         io.write_json(folder / "origin.json", origin | {"hours": round(float(runs["seconds"].sum()) / 3600, 3)})
         io.write_json(folder / "baselines.json", baselines(study))
         made += [table, study.data / "probe.csv"]
