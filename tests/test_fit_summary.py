@@ -237,6 +237,8 @@ def test_runs_of_ones_own_come_before_kept_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(io, "ROOT", tmp_path)
     with pytest.raises(InputError, match="run notebook 03_train first"):
         runs.collect(study)
+    with pytest.raises(InputError, match="run notebook 04_fit first"):
+        runs.read(study.data / "runs.csv")
     shutil.copytree(io.CODE / "data" / "results" / "marrow-donors", study.results)
     started = study.run_folder(next(iter(study.regimes)), study.sizes[0].name, study.seeds[0]) / "history.csv"
     started.parent.mkdir(parents=True)

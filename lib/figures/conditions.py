@@ -197,7 +197,8 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     figure, (alpha, floor, losses) = style.panels(3, 78, columns=3)
     regimes, colour = list(table["regime"]), style.colours(table["regime"])
     for axis, name in ((alpha, "alpha"), (floor, "relative_c")):
-        ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).fillna({f"{name}_low": 0}).clip(lower=0)
+        ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).clip(lower=0)
+        ends.loc[ends.notna().any(axis=1) & ends[f"{name}_low"].isna(), f"{name}_low"] = 0  # neither can be less
         axis.set_xlim(0, 1.05 * np.nanmax(ends) if name == "alpha" else 1.15)
         style.intervals(axis, regimes, ends, [colour[regime] for regime in regimes], table["status"] == "ok",
                         shown=axis is alpha)  # fmt: skip

@@ -322,12 +322,14 @@ def intervals(
     """Estimates with their intervals, a row each, `listed`; open dots where they are not `solid`.
 
     The columns of `ends` are low, estimate and high; arrows stand where an interval leaves the axis or has no end, so
-    the limits of x have to be final.
+    the limits of x have to be final. A row of which nothing is known stays empty.
     """
     left, right = axis.get_xlim()
     colours, solid = colours or itertools.repeat(INK), itertools.repeat(True) if solid is None else solid
     rows = zip(ends.to_numpy(), colours, solid, strict=False)
     for y, ((low, value, high), colour, whole) in enumerate(rows):
+        if np.isnan([low, value, high]).all():
+            continue
         whisker = [np.fmax(left, low), np.fmin(right, high)]
         axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
         for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):

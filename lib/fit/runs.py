@@ -162,6 +162,8 @@ def _refuse(name, values, wrong, why):
 
 def read(path: Path) -> pd.DataFrame:
     """A table that a notebook wrote, runs.csv or sizes.csv; names of digits alone stay text."""
+    if not path.is_file():
+        raise InputError(f"{io.shown(path)} is missing; run notebook 04_fit first.")
     return pd.read_csv(path, dtype=dict.fromkeys(("study", "regime", "size"), str))
 
 

@@ -139,8 +139,8 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
 def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
     """What each gene of the panel adds to the loss that is left, over the masked positions of the validation cells.
 
-    A row has feature_name; times (it was masked); mean (log-normalised expression of training cells); variance, the
-    squared error of that mean; residual, that of the run, and its share of all; with a truth floor and floor_share.
+    A row has feature_name; mean (log-normalised expression of training cells); variance, the squared error of that
+    mean; residual, that of the run, and its share of all; with a truth floor and floor_share.
     """
     mean = np.asarray(data.x[data.train]).mean(axis=0, dtype=np.float64)
     squares = {
@@ -148,16 +148,11 @@ def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
         "residual": (found.expression - found.predicted) ** 2,
         **({} if found.exact is None else {"floor": found.exact.variance}),
     }
-    genes = found.masked.ravel()
-    times = np.bincount(genes, minlength=adata.n_vars)
-    table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "times": times})
-    table["mean"] = mean
-    for name, value in squares.items():
-        summed = np.bincount(genes, value.ravel(), adata.n_vars)
-        table[name] = summed / np.maximum(times, 1)
-        if name != "variance":
-            table["share" if name == "residual" else "floor_share"] = summed / summed.sum()
-    return table
+    of_gene = pd.DataFrame({name: value.ravel() for name, value in squares.items()}).groupby(found.masked.ravel())
+    means, sums = (of.reindex(range(adata.n_vars), fill_value=0) for of in (of_gene.mean(), of_gene.sum()))
+    shares = (sums / sums.sum()).drop(columns="variance").rename(columns={"residual": "share", "floor": "floor_share"})
+    table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "mean": mean})
+    return pd.concat([table, means, shares], axis=1)
 
 
 def concentration(genes: pd.DataFrame) -> str:
