@@ -5,6 +5,7 @@ Each draws a view, whose class says what it holds, or gives a sentence where a s
 
 import numpy as np
 import pandas as pd
+from matplotlib.patheffects import withStroke
 
 from lib.figures import style
 from lib.figures.study import draw_runs
@@ -138,9 +139,11 @@ def compute(view: Budgets | None) -> Figure | Note:
     starts = runs[runs["cells_seen"] == runs["cells_seen"].min()]  # there, sizes lie furthest apart
     for size, (flops, loss) in starts.groupby("size")[["flops", "loss"]].mean().iterrows():
         axis.annotate(size, (flops, loss), (0, 5), textcoords="offset points", fontsize=style.SMALL,
-                      color=colour[size], ha="center")  # fmt: skip
-    axis.plot(best["flops"], best["loss"], color=style.INK, linewidth=1.6, zorder=0)
-    keys = {"frontier": key(color=style.INK, linewidth=1.6)}
+                      color=colour[size], ha="center", path_effects=[withStroke(linewidth=2, foreground="white")],
+                      zorder=5)  # fmt: skip
+    frontier = {"color": style.GREY, "linewidth": 3, "alpha": 0.5}
+    axis.plot(best["flops"], best["loss"], zorder=0, **frontier)
+    keys = {"frontier": key(**frontier)}
     if view.exact is not None:
         keys["exact floor"] = axis.axhline(view.exact, **LEVEL, **EXACT)
     axis.set(title=style.title(view.regime), xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric),

@@ -88,12 +88,12 @@ def recipe(swept: pd.DataFrame) -> Figure:
     for axis, (name, rows) in zip(axes, of_width.groupby("panel", sort=False), strict=True):
         plain = rows[(rows["beta2"] == 0.99) & (rows["embedding_scale"] == 0.5)]
         for (optimiser, batch), of in plain.groupby(["optimiser", "batch"]):
-            dashes = "-" if batch == usual[name] else ":"
+            dashes = "-" if batch == usual[name] else ":" if batch < usual[name] else "--"
             of = of.sort_values("factor")
             axis.plot(of["factor"], of["validation_mse"], dashes, marker="o", markersize=3, color=colours[optimiser])
         keys |= {optimiser: key(color=colours[optimiser], marker="o", markersize=3) for optimiser in plain["optimiser"]}
         seconds = f"{rows['seconds'].iloc[0]:.0f} s a run, batch {usual[name]}"
-        style.header(axis, name, [f"{seconds}; dotted: a quarter of it, and four times"])
+        style.header(axis, name, [f"{seconds}; dotted: a quarter of it, dashed: four times"])
         axis.set(xlabel="learning rate (times the rule's)", ylabel=style.loss_label("validation_mse"), xscale="log")
         axis.xaxis.set_ticks([0.5, 1, 2], labels=["0.5", "1", "2"])
         axis.minorticks_off()
