@@ -27,7 +27,7 @@ def rising(rows: pd.DataFrame) -> pd.Series:
     rose = pd.Series(False, rows.index)
     for loss in ("validation_mse", "validation_nll"):  # bits, where they were trained for
         if (half := f"{loss}_half") in rows:
-            rose = (rows[loss] > rows[half]).where(rows[half].notna(), rose)
+            rose = (rows[loss].astype(float) > rows[half].astype(float)).where(rows[half].notna(), rose)
     return rose
 
 
