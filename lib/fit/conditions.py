@@ -142,7 +142,7 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
 def laws_by_split(laws: dict, known: dict) -> pd.DataFrame:
     """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, exact_floor, status.
 
-    No rows where there is one split alone.
+    No rows where there is one split alone, and none of a law without numbers.
     """
     rows = [
         {"regime": regime, "split": split, "cells": cells, **columns_of(law),
@@ -151,7 +151,8 @@ def laws_by_split(laws: dict, known: dict) -> pd.DataFrame:
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse")) and law["sizes"]
     ]  # fmt: skip
-    return readable(pd.DataFrame(rows)) if len({row["split"] for row in rows}) > 1 else pd.DataFrame()
+    several = len({row["split"] for row in rows}) > 1
+    return readable(pd.DataFrame(rows)).dropna(subset=["alpha", "c"], how="all") if several else pd.DataFrame()
 
 
 def leak(shares: pd.DataFrame) -> pd.DataFrame:
