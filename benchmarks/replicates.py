@@ -11,7 +11,7 @@ hold
 - *realised*: what the best predictor scores on these very validation cells, a little off it, as all sizes are with it;
 - *family*: the least that one negative binomial can cost, where the truth is a mixture of them.
 
-What finite training cells cost is the difference within pairs; none has been run yet.
+What finite training cells cost is the difference within pairs.
 """
 
 import concurrent.futures
