@@ -27,7 +27,7 @@ RESULTS, ADDED = io.CODE / "data" / "results", ["points", "points_low", "points_
 LAWS = {  # study, regime: cells, what they are
     ("ladder", "data-rich"): ("simulated", "held-out donors"),
     ("marrow", "data-rich"): ("real, 18 donors, 15 with leukaemia", "held-out donors"),
-    ("pbmc", "data-rich"): ("real, nine data sets", "held-out data sets"),
+    ("pbmc-512", "data-rich"): ("real, nine data sets", "held-out data sets"),
 }
 
 
@@ -303,6 +303,27 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
     assert [next(iter(law.values()))["status"] for law in laws] == ["budget-limited"] * 4 + ["overfitted"]
     assert (runs["convergence"] == "not converged").mean() > 0.5
+
+
+def test_the_account_of_pbmc_at_512_genes_has_the_numbers_of_the_kept_study():
+    runs, known = read_kept("pbmc-512"), io.read_json(RESULTS / "pbmc-512" / "baselines.json")["data-rich"]
+    largest, rows = runs.loc[runs["parameters"].idxmax()], []
+    for split in ("validation", "test"):
+        rows += [largest[f"{split}_mse"], min(known[split]["pca_mse"], known[split]["gaussian_mse"])]
+    said = "d64 ends at {:.3f} and the best baseline at {:.3f}, on the test data sets at {:.3f} and {:.3f};"
+    assert said.format(*rows) in TEXT
+    moving = runs.groupby("size")["convergence"].agg(lambda of: (of == "not converged").mean())
+    assert (
+        f"{(runs['convergence'] == 'converged').sum()} of {len(runs)} runs have converged, not those of d4 and d64"
+        in TEXT
+    )
+    assert set(moving.index[moving > 0.5]) == {"d4", "d64"}
+    steps = conditions.bought(runs).steps.set_index("twice_the")[ADDED]
+    said = ("{:.1f}, {:.1f} to {:.1f}".format(*steps.loc[name]) for name in ("parameters", "updates"))
+    assert "({} points, and {})".format(*said) in TEXT
+    marrow = read_kept("marrow")
+    assert (runs[["cells_seen", "genes"]].iloc[0] == marrow[["cells_seen", "genes"]].iloc[0]).all()
+    assert runs["cells_seen"].max() == 3 * read_kept("pbmc")["cells_seen"].max(), "docs: three times the cells seen"
 
 
 def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studies():

@@ -93,7 +93,8 @@ def _law(axis, curve, law, levels, colour):
         label, line = BASELINES[name]
         axis.axhline(y, **LEVEL, **line)
         labels.append((y, f"{label} {y:#.3g}", line["color"]))
-    of = law.get("budget", {}).get("limit", {}) if law.get("status") == "budget-limited" else law
+    limit = law.get("budget", {}).get("limit", {})
+    of = law if law.get("status") != "budget-limited" else limit if limit.get("status") == "ok" else {}
     floor, lo, hi = readable_columns(of)[["c", "c_low", "c_high"]]
     if low - span < floor < high:
         near = [end for end in (lo, hi) if low - span < end < high + span]
