@@ -69,7 +69,7 @@ def test_runs_that_longer_training_makes_worse_are_not_called_budget_limited():
     assert laws["r"]["validation_mse"]["status"] == Status.OVERFITTED
     assert laws_table(laws, {}).iloc[0][["alpha", "c", "limit"]].isna().all() and intervals_table(laws).empty
     falls = raised.assign(convergence=np.where(table["width"] < 8, "not converged", raised["convergence"]))
-    assert law_of(falls)["status"] == Status.BUDGET, "longer training would lower another size"
+    assert law_of(falls)["status"] == Status.OVERFITTED, "longer training would lower the smallest alone"
 
 
 def test_sizes_that_see_no_context_are_left_out_of_the_law_and_their_pull_is_shown():

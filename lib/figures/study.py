@@ -31,13 +31,13 @@ def loss_against_parameters(
         return Note("No run of this study has ended with a loss.")
     figure, axes = style.panels(len(shown), 82)
     few, ends, colour, known = len(shown) <= 4, {}, style.colours(shown), {}  # few panels have labels beside them
-    floors = False
+    floors = set()
     for axis, (regime, rows) in zip(axes, shown.items(), strict=True):
         law, of = laws[regime].get(metrics[regime], {}), levels(baselines, regime, metrics[regime])
         known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
-        floors |= len(labels) > len(known[regime])
+        floors |= {text.rpartition(" ")[0] for _, text, _ in labels[len(known[regime]) :]}
         lines = [_size_of(rows), "   ".join(_numbers(law))] if few else _numbers(law)
         style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
@@ -47,8 +47,8 @@ def loss_against_parameters(
             axis.set(ylabel="", xlabel=style.PARAMETERS if axis in below else "")
     if not few:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
-    named = {"law, 95 % band": curves["regime"].isin(list(shown)).any(), "floor, 95 % interval": floors}
-    named = [name for name, there in named.items() if there]
+    named = ["law, 95 % band"] * bool(curves["regime"].isin(list(shown)).any())
+    named += [f"{name}, 95 % interval" for name in sorted(floors)]
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,
@@ -138,11 +138,10 @@ def _loss_keys(fitted, levels):
     grey = {"color": style.GREY}
     dot = {"marker": "o", "linestyle": "", "markeredgewidth": 0} | grey
     band = Patch(alpha=0.3, linewidth=0, **grey)
-    lines = {"law": key(**grey), "floor": key(**ESTIMATE, **grey)}
     return {
         "one run": key(markersize=3, alpha=0.5, **dot),
         "size mean, range": (key(marker="|", markersize=9, linestyle="", **grey), key(markersize=5, **dot)),
-        **{name: (band, lines[name.split(",")[0]]) for name in fitted},
+        **{name: (band, key(**grey | (ESTIMATE if "floor" in name else {}))) for name in fitted},
         **names,
     }
 

@@ -175,7 +175,7 @@ def rollout(table: pd.DataFrame) -> Table | Note:
     }  # fmt: skip
     caption = (
         "Laws fitted without the largest sizes, and what they predict for them, with prediction intervals in brackets: "
-        f"{inside.sum()} of {len(inside)} means lie inside, and {(raw['miss'] < 0).sum()} below what is predicted."
+        f"{inside.sum()} of {len(inside)} means lie inside, and {(raw['miss'] < 0).sum()} below the prediction."
     )
     missed = _fixed(100 * raw["miss"] / raw["predicted"])
     return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)

@@ -32,7 +32,7 @@ def rising(rows: pd.DataFrame) -> pd.Series:
 
 
 def judged(rows: pd.DataFrame, status: str) -> str:
-    """The status of a law of these runs: of some size most runs still fall, or rise; or nobody knows."""
+    """The status of a law of these runs: of some size most runs rise, or else still fall; or nobody knows."""
     if "convergence" not in rows:
         return status
     if rows["convergence"].isna().all():
@@ -42,7 +42,7 @@ def judged(rows: pd.DataFrame, status: str) -> str:
     shares = shares[shares["all"] > 0.5]
     if shares.empty:
         return status
-    return Status.OVERFITTED if (shares["up"] > shares["all"] / 2).all() else Status.BUDGET
+    return Status.OVERFITTED if (shares["up"] > shares["all"] / 2).any() else Status.BUDGET
 
 
 def of_budgets(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
