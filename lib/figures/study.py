@@ -48,7 +48,7 @@ def loss_against_parameters(
     if not few:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
     named = ["law, 95 % band"] * bool(curves["regime"].isin(list(shown)).any())
-    named += [f"{name}, 95 % interval" for name in sorted(floors)]
+    named += [f"{'floor' if 'fitted' in name else 'limit'}, 95 % interval" for name in sorted(floors)]
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,
@@ -141,7 +141,7 @@ def _loss_keys(fitted, levels):
     return {
         "one run": key(markersize=3, alpha=0.5, **dot),
         "size mean, range": (key(marker="|", markersize=9, linestyle="", **grey), key(markersize=5, **dot)),
-        **{name: (band, key(**grey | (ESTIMATE if "floor" in name else {}))) for name in fitted},
+        **{name: (band, key(**grey | ({} if name.startswith("law") else ESTIMATE))) for name in fitted},
         **names,
     }
 
