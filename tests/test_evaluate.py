@@ -34,6 +34,7 @@ def done(tmp_path_factory):
 def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_this(done):
     study, table = done
     assert (table["status"] == "ok").all() and set(table["panel_of"]) == {"squares", "counts"}
+    assert set(table["split_seed"]) == {study.split.seed}
     longer = study.model_copy(update={"train": study.train.model_copy(update={"cells_seen": 10**6})})
     assert set(runs.collect(longer)["status"]) == {"interrupted"}
     baselines = {regime: study.folder(regime) / "baselines.json" for regime in study.regimes}

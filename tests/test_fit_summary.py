@@ -246,6 +246,11 @@ def test_runs_of_ones_own_come_before_kept_ones(tmp_path, monkeypatch):
     assert not runs.kept(study) and list(runs.collect(study)["status"]) == ["interrupted"]
 
 
+def test_a_size_that_has_but_the_name_of_a_published_one_is_not_left_out_of_the_law(given_table):
+    rows = "regime,genes,size,seed,parameters,validation_mse\nr,512,XXS,7,533,1.9\nr,512,XXS,8,2000,1.6\n"
+    assert list(runs.sees_context(given_table(rows))) == [False, True]
+
+
 @pytest.mark.parametrize("text", FORMS)
 def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, text):
     table = given_table(text)
