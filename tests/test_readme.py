@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.fit import conditions, published
+from lib.fit.capacity import rising
 from lib.fit.runs import COLUMNS, given, read
 from lib.fit.summary import fit_laws
 from lib.model.sizes import Size
@@ -119,7 +120,7 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     assert f"It lies {100 * (1 - largest['validation_mse'] / law['c']):.1f} % below the floor" in TEXT
     assert f"the exponent is {law['intervals']['profile_size_means']['alpha'][0]:.2f} or more" in TEXT
     without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
-    assert f"without `d4` the exponent is {without}" in TEXT
+    assert f"without `d4` the exponent is {without}" in TEXT and f"or more, without d4 {without}" in TEXT
     linear = f"(conditional Gaussian {largest['gaussian_mse']:.3f}, PCA {largest['pca_mse']:.3f}); d64"
     means = runs.groupby("width")["validation_mse"].mean()
     assert linear in TEXT and (means[means.index >= 8] < largest["pca_mse"]).all()
@@ -277,6 +278,8 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     assert f"with 800 the best size is {few.idxmin()} {of_few}" in TEXT
     gene_mean = known["data-limited"]["validation"]["gene_mean_mse"]
     assert f"no size is below the gene mean's {gene_mean:.3f}" in TEXT
+    few_cells = runs[(runs["regime"] == "data-limited") & (runs["width"] >= 16)]
+    assert rising(few_cells).all() and "with 200 those from d16 on are overfitted" in TEXT
     assert runs.query("regime == 'data-limited'")["validation_mse"].min() > gene_mean
     test = runs.query("regime == 'data-rich' and size == 'd64'")["test_mse"].mean()
     of_test = known["data-rich"]["test"]
@@ -357,6 +360,7 @@ def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
     assert f"parameters {added['parameters']} and twice the updates {added['updates']}." in TEXT
     assert "twice the counts add {:.1f} points, and {:.1f} to the baseline; twice".format(*counts) in TEXT
     assert "twice the cells {:.1f}, and {:.1f}.".format(*cells) in TEXT
+    assert steps.loc["updates", "points_low"] < 0, "README: in marrow-noise more updates do not clearly help"
     means = runs.groupby(["regime", "size"])["validation_mse"].mean()
     few, rich = means["cells-2000"], means["all-counts"]
     best = runs.loc[runs["regime"] == "all-counts", ["pca_mse", "gaussian_mse"]].min().min()

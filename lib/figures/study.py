@@ -37,7 +37,8 @@ def loss_against_parameters(
         known[regime] = {name: loss for name, loss in of.items() if pd.notna(loss)}
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
-        floors |= {text.rpartition(" ")[0] for _, text, _ in labels[len(known[regime]) :]}
+        if len(labels) > len(known[regime]):
+            floors.add("limit" if law.get("status") == "budget-limited" else "floor")
         lines = [_size_of(rows), "   ".join(_numbers(law))] if few else _numbers(law)
         style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
@@ -48,7 +49,7 @@ def loss_against_parameters(
     if not few:
         figure.supylabel(" or ".join(dict.fromkeys(map(loss_label, metrics.values()))), fontsize=style.TEXT)
     named = ["law, 95 % band"] * bool(curves["regime"].isin(list(shown)).any())
-    named += [f"{'floor' if 'fitted' in name else 'limit'}, 95 % interval" for name in sorted(floors)]
+    named += [f"{name}, 95 % interval" for name in sorted(floors)]
     drawn, out = pd.concat(shown.values()), len(runs) - sum(map(len, shown.values()))
     return style.settle(
         figure,

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 
 from lib.fit.intervals import HEADLINE, brief, columns_of, readable, with_cells
 from lib.fit.joint import joint_law
-from lib.fit.law import FEWEST_SIZES, LEVEL, Status, ladder
+from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Status, ladder
 from lib.fit.runs import UNITS, Ladder, levels, of_metric, sees_context, usable
 from lib.model.sizes import BUDGETS
 
@@ -220,7 +220,7 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     for regime, law in of_metric(laws).items():
         limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
-            if choice == "headline" or of["status"] not in (Status.BUDGET, Status.OVERFITTED):
+            if choice == "headline" or of["status"] not in MOVING:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
     several = [row for row in rows if row["choice"] != "headline"]
     return readable(pd.DataFrame(rows)) if several else pd.DataFrame()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit.law import FEWEST_SIZES, LEVEL, Law, Profile, Status, fit_many, means_law, profile
+from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Law, Profile, Status, fit_many, means_law, profile
 from lib.fit.runs import Ladder
 
 BOOTSTRAPS = {
@@ -147,7 +147,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         ends = [f"{name}_low", f"{name}_high"]
         unknown = table[ends].isna().all(axis=1) | (status != Status.OK) & (table[name] < 0)
         table[name] = table[name].mask(unknown)
-        table[[name, *ends]] = table[[name, *ends]].mask(status.isin([Status.BUDGET, Status.OVERFITTED]))
+        table[[name, *ends]] = table[[name, *ends]].mask(status.isin(MOVING))
     table["alpha"] = table["alpha"].mask(status == Status.ALPHA_AT_EDGE)
     return table
 

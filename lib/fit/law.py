@@ -57,6 +57,10 @@ class Status(StrEnum):
     INCREASING_JOINTLY = "increasing in N or D"
 
 
+MOVING = (Status.BUDGET, Status.OVERFITTED)
+"""Training went on too short, or too long, for a law of capacity: neither floor nor exponent is printed."""
+
+
 # ---------------------------------------------------------------- the data of one law
 
 
