@@ -320,7 +320,6 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
     fits.set_ylim(style.around(runs["validation_mse"], 0.1))
     style.header(fits, "Two fits of the same runs", above=style.size_names(fits, places))
     ends, without = refits[["alpha_low", "alpha", "alpha_high"]].astype(float), refits["status"].isna()
-    ends[without] = ends.loc[without, ["alpha"] * 3]
     choices.set(xlim=style.around(ends, 0.12), xlabel="exponent α (no unit)", ylabel="fit (by choice made)")
     names = [name.replace(" at the ", " at\n") for name in refits["fit"]]
     style.intervals(choices, names, ends, np.where(without, THEIRS, OURS).tolist())

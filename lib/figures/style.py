@@ -321,20 +321,19 @@ def intervals(
 ) -> None:  # fmt: skip
     """Estimates with their intervals, a row each, `listed`; open dots where they are not `solid`.
 
-    The columns of `ends` are low, estimate and high; arrows stand where an interval leaves the axis or has no end, so
-    the limits of x have to be final. A row of which nothing is known stays empty.
+    The columns of `ends` are low, estimate and high; arrows stand where an interval leaves the axis or has one end, so
+    the limits of x have to be final. Without either end there is no interval.
     """
     left, right = axis.get_xlim()
     colours, solid = colours or itertools.repeat(INK), itertools.repeat(True) if solid is None else solid
     rows = zip(ends.to_numpy(), colours, solid, strict=False)
     for y, ((low, value, high), colour, whole) in enumerate(rows):
-        if np.isnan([low, value, high]).all():
-            continue
-        whisker = [np.fmax(left, low), np.fmin(right, high)]
-        axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
-        for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
-            if not inside:
-                axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)
+        if np.isfinite([low, high]).any():
+            whisker = [np.fmax(left, low), np.fmin(right, high)]
+            axis.plot(whisker, [y, y], color=colour, linewidth=1, solid_capstyle="butt")
+            for edge, inside, arrow in ((left, low >= left, "<"), (right, high <= right, ">")):
+                if not inside:
+                    axis.plot(edge, y, arrow, color=colour, markersize=3.5, clip_on=False)
         axis.plot(np.clip(value, left, right), y, "o", color=colour, zorder=4, **{} if whole else OPEN)
     listed(axis, names, shown)
 
