@@ -15,8 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from lib import io
 from lib.figures import style
 from lib.fit.intervals import BOOTSTRAPS, HEADLINE, METHODS, fit_draws, percentile, resample
-from lib.fit.law import LEVEL, profile, size_weights
-from lib.fit.runs import Ladder
+from lib.fit.law import LEVEL, Ladder, profile, size_weights
 
 SHAPES = ((7, 3), (7, 7), (12, 3))
 """(sizes, seeds)"""
@@ -94,8 +93,8 @@ def _intervals(parameters, losses, resamples, rng):
         Ladder(labels, parameters, *one, count, index, study.ravel(), np.zeros(sizes))
         for *one, study in zip(means, weights, losses, strict=True)
     ]
-    for method, unit in BOOTSTRAPS.items():
-        drawn = [resample(data, unit, resamples, rng) for data in ladders]
+    for method in BOOTSTRAPS:
+        drawn = [resample(data, method, resamples, rng) for data in ladders]
         draws = fit_draws(d, *map(np.concatenate, zip(*drawn, strict=True))).reshape(2, studies, -1)
         intervals[method] = np.swapaxes(percentile(draws), 0, 1)
     return intervals

@@ -131,7 +131,7 @@ class Census(Strict):
 
     simulate: Simulation | None = None
     version: Text | None = None  # date of a public release of the Census
-    uri: str | None = None  # folder or s3:// address of a SOMA Census
+    uri: PathText | None = None  # folder or s3:// address of a SOMA Census
     h5ad: Annotated[list[str], Field(min_length=1)] | None = None  # user files, or globs
     files: Annotated[list[Source], Field(min_length=1)] | None = None  # of any kind: a path, or a path with labels
     genes: Genes = Genes()

@@ -16,6 +16,7 @@ import yaml
 from scipy import sparse
 
 from lib import io
+from lib.fit import runs
 from lib.study import load_study
 
 TINY = yaml.safe_load("""
@@ -78,6 +79,12 @@ def real_data():
     if not any(folder.glob("*.h5ad")):
         pytest.skip("REAL DATA MISSING: no .h5ad file in ../shared/data, so nothing was tested on real cells")
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_runs():
+    """The 38 published runs, with the columns of runs.csv."""
+    return runs.given(load_study("published-runs"))
 
 
 @pytest.fixture(scope="session")

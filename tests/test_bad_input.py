@@ -1,7 +1,6 @@
 """Bad input ends in one clear sentence, and leaves nothing half-written behind."""
 
 import gzip
-import os
 import subprocess
 import sys
 
@@ -82,14 +81,11 @@ def place(project):
 
 
 @pytest.mark.parametrize("name, content, parts", [
-    ("bad.h5ad", b"", ("is an empty file (0 bytes)",)),
     ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
     ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
     ("samples.xlsx", b"PK", ("is a spreadsheet", "save it as CSV")),
-    ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
     ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
     ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
-    ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
     ("parse", "all_genes.csv cell_metadata.csv DGE.mtx", ("Parse's pipeline", ".h5ad")),
     ("kb", "cells_x_genes.mtx cells_x_genes.genes.txt", ("kb-python", "--h5ad")),
     ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
@@ -97,7 +93,7 @@ def place(project):
 def test_other_kinds_are_named_with_the_step_that_makes_them_readable(place, refused_files, name, content, parts):
     if isinstance(content, bytes):
         (place / name).write_bytes(content)
-    elif name.endswith((".loom", ".h5", ".h5mu")):
+    elif name.endswith((".h5", ".h5mu")):
         with h5py.File(place / name, "w") as h5:
             for group in content.split():
                 h5.create_group(group)
@@ -147,12 +143,9 @@ def test_a_file_without_cells_or_genes_or_counts(h5ad, refused_files, counts, ce
     refused_files("input/bad.h5ad has no counts: neither X nor raw.X nor layers['counts']")
 
 
-@pytest.mark.parametrize("target", ["gone.h5ad", "bad.h5ad"])
-def test_a_link_to_nothing_or_to_itself(place, refused_files, target):
-    (place / "bad.h5ad").symlink_to(target)
+def test_a_path_that_leads_to_nothing(place, refused_files):
+    (place / "bad.h5ad").symlink_to("gone.h5ad")
     refused_files("input/bad.h5ad is not there, or is no file")
-    os.mkfifo(place / "pipe.h5ad")
-    refused_files("input/pipe.h5ad is not there, or is no file (but a pipe", files=["input/pipe.h5ad"])
     refused_files("'nowhere/*.h5ad' matches no file", files=["nowhere/*.h5ad"])
     refused_files("gone.csv is not there", files=["gone.csv"])
 
@@ -227,12 +220,6 @@ def test_a_10x_folder_with_a_part_missing_empty_packed_or_unpacked_unlike_its_na
     refused_files("input/bad ")
     (folder / f"{part}.gz").write_bytes(content)
     assert "damaged" not in refused_files(f"input/bad/{part}.gz cannot be read", "take the .gz off its name")
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_packed_file_under_the_name_of_one_that_is_not_is_no_damage(folder, refused_files, part):
-    (folder / part).write_bytes(gzip.compress((folder / part).read_bytes()))
-    assert "damaged" not in refused_files(f"input/bad/{part} cannot be read", "let its name end in .gz")
 
 
 @pytest.mark.parametrize("part, old, new, said", [

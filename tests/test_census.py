@@ -11,7 +11,7 @@ from scipy import sparse
 
 from lib import io
 from lib.data import census
-from lib.io import CensusUnavailable
+from lib.io import InputError
 
 HUMAN = "homo_sapiens"
 
@@ -70,7 +70,7 @@ def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file
 
 
 def unavailable(study):
-    with pytest.raises(CensusUnavailable) as caught, census.open_census(study):
+    with pytest.raises(InputError) as caught, census.open_census(study):
         pass
     return str(caught.value)
 

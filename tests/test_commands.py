@@ -108,6 +108,7 @@ def nothing_to_do(page, command):
 
     before, lines = results(), shell(page, command).splitlines()
     assert results() == before and len(before) == 8
+    assert any(line.startswith("Twice as much adds points to it: parameters ") for line in lines)
     assert len(lines) <= 10 and lines[0].startswith("regime ") and "Figures: figures/demo/" in lines[-2]
 
 
@@ -179,12 +180,12 @@ RULES = {
     r"make run STUDY=[\w-]+( JOBS=\d+| PROFILE=\w+)?": planned,
     r"make test": runs("-m pytest -n 2", {"make": "make -n"}),
     r'make test ARGS="-k law"': runs("passed", {'law"': 'imports -q -n 0 -p no:cacheprovider tests/test_io.py"'}),
-    r"make check STUDY=census": runs("hours here"),
+    r"make check STUDY=census": runs("200,000 cells, about 2.0 GB"),
     r"make check STUDY=mine": runs("genes in the pool: 600", first=own_files),
     r"make lab": runs(".", {"make lab": "make lab ARGS=--version"}),
     r"make lint": runs("", {"make lint": f"cd {io.CODE} && make -o .venv/installed lint"}),
     r"make report STUDY=demo": one_page,
-    r"make status( STUDY=demo)?": runs("demo"),
+    r"make status( STUDY=demo)?": runs("8 of 8 notebooks done"),
     r"make keep STUDY=matched": kept,
     r"make clean STUDY=name": runs(first=produced),
     r"make gpu(-panels|-rehearsal)?": runs("benchmarks/gpu.py", {"make": "make -n"}),  # test_cost runs it in small

@@ -136,7 +136,7 @@ def test_the_law_of_every_split_stands_beside_the_exact_floor_of_its_cells():
 def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     weak = table(lambda N, D: 0.215 - 0.0001 * np.log(N), (20000,), protocol="published").assign(regime="published")
     strong = table(apart, (20000,), protocol="published").assign(regime="updates")
-    both = pd.concat([weak, strong], ignore_index=True)
+    both = pd.concat([weak, strong.assign(cells_seen=192_000)], ignore_index=True)
     known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in ("published", "updates")}
     laws = fit_laws(both, 100, 0)
     steps = conditions.protocols(both, laws, known)
@@ -145,6 +145,8 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).empty
     more_genes = both.assign(genes=both["regime"].map({name: 512 * (n + 1) for n, name in enumerate(laws)}))
     assert conditions.protocols(more_genes, laws, known).empty, "two panels are no two protocols"
+    cells = table(apart, protocol="published")
+    assert conditions.protocols(cells, laws, known).empty and "cells-20000" in conditions.bought(cells).sentence
 
 
 def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_none():
@@ -183,7 +185,10 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     assert conditions.bought(one[one["regime"] == one["regime"].iloc[-1]]).steps is None
     diverged = (runs["size"] == "d64") & (runs["cells_train"] == 20000) & runs["thin"].isna()
     assert "d32, explains 28" in conditions.bought(runs[~diverged]).sentence
-    assert (conditions.depth(runs).levels["depth"] == [0.25, 1]).all()
+    view = conditions.depth(
+        pd.concat([runs, runs.assign(objective="negative_binomial", parameters=runs["parameters"] + 5)])
+    )
+    assert (view.levels["depth"] == [0.25, 1]).all() and len(view.runs) == 2 * len(SIZES)
     axis, _ = conditions.data_axis(runs)
     assert axis["thin"].isna().all() and axis["cells_train"].nunique() == 3
     assert conditions.depth(parts[0]) is None
@@ -200,4 +205,7 @@ def test_donor_splits_part_the_people_from_what_size_gains():
     assert found["splits"] == 5 and found["spread"] > 0.1
     assert found["below_baseline"] == pytest.approx(0.1, abs=1e-3)
     assert 0 < found["below_baseline_high"] - found["below_baseline_low"] < 0.01 * found["spread"]
+    half = parts[0].assign(cells_train=100, validation_mse=2 * parts[0]["validation_mse"])
+    thin = parts[1].assign(thin=0.5, validation_mse=2 * parts[1]["validation_mse"])
+    assert conditions.donor_splits(pd.concat([*parts, half, thin])).iloc[0].equals(found)
     assert conditions.donor_splits(pd.concat(parts[:2])).empty

@@ -39,6 +39,12 @@ MEASURED = {"validation": {name: LADDER[name].iloc[0] for name in ("gene_mean_ms
 NO_LAW = {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}
 
 
+def kept(study, name=""):
+    """The table of runs of a kept study, or another of its files."""
+    folder = DATA / "results" / study
+    return io.read_json(folder / f"{name}.json") if name else runs.read(folder / "runs.csv")
+
+
 def make_histories():
     """Learning curves; one seed stopped early."""
     cells, parts = np.unique(np.geomspace(32, 240_000, 20).astype(int)), []
@@ -101,6 +107,11 @@ DRAWN = {
     "realism": lambda: figures.realism(REALISM, REALISM[:25].assign(source="this panel"), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
     "recipe": lambda: figures.recipe(pd.read_csv(DATA / "recipe.csv")),
+    "depth": lambda: figures.depth(conditions.depth(kept("noise"))),
+    "protocols": lambda: figures.protocols(
+        conditions.protocols(kept("protocol"), kept("protocol", "laws"), kept("protocol", "baselines")),
+        kept("protocol"),
+    ),
 }
 
 
@@ -244,6 +255,19 @@ def test_a_law_with_open_ends_or_none_is_drawn_with_its_runs():
     figure = figures.loss_against_parameters(rows, CURVES[:0], {}, none)
     shown = " ".join(text.get_text() for text, _ in visible_texts(figure))
     assert "no law: too few sizes" in shown and figure.get_figwidth() * 25.4 == pytest.approx(85)
+
+
+def test_of_a_law_of_its_budget_the_limit_alone_is_named():
+    law = LAWS["data-rich"][METRIC] | {"status": "budget-limited"}
+    axes = figures.loss_against_parameters(LADDER, CURVES[:0], {}, {"data-rich": {METRIC: law}}).axes[0]
+    levels = {line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 2}
+    assert law["budget"]["limit"]["c"] in levels and law["c"] not in levels
+
+
+def test_depths_are_drawn_in_percent_of_what_their_runs_explain(drawn):
+    view = conditions.depth(kept("noise"))
+    found = [line.get_ydata() for line in drawn["depth"].axes[1].lines if line.get_marker() == "o"]
+    assert sorted(np.concatenate(found)) == pytest.approx(sorted(100 * view.runs["explained"]))
 
 
 def test_means_and_gains_are_those_given(drawn):

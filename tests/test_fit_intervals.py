@@ -9,16 +9,13 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from lib import io
-from lib.fit.intervals import all_intervals, bootstrap, resample
+from lib.fit.intervals import all_intervals, resample
 from lib.fit.law import ladder, profile, size_weights
-from lib.fit.runs import given
-from lib.study import load_study
 
 
 @pytest.fixture(scope="module")
-def runs():
-    table = given(load_study("published-runs"))
-    return table[table["regime"] == "data-rich"]
+def runs(published_runs):
+    return published_runs[published_runs["regime"] == "data-rich"]
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +47,14 @@ def test_ends_that_do_not_exist_are_open():
 
 def test_each_bootstrap_draws_what_it_says(data):
     rng = np.random.default_rng(0)
-    y, w = resample(data, "sizes", 50, rng)
+    y, w = resample(data, "bootstrap_sizes", 50, rng)
     assert (y == data.means).all() and (w.sum(1) == pytest.approx(data.weights.sum())) and len(np.unique(w)) > 2
-    y, w = resample(data, "seeds", 50, rng)
+    y, w = resample(data, "bootstrap_within_sizes", 50, rng)
     assert (w == data.weights).all() and (y.std(0) > 0).all()
-    y, w = resample(data, "runs", 50, rng)
+    y, w = resample(data, "bootstrap_runs", 50, rng)
     assert (w.sum(1) == len(data.losses)).all()
-    y, w = resample(data, "both", 50, rng)
+    y, w = resample(data, "two_stage", 50, rng)
     assert (w.sum(1) == pytest.approx(data.weights.sum())) and (y[w > 0] > 1.4).all() and (y[w == 0] == 0).all()
-    one, other = (bootstrap(data, "both", 300, np.random.default_rng(5)) for _ in range(2))
-    assert (one[~np.isnan(one)] == other[~np.isnan(other)]).all(), "a seed repeats it"
 
 
 def test_copied_seeds_do_not_sharpen_the_headline(runs, data):

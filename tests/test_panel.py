@@ -19,7 +19,7 @@ from lib import io
 from lib.data import census, panel, simulate, split
 from lib.io import InputError
 from lib.study import Masking, Split, parse_study
-from lib.train import baselines, loop
+from lib.train import baselines
 
 HUMAN = "homo_sapiens"
 GENES = [1, 4, 5, 12, 15, 17, 23, 29, 33, 35, 41, 46, 52, 61, 62, 74, 76, 85, 89, 91, 98, 99, 113, 116]
@@ -65,9 +65,12 @@ def test_the_file_keeps_its_contract(rich, tiny):
 
 
 def test_arrays_are_those_of_the_file_and_of_a_packed_panel(rich, tiny):
-    data, folder = panel.arrays(rich), tiny.folder("data-rich")
+    folder = tiny.folder("data-rich")
+    data = panel.load(folder)
     assert np.array_equal(data.x, rich.X) and np.array_equal(data.counts, rich.layers["counts"])
     assert data.library.dtype == np.float64 and np.array_equal(data.library, rich.obs["total_counts"])
+    donors = rich.obs["donor_id"].to_numpy()
+    assert all((data.donor == data.donor[cell]).tolist() == (donors == donors[cell]).tolist() for cell in range(500))
     assert sorted(np.concatenate([data.train, *data.held.values()])) == list(range(500))
     assert (rich.obs["split"].to_numpy()[data.held["test"]] == "test").all()
     assert data.masks["validation"].shape == (50, 4, round(0.15 * 24)) == data.masks["test"].shape
@@ -76,7 +79,7 @@ def test_arrays_are_those_of_the_file_and_of_a_packed_panel(rich, tiny):
     packed = gpu.load(folder)
 
     def flat(of):
-        return [of.x, of.counts, of.library, of.train, *of.held.values(), *of.masks.values()]
+        return [of.x, of.counts, of.library, of.donor, of.train, *of.held.values(), *of.masks.values()]
 
     for one, other in zip(flat(data), flat(packed), strict=True):
         assert one.dtype == other.dtype and np.array_equal(one, other)
@@ -382,15 +385,7 @@ def test_every_held_out_split_is_the_same_cells_in_every_regime_and_each_has_mas
             assert np.array_equal(one, other)
         assert np.array_equal(rich.masks[name], limited.masks[name]) and len(rich.masks[name]) == 20
     assert len({masks.tobytes() for masks in rich.masks.values()}) == 4
-
-
-def test_training_and_baselines_measure_every_held_out_split(four, tmp_path):
-    adata = built(four, "limited")
-    found = baselines.measure(adata, simulate.truth(four.census.simulate))
-    assert list(found) == list(split.SPLITS[1:])
-    record = loop.train(panel.arrays(adata), four.size("XXS"), 7, four.training("limited"), tmp_path)
-    for name in split.SPLITS[1:]:
-        assert found[name]["bayes_mse"] > 0 and record[f"{name}_mse"] > 0 and record[f"{name}_mse_se"] > 0
+    assert list(baselines.measure(built(four, "limited"))) == list(split.SPLITS[1:])
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,7 +4,6 @@ calls the network."""
 import itertools
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ from lib import io
 from lib.data import panel
 from lib.io import InputError
 from lib.run.cli import main
-from lib.study import load_study, parse_study
+from lib.study import parse_study
 
 NASTY = [
     "..", ".", "../..", "/etc", "a/b", "-rf", "--help", "a b", "a;b", "$(id)", "`id`", "a\nb", "*", "~", "", "a.", ".a",
@@ -56,17 +55,6 @@ def test_a_name_that_is_no_folder_of_its_own_or_one_of_the_projects_is_refused(k
         parsed(**{kind: name})
 
 
-@pytest.mark.parametrize("name", ["../params/demo", "/etc/passwd", "*"])
-def test_a_parameter_of_a_notebook_cannot_name_a_study_regime_or_size_elsewhere(project, name):
-    shutil.copy(io.CODE / "params" / "demo.yaml", project / "params")
-    with pytest.raises(InputError, match="there is no study"):
-        load_study(name)
-    with pytest.raises(InputError, match="has no regime"):
-        load_study("demo").folder(name)
-    with pytest.raises(InputError, match="has no size"):
-        load_study("demo").size(name)
-
-
 def tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -89,14 +77,6 @@ def test_make_clean_without_a_name_or_with_a_command_for_a_name_deletes_nothing(
     done = subprocess.run(command, cwd=io.CODE, env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and ("cannot name a folder" if study else "name the study") in done.stderr
     assert tree(produced) == before and not (io.CODE / "here").exists()
-
-
-@pytest.mark.parametrize("name", [*(name for name in NASTY if "\0" not in name), "coverage.csv", "demo/rich"])
-def test_clean_leaves_every_other_folder_alone(produced, name, capsys):
-    before = tree(produced)
-    assert main(["clean", "--", name]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert tree(produced) == before
 
 
 def test_clean_deletes_the_two_folders_of_a_study_unless_it_is_being_run_and_not_what_a_link_leads_to(produced):

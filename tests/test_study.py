@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lib import io
 from lib.io import InputError
+from lib.model import sizes
 from lib.model.sizes import PUBLISHED
 from lib.study import Train, load_study, parse_study
 
@@ -111,6 +112,11 @@ def test_a_regime_trains_by_the_studys_settings_under_its_own():
 @pytest.mark.parametrize("name", sorted(file.stem for file in (io.CODE / "params").glob("*.yaml")))
 def test_shipped_studies_are_valid(name):
     assert load_study(name).name == name
+
+
+def test_a_study_of_given_runs_trains_no_size_and_says_so():
+    with pytest.raises(InputError, match="trains no size: its runs are given"):
+        sizes.table(load_study("published-runs"))
 
 
 def test_a_missing_study_names_the_nearest_and_a_name_of_digits_only_is_one(project):

@@ -26,7 +26,7 @@ from scipy import sparse
 
 from lib import io
 from lib.data import simulate, user_files
-from lib.io import CensusUnavailable, InputError, short, shown
+from lib.io import InputError, short, shown
 from lib.study import S3, Study
 
 ORGANISM = "homo_sapiens"
@@ -103,7 +103,7 @@ def _settings(path):
 def open_census(study: Study) -> Iterator[Any]:
     """Context manager: the open Census of a study, built first where `prepare` has to.
 
-    CensusUnavailable: it is not there, is not a Census, or did not open within PATIENCE seconds.
+    InputError: it is not there, is not a Census, or did not open within PATIENCE seconds.
     """
     where = prepare(study)
     keywords = {"census_version" if study.census.version else "uri": where}
@@ -148,7 +148,7 @@ def _open(where, keywords):
             advice = f"there are {', '.join(dates)}"
     elif is_remote(where):
         advice = "check census.uri, census.s3 and the network"
-    raise CensusUnavailable(f"there is no {what} ({reason}); {advice}.")
+    raise InputError(f"there is no {what} ({reason}); {advice}.")
 
 
 # ---------------------------------------------------------------- read
@@ -179,7 +179,7 @@ def is_remote(uri: str) -> bool:
 def fetch(collection, work: Callable[[], Any], patience: float | None = None):
     """What `work()` reads from an open Census; on a server tried again after an error or `patience` seconds (READ).
 
-    CensusUnavailable: a server refused for half a minute, or never answered in 21 minutes.
+    InputError: a server refused for half a minute, or never answered in 21 minutes.
     """
     if not is_remote(collection.uri):
         return work()
@@ -190,7 +190,7 @@ def fetch(collection, work: Callable[[], Any], patience: float | None = None):
         except Exception as error:
             reason = short(error)
     advice = "check the network, then run the same command again: it goes on from finished blocks"
-    raise CensusUnavailable(f"reading from {collection.uri} failed {1 + len(PAUSES)} times ({reason}); {advice}.")
+    raise InputError(f"reading from {collection.uri} failed {1 + len(PAUSES)} times ({reason}); {advice}.")
 
 
 def human(collection):

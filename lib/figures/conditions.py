@@ -9,10 +9,10 @@ from matplotlib.patheffects import withStroke
 
 from lib.figures import style
 from lib.figures.study import draw_runs
-from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
+from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, floor_label, key, loss_label
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
-from lib.fit.runs import UNITS
+from lib.fit.runs import baseline_columns
 from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
@@ -30,7 +30,7 @@ def matched(view: Matched) -> Figure | Note:
     few, runs = view.few_donors, view.all_donors
     style.size_lines(losses, few, "cells_train", "loss", linestyle=":")
     ends = style.size_lines(losses, runs, "cells_train", "loss")
-    columns = UNITS[view.metric.rsplit("_", 1)[1]]
+    columns = baseline_columns(view.metric)
     levels = runs.groupby("cells_train")[list(columns.values())].mean()
     ends += _baselines(losses, levels.set_axis(columns, axis=1))
     losses.set(title="Loss at equal updates", xlabel="training cells (number)", ylabel=loss_label(view.metric),
@@ -56,7 +56,7 @@ def _baselines(axis, levels):
     for name, level in levels.items():
         if len(level := level.dropna()):
             label, line = BASELINES[name]
-            axis.plot(level.index, level, **LEVEL, **line)
+            axis.plot(level.index, level, **RULE, **line)
             ends.append((level.iloc[-1], label, line["color"]))
     return ends
 
@@ -100,9 +100,8 @@ def budget(view: Budgets | None) -> Figure | Note:
     ends = style.size_lines(losses, view.runs, "cells_seen", "loss")
     losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
-    limits = {"limit": "limit, size by size", "joint": "limit, joint law"}
     seen = view.table[["name", "cells_seen"]].to_numpy()
-    names = [limits.get(name, f"{cells:,.0f} cells seen") for name, cells in seen]
+    names = [name if name == "limit" else f"{cells:,.0f} cells seen" for name, cells in seen]
     found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float)
     near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max() + np.ptp(found))  # else it leaves the axis
     floors.set(xlim=style.around([found.min(), *near, view.exact]), xlabel=floor_label(view.metric),
@@ -110,8 +109,8 @@ def budget(view: Budgets | None) -> Figure | Note:
     style.intervals(floors, names, known, solid=view.table["status"] == "ok")
     keys = {}
     if view.exact is not None:
-        keys["exact floor"] = floors.axvline(view.exact, **LEVEL, **EXACT)
-        losses.axhline(view.exact, **LEVEL, **EXACT)
+        keys["exact floor"] = floors.axvline(view.exact, **RULE, **EXACT)
+        losses.axhline(view.exact, **RULE, **EXACT)
     return style.settle(
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
@@ -145,7 +144,7 @@ def compute(view: Budgets | None) -> Figure | Note:
     axis.plot(best["flops"], best["loss"], zorder=0, **frontier)
     keys = {"frontier": key(**frontier)}
     if view.exact is not None:
-        keys["exact floor"] = axis.axhline(view.exact, **LEVEL, **EXACT)
+        keys["exact floor"] = axis.axhline(view.exact, **RULE, **EXACT)
     axis.set(title=style.title(view.regime), xlabel="training compute of a run (FLOPs)", ylabel=loss_label(view.metric),
              xscale="log", ymargin=0.1)  # fmt: skip
     return style.settle(
@@ -211,7 +210,7 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     for regime, of in relative.groupby(runs["regime"]):
         mean = of.groupby(runs["parameters"]).mean()
         losses.plot(mean.index, mean, color=colour[regime], marker="o", markersize=3, linewidth=0.9)
-    losses.axhline(1, **LEVEL, **GENE_MEAN)
+    losses.axhline(1, **RULE, **GENE_MEAN)
     losses.set(xlabel=style.PARAMETERS, ylabel="validation MSE (relative to the gene mean)", xscale="log", yscale="log")
     return style.settle(
         figure,
@@ -233,7 +232,7 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
         keys[row.features] = axis.errorbar(row.loss, row.f1, [[row.f1 - row.low], [row.high - row.f1]], **bars)
     lines = {"principal components": BASELINES["pca"][1], "all genes": GENE_MEAN}
     for row in table[table["loss"].isna()].itertuples():
-        axis.axhline(row.f1, **LEVEL, **lines[row.features])
+        axis.axhline(row.f1, **RULE, **lines[row.features])
         ends.append((row.f1, row.features, lines[row.features]["color"]))
     axis.set(xlabel=loss_label("validation_mse"), ylabel="macro F1 of cell types (no unit)")
     return style.settle(
@@ -294,7 +293,7 @@ def conversions(examined: Examination) -> Figure | Note:
         axis.annotate(f"{largest:.3g} →", (1, y), xycoords=axis.get_yaxis_transform(), ha="right", va="center",
                       fontsize=style.SMALL, color=style.INK)  # fmt: skip
     for entropy in table.loc[table["rule"] == "exact entropy", "bits"]:
-        keys["exact entropy"] = axis.axvline(entropy, **LEVEL, **EXACT)
+        keys["exact entropy"] = axis.axvline(entropy, **RULE, **EXACT)
     style.listed(axis, rules)
     axis.set_xlabel("cost of a hidden count (bits per masked gene)")
     axis.set_ylabel("rule (of conversion)", labelpad=8)
@@ -316,7 +315,7 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
     for fit, of in curves.groupby("fit"):
         line = {"color": THEIRS, "linestyle": "--"} if fit == "published" else {"color": OURS}
         style.curve(fits, of, linewidth=1, **line)
-    fits.axhline(runs["gene_mean_mse"].mean(), **LEVEL, **GENE_MEAN)
+    fits.axhline(runs["gene_mean_mse"].mean(), **RULE, **GENE_MEAN)
     fits.set_ylim(style.around(runs["validation_mse"], 0.1))
     style.header(fits, "Two fits of the same runs", above=style.size_names(fits, places))
     ends, without = refits[["alpha_low", "alpha", "alpha_high"]].astype(float), refits["status"].isna()

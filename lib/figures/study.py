@@ -5,13 +5,15 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
-from lib.figures.style import BASELINES, LEVEL, OPEN, Figure, Note, counted, floor_label, key, loss_label
-from lib.fit.intervals import SPEAKING, headline_ends, readable_columns
+from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, key, loss_label
+from lib.fit.intervals import readable_columns
+from lib.fit.law import SPEAKING
 from lib.fit.runs import levels, sees_context, usable
-from lib.fit.summary import Closeness
+
+ESTIMATE = {"linestyle": "--", "linewidth": 0.9}
+"""The line of a floor that is fitted."""
 
 
 def loss_against_parameters(
@@ -92,7 +94,7 @@ def _law(axis, curve, law, levels, colour):
     span, labels = high - low or 1.0, []
     for name, y in levels.items():
         label, line = BASELINES[name]
-        axis.axhline(y, **LEVEL, **line)
+        axis.axhline(y, **RULE, **line)
         labels.append((y, f"{label} {y:#.3g}", line["color"]))
     limit = law.get("budget", {}).get("limit", {})
     of = law if law.get("status") != "budget-limited" else limit if limit.get("status") == "ok" else {}
@@ -135,7 +137,7 @@ def _numbers(law):
 def _loss_keys(fitted, levels):
     """The legend: runs, what is `fitted` to them, and baselines that have no label beside them."""
     named = [BASELINES[name] for name in BASELINES if any(name in of for of in levels)]
-    names = {label.replace("\n", " "): key(**LEVEL, **line) for label, line in named}
+    names = {label.replace("\n", " "): key(**RULE, **line) for label, line in named}
     grey = {"color": style.GREY}
     dot = {"marker": "o", "linestyle": "", "markeredgewidth": 0} | grey
     band = Patch(alpha=0.3, linewidth=0, **grey)
@@ -181,69 +183,27 @@ def _curves(axis, history, metric):
     return labels
 
 
-def closeness(view: Closeness | None) -> Figure | Note:
-    """What a law leaves over above its floor, and how its exponent and floor scatter over bootstraps."""
+def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | Note:
+    """What a law leaves over above its floor, on logarithmic axes, and what it misses; of `lib.fit.summary`."""
     if view is None:
         return Note("No law of this study has an interval.")
-    figure = Figure(style.DOUBLE, 76)
-    places = [["above", "alpha", "c"], ["below", "alpha", "c"]]
-    axes = figure.subplot_mosaic(places, height_ratios=(3, 1), width_ratios=(1.3, 1, 1))
-    colour = style.colours([view.regime])[view.regime]
-    _excess(axes["above"], axes["below"], view.means, colour)
-    _scatter(axes["alpha"], view, "alpha", None, colour)
-    _scatter(axes["c"], view, "c", view.exact, colour)
-    axes["above"].set(title=style.title(view.regime))
-    axes["alpha"].set(xlabel="exponent α (no unit)", ylabel="bootstraps (share)")
-    axes["c"].set_xlabel(floor_label(view.metric))
-    above = (view.means["excess"] > 0).sum()
-    keys = {f"{unit} resampled": key(color=colour, **line) for unit, line in DRAWN.items()}
-    keys["estimate"] = key(color=colour, **ESTIMATE)
-    keys["headline interval"] = Patch(color=colour, alpha=0.1, linewidth=0)
-    return style.settle(
-        figure,
-        f"Left: mean loss above the fitted floor of {above} of {counted(len(view.means), 'size')} (the others lie "
-        "below it), with the law and what it misses. "
-        f"Right: exponent and floor over {len(view.draws):,} bootstraps.",
-        keys | ({} if view.exact is None else {"exact floor": key(**BASELINES["floor"][1])}),
-    )
-
-
-def _excess(above, below, means, colour):
-    """L - c against P on logarithmic axes, and the residuals below."""
-    shown, bars = means[means["excess"] > 0], style.BARS | {"capsize": 1.5, "color": colour}
+    regime, means = view
+    figure = Figure(style.SINGLE, 76)
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    shown = means[means["excess"] > 0]
+    bars = style.BARS | {"capsize": 1.5, "color": style.colours([regime])[regime]}
     above.errorbar(shown["parameters"], shown["excess"], 1.96 * shown["se"], **bars)
-    above.plot(means["parameters"], means["fitted"], color=colour, linewidth=1)
+    above.plot(means["parameters"], means["fitted"], color=bars["color"], linewidth=1)
     below.errorbar(means["parameters"], means["excess"] - means["fitted"], 1.96 * means["se"], **bars)
     below.axhline(0, color=style.INK, linewidth=0.6)
-    above.set(ylabel="loss above the floor, L − c", xscale="log", yscale="log")
-    below.set(xlabel=style.PARAMETERS, ylabel="residual", xscale="log")
+    above.set(title=style.title(regime), ylabel="loss above the floor, L − c", xscale="log", yscale="log")
+    below.set(xlabel=style.PARAMETERS, ylabel="residual")
     if len(shown):
         # Two decades at most, and not where the law, or half a bar, goes to nothing.
         above.set_ylim(bottom=max(shown["excess"].min() / 2, shown["excess"].max() / 100))
-    below.sharex(above)
-    above.tick_params(labelbottom=False)
-
-
-DRAWN = {"runs": {"linewidth": 0.9}, "sizes": {"linewidth": 0.9, "linestyle": ":"}}
-"""Lines of what a bootstrap resamples."""
-ESTIMATE = {"linestyle": "--", "linewidth": 0.9}
-"""The line of a floor that is fitted."""
-
-
-def _scatter(axis, view, name, exact, colour):
-    """Distribution of one constant over bootstraps, its estimate and headline interval."""
-    low, high = headline_ends(view.law, name)
-    central = view.draws.groupby("of")[name].quantile([0.02, 0.98])
-    limits = style.around([*central, low, high, view.law[name], exact])
-    for unit, line in DRAWN.items():
-        values = view.draws.loc[view.draws["of"] == unit, name]
-        near = values[values.between(*limits)]
-        shares = np.full(len(near), 1 / max(1, len(values)))
-        axis.hist(near, 40, limits, weights=shares, histtype="step", color=colour, **line)
-    strip = limits[0] if low is None else low, limits[1] if high is None else high
-    axis.axvspan(*strip, color=colour, alpha=0.1, linewidth=0, zorder=0)
-    axis.axvline(view.law[name], color=colour, **ESTIMATE)
-    if exact is not None:
-        axis.axvline(exact, **LEVEL, **BASELINES["floor"][1])
-    axis.set(xlim=limits, yticks=[])
-    axis.xaxis.set_major_locator(MaxNLocator(4))
+    of = f"{len(shown)} of {counted(len(means), 'size')}"
+    return style.settle(
+        figure,
+        f"Mean loss above the fitted floor of {of} (others lie below it), with the law; below, what it misses. Bars: "
+        "95 %, as far as the error of a mean is known.",
+    )

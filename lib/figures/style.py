@@ -41,7 +41,7 @@ BASELINES = {
     "floor": ("exact floor", {"color": "#000000", "linestyle": "-"}),
 }
 """Label and line of each baseline: different in colour and in dashes."""
-LEVEL = {"linewidth": 0.9, "zorder": 1}
+RULE = {"linewidth": 0.9, "zorder": 1}
 """A line across the axes, below what was measured."""
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
@@ -56,7 +56,7 @@ SPLITS = {
 }  # fmt: skip
 """Colour of every split."""
 SPLIT_NAMES = {"test_dataset": "test (data sets)", "test_random": "test (same donors)"}
-UNITS = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"}
+LOSS_NAMES = {"mse": "MSE (log1p expression²)", "nll": "loss (bits per masked gene)"}
 
 _order = {"regimes": [], "sizes": []}
 
@@ -348,7 +348,7 @@ def around(values: Iterable[float], share: float = 0.05) -> tuple[float, float]:
 def loss_label(metric: str) -> str:
     """Axis label of a loss, with its unit: `validation_mse` is validation MSE (log1p expression²)."""
     split, kind = metric.rsplit("_", 1)
-    return f"{SPLIT_NAMES.get(split, split)} {UNITS[kind]}"
+    return f"{SPLIT_NAMES.get(split, split)} {LOSS_NAMES[kind]}"
 
 
 def floor_label(metric: str) -> str:

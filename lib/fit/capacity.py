@@ -13,9 +13,8 @@ from scipy import optimize, stats
 from scipy.special import expit, logit
 
 from lib.fit.intervals import HEADLINE, brief, columns_of, readable, with_cells
-from lib.fit.joint import joint_law
-from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Status, ladder
-from lib.fit.runs import UNITS, Ladder, levels, of_metric, sees_context, usable
+from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Ladder, Status, ladder
+from lib.fit.runs import baseline_columns, levels, of_metric, sees_context, usable
 from lib.model.sizes import BUDGETS
 
 DECAYS = np.geomspace(0.05, 4, 120)
@@ -49,8 +48,7 @@ def of_budgets(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     """The law of every budget of the usable runs of one regime, and the law that they tend to.
 
     `eighth`, `quarter`, `half` and `whole`: alpha, c, intervals, status, and `share` of the updates. `limit`: the law
-    of every size's own limit; `joint`: E and a of L = E + A N^-a + B S^-b, S the budget, as c and alpha. Empty without
-    earlier budgets.
+    of every size's own limit. Empty without earlier budgets.
     """
     columns = {name: f"{metric}_{name}" for name in BUDGETS if f"{metric}_{name}" in rows}
     columns = {name: column for name, column in columns.items() if rows[column].notna().all()} | {"whole": metric}
@@ -64,8 +62,7 @@ def of_budgets(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     if len(columns) >= 3 and rows["parameters"].nunique() >= FEWEST_SIZES:
         losses = rows.groupby("parameters")[list(columns.values())].mean().to_numpy(float)
         shares = np.array([law["share"] for law in laws.values()])
-        data = ladder(rows, metric)
-        laws["limit"], laws["joint"] = limit(data, losses, shares), joint(data, losses, shares)
+        laws["limit"] = limit(ladder(rows, metric), losses, shares)
     return laws
 
 
@@ -105,17 +102,6 @@ def span(laws: Iterable[dict]) -> dict[str, list[float]]:
     return {name: [min(of[name][0] for of in ends), max(of[name][1] for of in ends)] for name in ("alpha", "c")}
 
 
-def joint(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
-    """E and a of the joint law in parameters and budget, as `c` and `alpha`; for the arguments see `limit`."""
-    sizes, budgets = losses.shape
-    grid = {"parameters": np.repeat(data.parameters, budgets), "cells_train": np.tile(shares, sizes)}
-    law = joint_law(pd.DataFrame(grid | {"loss": losses.ravel()}))
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    alpha, c = (np.quantile(draws, tails) for draws in (law.draws.theta[:, 0], law.draws.linear[:, 0]))
-    ends = {"alpha": alpha.tolist(), "c": with_cells(law.linear[0], *c, data)}
-    return {"alpha": law.theta[0], "c": law.linear[0], "status": law.status, "intervals": {HEADLINE: ends}}
-
-
 # ---------------------------------------------------------------- what a law hangs on
 
 
@@ -133,7 +119,7 @@ def sensitivity(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     if len(seeing) < len(rows):
         variants["with sizes that see no context"] = rows
     table = {name: brief(ladder(of, metric)) for name, of in variants.items() if of["parameters"].nunique() >= 3}
-    data, column = ladder(seeing, metric), UNITS[metric.rsplit("_", 1)[1]]["gene_mean"]
+    data, column = ladder(seeing, metric), baseline_columns(metric)["gene_mean"]
     uninformed = float(rows[column].astype(float).mean()) if column in rows else np.nan
     if len(data.d) >= FEWEST_SIZES and uninformed > data.means.min():
         table["bounded by the gene mean"] = bounded(data, uninformed)
@@ -216,9 +202,9 @@ def budgets(table: pd.DataFrame, laws: dict, known: dict) -> Budgets | None:
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:
     """What each regime's headline law hangs on: regime, choice, `readable` alpha and c with their ends, status."""
-    names, rows = {"limit": "limit of the budget, size by size", "joint": "limit of the budget, joint law"}, []
+    rows = []
     for regime, law in of_metric(laws).items():
-        limits = {text: law["budget"][name] for name, text in names.items() if name in law["budget"]}
+        limits = {"limit of the budget": law["budget"]["limit"]} if "limit" in law["budget"] else {}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             if choice == "headline" or of["status"] not in MOVING:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})

@@ -13,7 +13,7 @@ from scipy import stats
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.law import Status
-from lib.fit.runs import BASELINES, UNITS, headline, levels, sees_context, usable
+from lib.fit.runs import BASELINES, baseline_columns, headline, levels, sees_context, usable
 from lib.io import InputError
 
 METRIC = "validation_mse"
@@ -180,9 +180,12 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     _high, its 95 % interval over splits.
     """
     metric = next(iter(headline(table).values()))
-    of_unit = UNITS[metric.rsplit("_", 1)[1]]
+    of_unit = baseline_columns(metric)
     untrained = [column for name, column in of_unit.items() if name != "floor" and column in table]
     rows = usable(table, metric)
+    rows = rows[rows["cells_train"] == rows.groupby("split_seed")["cells_train"].transform("max")]
+    alike = rows[[*EQUAL, "donors", "thin", "objective"]].drop(columns=["panel_of", "split_seed"]).astype(str)
+    rows = rows[(alike == alike[:1].to_numpy()).all(axis=1)]
     if rows["split_seed"].nunique() < 3 or rows[untrained].isna().all(axis=None):
         return pd.DataFrame()
     means = rows.groupby(["parameters", "size", "split_seed"])[[metric, *untrained]].mean().astype(float)
@@ -214,16 +217,13 @@ class Depth:
 
 def depth(table: pd.DataFrame) -> Depth | None:
     """The depths of a study's largest regimes; None where there is one."""
-    metric = next(iter(headline(table).values()))
-    rows = usable(table, metric).assign(depth=lambda rows: rows["thin"].astype(float).fillna(1))
-    rows = rows[rows["donors"].isna()]
-    explained = 1 - (rows["validation_mse"] / rows["gene_mean_mse"]).astype(float)
-    rows = rows.assign(loss=rows[metric].astype(float), explained=explained)
+    metric, rows = next(iter(headline(table).values())), _like_the_largest(table)
     most = rows[rows["cells_train"] == rows["cells_train"].max()]
     if most["depth"].nunique() < 2:
         return None
+    most = most.assign(loss=most[metric].astype(float))
     runs = most.groupby(["depth", "parameters", "size"])[["loss", "explained"]].mean().reset_index()
-    columns = UNITS[metric.rsplit("_", 1)[1]]
+    columns = baseline_columns(metric)
     means = most.astype(dict.fromkeys(BASELINES, float)).groupby("depth")[BASELINES].mean()
     levels = pd.DataFrame({name: means[columns[name]] for name in ("gene_mean", "gaussian", "floor")})
     levels.insert(0, "regime", most.groupby("depth")["regime"].first())
@@ -343,8 +343,9 @@ def _shares(largest):
 
 
 def _switches(table):
-    """Whether the regimes go from the published protocol to another, on as many genes."""
-    return table["protocol"].iloc[0] == "published" and table["regime"].nunique() > 1 and table["genes"].nunique() == 1
+    """Whether the regimes go from the published protocol to another, on as many genes: they train otherwise."""
+    ways = table.groupby("size")[["learning_rate", "optimiser", "batch", "cells_seen"]].nunique().gt(1).any(axis=None)
+    return ways and table["protocol"].iloc[0] == "published" and table["genes"].nunique() == 1
 
 
 def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:

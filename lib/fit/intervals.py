@@ -10,21 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Law, Profile, Status, fit_many, means_law, profile
-from lib.fit.runs import Ladder
-
-BOOTSTRAPS = {
-    "bootstrap_runs": "runs",
-    "bootstrap_within_sizes": "seeds",
-    "bootstrap_sizes": "sizes",
-    "two_stage": "both",
-}
-"""method -> what is resampled, see `resample`"""
+from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Ladder, Law, Profile, Status, fit_many, means_law, profile
 
 HEADLINE = "profile_size_means"
-SPEAKING = (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
-"""Statuses of laws that are drawn, and whose intervals say something: no law of its budget or at an end of its grid."""
-
 METHODS = {
     HEADLINE: "profile, size means",
     "profile_runs": "profile, runs",
@@ -34,22 +22,24 @@ METHODS = {
     "two_stage": "bootstrap, sizes then seeds",
 }
 """What tables and figures call the intervals in laws.json."""
+BOOTSTRAPS = list(METHODS)[2:]
 
 
-def resample(ladder: Ladder, unit: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def resample(ladder: Ladder, method: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` resampled ladders: their size means and weights, each (size, sizes).
 
-    What is drawn with replacement is a `unit`: runs regardless of size, seeds within each size, whole sizes with all
-    their seeds, or both, sizes and then seeds within them.
+    What is drawn with replacement is, by the `method` of `BOOTSTRAPS`: runs regardless of size, seeds within each size,
+    whole sizes with all their seeds, or sizes and then seeds within them.
     """
     n, m = len(ladder.losses), len(ladder.d)
-    if unit == "runs":
+    if method == "bootstrap_runs":
         counts = rng.multinomial(n, [1 / n] * n, size)
         weights = ladder.by_size(counts)
     else:
-        times = np.ones((size, m), int) if unit == "seeds" else rng.multinomial(m, [1 / m] * m, size)
+        within = method == "bootstrap_within_sizes"
+        times = np.ones((size, m), int) if within else rng.multinomial(m, [1 / m] * m, size)
         weights = times * ladder.weights
-        if unit == "sizes":
+        if method == "bootstrap_sizes":
             return np.broadcast_to(ladder.means, weights.shape), weights
         counts = np.hstack([rng.multinomial(times[:, s] * k, [1 / k] * k) for s, k in enumerate(ladder.seeds)])
     return ladder.by_size(counts * ladder.losses) / np.maximum(ladder.by_size(counts), 1), weights
@@ -68,11 +58,6 @@ def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.where((w > 0).sum(1) >= FEWEST_SIZES, draws, np.nan)
 
 
-def bootstrap(ladder: Ladder, unit: str, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(alpha, c) of `resamples` resampled ladders, (2, resamples); see `resample` and `fit_draws`."""
-    return fit_draws(ladder.d, *resample(ladder, unit, resamples, rng))
-
-
 def percentile(draws: np.ndarray) -> np.ndarray:
     """Percentile interval over the last axis of draws: (2 ends, ...). Open where fewer than half of them have a law."""
     few = np.isnan(draws).mean(-1) > 0.5
@@ -86,8 +71,8 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator) -> d
     intervals = {HEADLINE: headline(ladder)}
     region = profile(ladder.d, ladder.means, ladder.seeds, len(ladder.losses) - 3, ladder.within)
     intervals["profile_runs"] = {"alpha": np.ravel(region.alpha), "c": np.ravel(region.interval())}
-    for method, unit in BOOTSTRAPS.items():
-        draws = bootstrap(ladder, unit, resamples, rng)
+    for method in BOOTSTRAPS:
+        draws = fit_draws(ladder.d, *resample(ladder, method, resamples, rng))
         intervals[method] = dict(zip(("alpha", "c"), percentile(draws).T, strict=True))
     return intervals
 

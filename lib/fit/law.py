@@ -7,7 +7,7 @@ once; arrays put the sizes on the first axis, because sums over it are then fast
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import elementwise
 
-from lib.fit.runs import Ladder, usable
+from lib.fit.runs import usable
 from lib.io import InputError
 
 GRID = np.geomspace(0.01, 100, 100)
@@ -57,11 +57,55 @@ class Status(StrEnum):
     INCREASING_JOINTLY = "increasing in N or D"
 
 
+SPEAKING = (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
+"""Statuses of laws that are drawn, and whose intervals say something: no law of its budget or at an end of its grid."""
 MOVING = (Status.BUDGET, Status.OVERFITTED)
 """Training went on too short, or too long, for a law of capacity: neither floor nor exponent is printed."""
 
 
 # ---------------------------------------------------------------- the data of one law
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Losses by model size, smallest first: arrays are (sizes,), and index and losses (runs,)."""
+
+    labels: tuple[str, ...]
+    parameters: np.ndarray
+    means: np.ndarray  # over seeds
+    weights: np.ndarray  # of the means; their mean is 1
+    seeds: np.ndarray  # runs of each size
+    index: np.ndarray  # size of each run, sorted by size and loss so that the order of rows decides nothing
+    losses: np.ndarray  # of each run
+    known: np.ndarray  # variance of each mean, as far as it is known: between its seeds, and how the loss still moved
+    error: float = 0.0  # standard error of all losses together, over held-out donors; where those are not known, cells
+    df: float = np.inf  # its degrees of freedom
+
+    @property
+    def d(self) -> np.ndarray:
+        """log(P / smallest P), (sizes,)."""
+        return np.log(self.parameters / self.parameters[0])
+
+    @property
+    def within(self) -> float:
+        """Sum of squares of seeds about their size mean (pure error)."""
+        return ((self.losses - self.means[self.index]) ** 2).sum()
+
+    @property
+    def known_variance(self) -> float:
+        """Weighted mean of the known variances: the residual variance of a law is never taken for less."""
+        return float((self.weights * self.known).mean())
+
+    def by_size(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the runs of each size: (..., runs) to (..., sizes)."""
+        return np.add.reduceat(values, np.cumsum(self.seeds) - self.seeds, axis=-1)
+
+    def only(self, sizes: np.ndarray) -> "Ladder":
+        """The ladder of some sizes (boolean mask), weights unchanged."""
+        runs = sizes[self.index]
+        of_sizes = {name: getattr(self, name)[sizes] for name in ("parameters", "means", "weights", "seeds", "known")}
+        of_runs = {"index": (np.cumsum(sizes) - 1)[self.index[runs]], "losses": self.losses[runs]}
+        return replace(self, labels=tuple(np.array(self.labels)[sizes]), **of_sizes, **of_runs)
 
 
 def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
@@ -90,7 +134,8 @@ def _shared_error(largest, metric):
     """Standard error of the largest size's losses, and its degrees of freedom: over donors, or else over cells."""
     over = {name: largest.get(f"{metric}{name}", pd.Series(dtype=float)).astype(float) for name in ("_donor_se", "_se")}
     if over["_donor_se"].notna().any():
-        return over["_donor_se"].mean(), largest[f"{metric.rpartition('_')[0]}_donors"].max() - 1
+        donors = largest.get(f"{metric.rpartition('_')[0]}_donors", pd.Series(dtype=float)).max()
+        return over["_donor_se"].mean(), np.inf if np.isnan(donors) else donors - 1
     return (over["_se"].mean(), np.inf) if over["_se"].notna().any() else (0.0, np.inf)
 
 

@@ -1,6 +1,5 @@
-"""All runs of a study in one table, and the runs of one law collected by model size."""
+"""All runs of a study in one table."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,12 @@ from lib.study import SPLITS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
 """Columns of the losses: squared error on the log scale, and bits per masked gene where counts are predicted."""
-UNITS = {
+BASELINE_COLUMNS = {
     "mse": {"gene_mean": "gene_mean_mse", "pca": "pca_mse", "gaussian": "gaussian_mse", "floor": "bayes_mse"},
     "nll": {"gene_mean": "gene_nll", "gaussian": "gaussian_nll", "floor": "bayes_bits"},
 }
 """Columns of the baselines by the unit of a loss."""
-BASELINES = [column for unit in UNITS.values() for column in unit.values()]
+BASELINES = [column for unit in BASELINE_COLUMNS.values() for column in unit.values()]
 COLUMNS = [
     "study", "regime", "size", "seed", "width", "parameters", "parameters_without_embeddings", "genes", "cells_train",
     "donors", "thin", "panel_of", "split_seed", "training_flops_per_cell", "cells_seen", "updates", "learning_rate",
@@ -32,6 +31,8 @@ COLUMNS = [
 
 WHOLE = ("parameters", "genes", "cells_train", "cells_seen", "updates")
 """Columns of whole numbers from 1."""
+MEASURED = ("_mse", "_nll", "_bits", "_se", "_donors", *(f"_{budget}" for budget in BUDGETS))
+"""How the columns end that were measured: losses, their errors, baselines, earlier budgets."""
 STATES = {"ok": "ok", "finished": "ok", "completed": "ok", "diverged": "diverged"} | dict.fromkeys(
     ("interrupted", "crashed", "failed", "killed", "cancelled", "timeout", "preempted", "running"), "interrupted"
 )
@@ -65,28 +66,23 @@ def kept(study: Study) -> str:
 
 def _row(study, regime, size, seed):
     folder, settings, shape = study.run_folder(regime, size, seed), study.regimes[regime], study.size(size)
-    asked = {"study": study.name, "regime": regime, "size": size, "seed": seed, **_condition(study, regime)}
-    asked["training_flops_per_cell"] = shape.training_flops_per_cell(settings.genes)
+    training = study.training(regime)
+    asked = {
+        "study": study.name, "regime": regime, "size": size, "seed": seed, "donors": settings.donors,
+        "thin": settings.thin, "split_seed": study.split_of(regime).seed, "protocol": training.protocol,
+        "objective": training.objective, "training_flops_per_cell": shape.training_flops_per_cell(settings.genes),
+        # Panels with genes and held-out cells of their own are named apart.
+        "panel_of": study.genes_from if study.genes_from and study.split.cells else regime,
+    }  # fmt: skip
     record = io.read_json(folder / "result.json") if (folder / "result.json").is_file() else None
     if record is None:
         return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
-    outputs = OUTPUTS[asked["objective"]]
-    due = {"parameters": shape.parameters(settings.genes, outputs), "updates": study.training(regime).updates,
-           "objective": asked["objective"]}  # fmt: skip
+    due = {name: getattr(training, name) for name in ("updates", "objective", "optimiser", "batch")}
+    due["parameters"] = shape.parameters(settings.genes, OUTPUTS[training.objective])
     if record["status"] == "ok" and any(record[name] != value for name, value in due.items()):
         return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
     measured = io.read_json(study.folder(regime) / "baselines.json")
     return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}
-
-
-def _condition(study, regime):
-    """Columns of a run that its regime decides. Panels with genes and held-out cells of their own are named apart."""
-    settings, training = study.regimes[regime], study.training(regime)
-    return {
-        "donors": settings.donors, "thin": settings.thin, "split_seed": study.split_of(regime).seed,
-        "panel_of": study.genes_from if study.genes_from and study.split.cells else regime,
-        "protocol": training.protocol, "objective": training.objective,
-    }  # fmt: skip
 
 
 def given(study: Study) -> pd.DataFrame:
@@ -136,7 +132,8 @@ def _width(run):
 
 def _numbers(table, name, commas):
     """The table with numbers for text; `commas`: its decimals may have them, and if one has, a point is no decimal."""
-    strict = table.columns.intersection([*WHOLE, *LOSSES])
+    read = [column for column in COLUMNS if column in WHOLE or column == "thin" or column.endswith(MEASURED)]
+    strict = table.columns.intersection(read)
     commas = commas and any(table[column].str.contains(",").any() for column in strict)
     for column in table.columns.difference(["regime", "size", "status"]):
         written = table[column].str.translate(str.maketrans(",.", ".,")) if commas else table[column]
@@ -193,11 +190,15 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
     return {name: "validation_nll" if name in counts else "validation_mse" for name in table["regime"].unique()}
 
 
+def baseline_columns(metric: str) -> dict[str, str]:
+    """{baseline: its column in runs.csv and baselines.json}, in the unit of a metric."""
+    return BASELINE_COLUMNS[metric.rpartition("_")[2]]
+
+
 def levels(known: dict, regime: str, metric: str) -> dict[str, float | None]:
     """{baseline: its loss, on the split and in the unit of a metric}; `known` is what `baselines` gives."""
-    split, unit = metric.rsplit("_", 1)
-    measured = known.get(regime, {}).get(split, {})
-    return {name: measured.get(column) for name, column in UNITS[unit].items()}
+    measured = known.get(regime, {}).get(metric.rpartition("_")[0], {})
+    return {name: measured.get(column) for name, column in baseline_columns(metric).items()}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -210,10 +211,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for regime, metric in headline(table).items():
         rows = table[(table["status"] == "ok") & (table["regime"] == regime)]
         by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
-        unit = metric.rsplit("_", 1)[1]
-        part = by_size.agg(seeds=("seed", "nunique"), loss=(metric, "mean"), test=(f"test_{unit}", "mean"))
+        test = metric.replace("validation", "test")
+        part = by_size.agg(seeds=("seed", "nunique"), loss=(metric, "mean"), test=(test, "mean"))
         part.insert(1, "metric", metric)
-        known = {name: by_size[column].mean().astype(float) for name, column in UNITS[unit].items()}
+        known = {name: by_size[column].mean().astype(float) for name, column in baseline_columns(metric).items()}
         reducible = known["gene_mean"] - known["floor"].fillna(0)
         part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
         for name in ("pca", "gaussian"):
@@ -240,48 +241,6 @@ def with_provenance(laws: dict, study: Study) -> dict:
         regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
         for regime, by_metric in laws.items()
     }
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """Losses by model size, smallest first: arrays are (sizes,), and index and losses (runs,)."""
-
-    labels: tuple[str, ...]
-    parameters: np.ndarray
-    means: np.ndarray  # over seeds
-    weights: np.ndarray  # of the means; their mean is 1
-    seeds: np.ndarray  # runs of each size
-    index: np.ndarray  # size of each run, sorted by size and loss so that the order of rows decides nothing
-    losses: np.ndarray  # of each run
-    known: np.ndarray  # variance of each mean, as far as it is known: between its seeds, and how the loss still moved
-    error: float = 0.0  # standard error of all losses together, over held-out donors; where those are not known, cells
-    df: float = np.inf  # its degrees of freedom
-
-    @property
-    def d(self) -> np.ndarray:
-        """log(P / smallest P), (sizes,)."""
-        return np.log(self.parameters / self.parameters[0])
-
-    @property
-    def within(self) -> float:
-        """Sum of squares of seeds about their size mean (pure error)."""
-        return ((self.losses - self.means[self.index]) ** 2).sum()
-
-    @property
-    def known_variance(self) -> float:
-        """Weighted mean of the known variances: the residual variance of a law is never taken for less."""
-        return float((self.weights * self.known).mean())
-
-    def by_size(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the runs of each size: (..., runs) to (..., sizes)."""
-        return np.add.reduceat(values, np.cumsum(self.seeds) - self.seeds, axis=-1)
-
-    def only(self, sizes: np.ndarray) -> "Ladder":
-        """The ladder of some sizes (boolean mask), weights unchanged."""
-        runs = sizes[self.index]
-        of_sizes = {name: getattr(self, name)[sizes] for name in ("parameters", "means", "weights", "seeds", "known")}
-        of_runs = {"index": (np.cumsum(sizes) - 1)[self.index[runs]], "losses": self.losses[runs]}
-        return replace(self, labels=tuple(np.array(self.labels)[sizes]), **of_sizes, **of_runs)
 
 
 CONTEXT = 4

@@ -4,18 +4,28 @@ Besides the law itself: is there scaling and a floor (forms compared), does the 
 small sizes predict large ones (roll-out), and what is the floor in bits.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from lib.fit import capacity, intervals
-from lib.fit.intervals import HEADLINE, METHODS, SPEAKING, bootstrap, columns_of, curve, readable, readable_columns
-from lib.fit.law import FEWEST_SIZES, LEVEL, PARAMETERS, Law, Status, ladder, means_law, power_law
-from lib.fit.runs import Ladder, levels, of_metric, sees_context, usable
+from lib.fit.intervals import HEADLINE, METHODS, columns_of, curve, readable, readable_columns
+from lib.fit.law import (
+    FEWEST_SIZES,
+    LEVEL,
+    PARAMETERS,
+    SPEAKING,
+    Ladder,
+    Law,
+    Status,
+    ladder,
+    means_law,
+    power_law,
+)  # fmt: skip
+from lib.fit.runs import levels, of_metric, sees_context, usable
 from lib.io import InputError
 from lib.study import SPLITS
+from lib.train.baselines import gaussian_bits
 
 METRICS = tuple(f"{split}_{unit}" for split in SPLITS[1:] for unit in ("nll", "mse"))
 """Losses that have laws where a regime's runs have them; its first is the headline: bits where counts are predicted."""
@@ -103,14 +113,6 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def gaussian_bits(mse: float | None) -> float | None:
-    """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`; None where that is not positive.
-
-    As in arXiv 2602.15253; it changes with the scale of the input, and is not the information in a count.
-    """
-    return None if mse is None or mse <= 0 else float(0.5 * np.log2(2 * np.pi * np.e * mse))
-
-
 def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -> dict:
     """Bits of a fitted floor: value, interval (carried over end by end; None is open) and kind.
 
@@ -188,38 +190,19 @@ def rollout(data: Ladder) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------- how close, and how it scatters
+def closeness(table: pd.DataFrame, laws: dict) -> tuple[str, pd.DataFrame] | None:
+    """How close the sizes lie to a law: that of the first regime whose law is ok, or else says something; or None.
 
-
-@dataclass(frozen=True, eq=False)
-class Closeness:
-    """How close one regime's headline law lies to its sizes, and how its constants scatter over bootstraps."""
-
-    regime: str
-    metric: str
-    means: pd.DataFrame  # parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean)
-    draws: pd.DataFrame  # of (what is resampled: runs or sizes), alpha, c; a row for each bootstrap that has a law
-    law: dict  # entry of laws.json
-    exact: float | None  # floor
-
-
-def closeness(table: pd.DataFrame, laws: dict, known: dict, resamples: int, seed: int) -> Closeness | None:
-    """That of the first regime whose law is ok, or else of the first that says something; None where none does."""
+    The regime, and of its sizes parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean).
+    """
     able = {name: law for name, law in of_metric(laws).items() if law["intervals"] and law["status"] in SPEAKING}
     if not able:
         return None
     regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
-    metric, law = next(iter(laws[regime])), able[regime]
-    rows = usable(table[table["regime"] == regime], metric)
+    rows, c = usable(table[table["regime"] == regime], metric := next(iter(laws[regime]))), able[regime]["c"]
     data = ladder(rows[sees_context(rows)], metric)
-    means = pd.DataFrame({"parameters": data.parameters, "excess": data.means - law["c"]})
-    means["fitted"] = means_law(data).predict(data.parameters) - law["c"]
-    means["se"] = np.sqrt(np.maximum(data.known, data.known_variance))
-    rng = np.random.default_rng(seed)
-    drawn = {unit: bootstrap(data, unit, resamples, rng).T for unit in ("runs", "sizes")}
-    parts = [pd.DataFrame(pairs, columns=["alpha", "c"]).assign(of=unit) for unit, pairs in drawn.items()]
-    draws = pd.concat(parts, ignore_index=True).replace([np.inf, -np.inf], np.nan).dropna()
-    return Closeness(regime, metric, means, draws, law, levels(known, regime, metric)["floor"])
+    fitted, se = means_law(data).predict(data.parameters) - c, np.sqrt(np.maximum(data.known, data.known_variance))
+    return regime, pd.DataFrame({"parameters": data.parameters, "excess": data.means - c, "fitted": fitted, "se": se})
 
 
 # ---------------------------------------------------------------- tables

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lib.io import InputError
+
 if TYPE_CHECKING:
     import pandas
 
@@ -117,6 +119,8 @@ def table(study) -> "pandas.DataFrame":
     """The sizes of every regime: size, regime, genes, the shape, parameters, flops_per_cell (of one forward pass)."""
     import pandas as pd
 
+    if not study.sizes:
+        raise InputError(f"study {study.name} trains no size: its runs are given, in {study.runs.table}; open 04_fit.")
     rows = [
         {"size": size.name, "regime": name, "genes": regime.genes} | asdict(size)
         | {"parameters": size.parameters(regime.genes, OUTPUTS[study.training(name).objective]),

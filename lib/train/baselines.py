@@ -159,6 +159,14 @@ def _blocks(x, masked, size):
         yield chosen, visible
 
 
+def gaussian_bits(mse: float | None) -> float | None:
+    """Differential entropy of a Gaussian of variance `mse`, `0.5 log2(2 pi e mse)`; None where that is not positive.
+
+    As in arXiv 2602.15253; it changes with the scale of the input, and is not the information in a count.
+    """
+    return None if mse is None or mse <= 0 else float(0.5 * np.log2(2 * np.pi * np.e * mse))
+
+
 def normal_bits(counts, mean, deviation, library) -> np.ndarray:
     """Bits of counts, if y = log1p(10,000 count / library) is normal and a count ends half-way to the next one's y."""
     y = [np.log1p(TARGET * np.maximum(counts + step, 0) / library) for step in (-1, 0, 1)]

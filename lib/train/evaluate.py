@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from lib import io
 from lib.data import panel, simulate
@@ -177,7 +176,7 @@ def conversions(found: Predictions) -> pd.DataFrame:
         mixture = simulate.probabilities(*found.truth, found.counts[..., None])
         finer = simulate.predictive(*found.truth, 1e6).variance
         of["exact posterior"] = _gaussian_rules(found, best.mean, best.variance) | {
-            "the same at 1,000,000 counts a cell": _differential(finer.mean()),
+            "the same at 1,000,000 counts a cell": baselines.gaussian_bits(finer.mean()),
             "a Gaussian for each prediction, of counts": each.mean(),
             "exact mixture, these counts": -np.log2(mixture).mean(),
             "exact entropy": best.bits.mean(),
@@ -195,15 +194,10 @@ def _gaussian_rules(found, mean, squares):
     genes = found.masked.ravel()
     of_gene = np.bincount(genes, squares.ravel()) / np.maximum(np.bincount(genes), 1)
     return {
-        "one Gaussian, differential": _differential(squares.mean()),
+        "one Gaussian, differential": baselines.gaussian_bits(squares.mean()),
         "one Gaussian, of counts": of_counts(np.sqrt(squares.mean())),
         "a Gaussian for each gene, of counts": of_counts(np.sqrt(np.maximum(of_gene, 1e-6))[found.masked]),
     }
-
-
-def _differential(variance):
-    """Differential entropy of a Gaussian, in bits."""
-    return stats.norm.entropy(scale=np.sqrt(variance)) / np.log(2)
 
 
 def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> np.ndarray:

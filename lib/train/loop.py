@@ -200,7 +200,7 @@ class Run:
 
     def branch(self) -> None:
         """Leave the trunk for the next branch, or measure the loss at its end and come back, where it is time."""
-        for leaves, ends in self.branches[len(self.branch_losses) :][:1]:
+        for leaves, ends in self.branches[len(self.branch_losses) :]:
             if self.trunk is None and self.update == leaves:
                 self.trunk = self.state()
             if self.trunk is not None and self.update == ends:
