@@ -100,7 +100,7 @@ def test_an_examination_is_made_once(done, examined, monkeypatch):
 def test_the_mean_on_the_log_scale_is_that_of_the_whole_sum(monkeypatch):
     monkeypatch.setattr(evaluate, "CHUNK", 5)
     means, dispersions = np.array([[1e-3], [0.4], [20], [63], [65], [4000]]), np.array([0.1, 2, 1e6])
-    found = evaluate.log_mean(means, dispersions, 5000)
+    found = evaluate.mean_log1p(means, dispersions, 5000)
     for at, mean in np.ndenumerate(np.broadcast_to(means, found.shape)):
         predicted = baselines.distribution(mean, dispersions[at[1]])
         x = np.arange(int(predicted.ppf(1 - 1e-12)) + 2)

@@ -127,6 +127,8 @@ def test_no_interval_is_narrower_than_what_is_known_of_the_losses(error):
     if error == "donors":  # who differ by nothing else, the study may say
         low, high = law_of(table, errors="cells")["intervals"][HEADLINE]["c"]
         assert FLOOR - 1e-4 < low < high < FLOOR + 1e-4
+        nobody_counted = law_of(table.drop(columns="validation_donors"))["intervals"][HEADLINE]["c"]
+        assert nobody_counted == pytest.approx([FLOOR - 1.96 * 5e-4, FLOOR + 1.96 * 5e-4], abs=1e-4)
 
 
 def test_the_headline_interval_reaches_from_the_law_of_the_budget_to_its_limit():

@@ -132,7 +132,7 @@ def predictions(study, regime: str, size: str, seed: int, data) -> Predictions:
     if objective == "mse":
         return Predictions(rows, masked, library, *measured, raw.numpy().astype(np.float64))
     counts = transformer.distribution(raw, torch.as_tensor(library[..., 0], dtype=torch.float32))
-    return Predictions(rows, masked, library, *measured, log_mean(*counts, library), *counts)
+    return Predictions(rows, masked, library, *measured, mean_log1p(*counts, library), *counts)
 
 
 def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
@@ -200,7 +200,7 @@ def _gaussian_rules(found, mean, squares):
     }
 
 
-def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> np.ndarray:
+def mean_log1p(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> np.ndarray:
     """Mean of log1p(10,000 x / library) under the predicted distribution of each count x; everything broadcasts.
 
     Small means are summed count by count until less than 1e-7 of the probability is left, large ones over quantiles.
@@ -208,10 +208,10 @@ def log_mean(mean: np.ndarray, dispersion: np.ndarray, library: np.ndarray) -> n
     arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (mean, dispersion, library)))
     flat = [np.ravel(array) for array in arrays]
     parts = (slice(start, start + CHUNK) for start in range(0, flat[0].size, CHUNK))
-    return np.concatenate([_log_mean(*(array[part] for array in flat)) for part in parts]).reshape(arrays[0].shape)
+    return np.concatenate([_mean_log1p(*(array[part] for array in flat)) for part in parts]).reshape(arrays[0].shape)
 
 
-def _log_mean(mean, dispersion, library):
+def _mean_log1p(mean, dispersion, library):
     found = np.zeros(len(mean))
     large = np.flatnonzero(mean > SUMMED)
     for some in np.array_split(large, max(1, len(large) * QUANTILES // CHUNK)):

@@ -251,7 +251,7 @@ class Run:
         rows, masks = self.cells.held[split], self.cells.masks[split]
         raw = self.at_masks(split, lambda predict, rows, *inputs: predict(*inputs))
         library = self.cells.library[rows].cpu()[:, None]
-        mean = evaluate.log_mean(*transformer.distribution(raw, library), library.numpy()[..., None])
+        mean = evaluate.mean_log1p(*transformer.distribution(raw, library), library.numpy()[..., None])
         truth = self.cells.x[rows].cpu()[:, None].expand(-1, masks.shape[1], -1).gather(2, masks)
         return (torch.as_tensor(mean) - truth).square().mean(2).mean(1).numpy()
 
