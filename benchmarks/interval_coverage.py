@@ -81,8 +81,8 @@ def _intervals(parameters, losses, resamples, rng):
     means = losses.mean(-1)
     squares = ((losses - means[..., None]) ** 2).sum(-1)
     weights = size_weights(d, means, squares, count)
-    known = (squares.sum(1) / (sizes * (seeds - 1)) / seeds) if seeds > 1 else np.zeros(studies)
-    over_means = profile(d, means, weights, sizes - 3, known=known)
+    variance = (squares.sum(1) / (sizes * (seeds - 1)) / seeds) if seeds > 1 else np.zeros(studies)
+    over_means = profile(d, means, weights, sizes - 3, variance=variance)
     over_runs = profile(d, means, count, sizes * seeds - 3, squares.sum(1))
     intervals = {
         HEADLINE: np.array([over_means.alpha, over_means.interval()]),

@@ -84,7 +84,7 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
     region = np.flatnonzero(scores <= scores[best] * (1 + stats.f.ppf(LEVEL, 1, df) / df))
     some = np.unique([best, *np.linspace(region[0], region[-1], 8).round().astype(int)])
     variance = scores / df / (x**2).sum(1)
-    laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], known=data.known + variance[i]))
+    laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], variance=data.variance + variance[i]))
             for i in some}  # fmt: skip
     ends = span(laws.values())
     status = Status.EXPONENT_AT_EDGE if best in (0, len(DECAYS) - 1) else widened(laws[best]["status"], ends)
@@ -179,8 +179,8 @@ class Budgets:
         return means[means["loss"] < best.shift(fill_value=np.inf)].reset_index(drop=True)
 
 
-def budgets(table: pd.DataFrame, laws: dict, known: dict) -> Budgets | None:
-    """The budgets of the first regime that has several; `known` is what `runs.baselines` gives."""
+def budgets(table: pd.DataFrame, laws: dict, baselines: dict) -> Budgets | None:
+    """The budgets of the first regime that has several; `baselines` is what `runs.baselines` gives."""
     several = [regime for regime, law in of_metric(laws).items() if law["budget"]]
     if not several:
         return None
@@ -197,7 +197,7 @@ def budgets(table: pd.DataFrame, laws: dict, known: dict) -> Budgets | None:
             flops = seen * runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
             parts.append(runs[["size", "parameters"]].assign(cells_seen=seen, loss=losses, flops=flops))
     runs = pd.concat(parts).sort_values("parameters")
-    return Budgets(regime, metric, runs, pd.DataFrame(rows), levels(known, regime, metric)["floor"])
+    return Budgets(regime, metric, runs, pd.DataFrame(rows), levels(baselines, regime, metric)["floor"])
 
 
 def sensitivity_table(laws: dict) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Conditions compared: training cells, held-out splits, donor splits, depth, protocols.
 
-Each takes the table of runs and gives what its figure draws. `laws` is the content of laws.json, and `known` are the
-baselines, {regime: {split: {...}}}.
+Each takes the table of runs and gives what its figure draws. `laws` is the content of laws.json, and `baselines` are
+{regime: {split: {...}}}.
 """
 
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ CELLS = {
 """Whose cells a held-out split has."""
 
 
-def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
+def explained(table: pd.DataFrame, baselines: dict) -> pd.DataFrame:
     """Share of each split's reducible squared error that every run explains.
 
     Splits differ in how hard their cells are; what can be compared is the share of the error from each split's gene
@@ -126,27 +126,27 @@ def explained(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     for split, cells in CELLS.items():
         metric = f"{split}_mse"
         for regime, runs in usable(table, metric).groupby("regime", sort=False):
-            if baselines := known.get(regime, {}).get(split):
-                gene_mean = baselines["gene_mean_mse"]
-                floor = float(baselines.get("bayes_mse") or np.nan)
+            if measured := baselines.get(regime, {}).get(split):
+                gene_mean = measured["gene_mean_mse"]
+                floor = float(measured.get("bayes_mse") or np.nan)
                 reducible = gene_mean - np.nan_to_num(floor)
                 parts.append(runs[["regime", "size", "seed", "parameters"]].assign(
                     split=split, cells=cells, floor=floor, explained=(gene_mean - runs[metric]) / reducible,
                     se=runs[f"{metric}_se"].astype(float) / reducible,
-                    gaussian=(gene_mean - baselines.get("gaussian_mse", np.nan)) / reducible,
+                    gaussian=(gene_mean - measured.get("gaussian_mse", np.nan)) / reducible,
                 ))  # fmt: skip
     shares = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"split": []})
     return shares if shares["split"].nunique() > 1 else shares[:0]
 
 
-def laws_by_split(laws: dict, known: dict) -> pd.DataFrame:
+def laws_by_split(laws: dict, baselines: dict) -> pd.DataFrame:
     """The law of the squared error on every split: regime, split, cells, alpha, c and their ends, exact_floor, status.
 
     No rows where there is one split alone, and none of a law without numbers.
     """
     rows = [
         {"regime": regime, "split": split, "cells": cells, **columns_of(law),
-         "exact_floor": known.get(regime, {}).get(split, {}).get("bayes_mse"), "status": law["status"]}
+         "exact_floor": baselines.get(regime, {}).get(split, {}).get("bayes_mse"), "status": law["status"]}
         for regime, by_metric in laws.items()
         for split, cells in CELLS.items()
         if (law := by_metric.get(f"{split}_mse")) and law["sizes"]
@@ -333,10 +333,10 @@ def _shares(largest):
     means = largest[["explained", "untrained", "gene_mean_mse", "bayes_mse"]].astype(float).mean()
     exact = 1 - means["bayes_mse"] / means["gene_mean_mse"]
     shares = {"the best baseline": means["untrained"], "the exact floor": exact}
-    known = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
+    others = "".join(f", {name} {share:.1%}" for name, share in shares.items() if not np.isnan(share))
     regime, size = largest[["regime", "size"]].iloc[0]
     ours = f"the largest size, {size}, explains {means['explained']:.1%}"
-    return f"Of the gene mean's squared error in {regime}, {ours}{known}."
+    return f"Of the gene mean's squared error in {regime}, {ours}{others}."
 
 
 # ---------------------------------------------------------------- protocols
@@ -348,7 +348,7 @@ def _switches(table):
     return ways and table["protocol"].iloc[0] == "published" and table["genes"].nunique() == 1
 
 
-def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
+def protocols(table: pd.DataFrame, laws: dict, baselines: dict) -> pd.DataFrame:
     """From the published protocol to another, switch by switch: what does each do to the exponent and the floor?
 
     Regimes that normalise differently have losses of different units; relative to their gene mean they can be compared.
@@ -364,5 +364,5 @@ def protocols(table: pd.DataFrame, laws: dict, known: dict) -> pd.DataFrame:
     ]
     names = {name: f"relative_{name}" for name in ("c", "c_low", "c_high")}
     steps = readable(pd.DataFrame(rows)).rename(columns=names)
-    unit = steps["regime"].map(lambda regime: levels(known, regime, METRIC)["gene_mean"]).astype(float)
+    unit = steps["regime"].map(lambda regime: levels(baselines, regime, METRIC)["gene_mean"]).astype(float)
     return steps.assign(**steps[[*names.values()]].div(unit, axis=0))

@@ -61,8 +61,8 @@ def fit_draws(d: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
 def percentile(draws: np.ndarray) -> np.ndarray:
     """Percentile interval over the last axis of draws: (2 ends, ...). Open where fewer than half of them have a law."""
     few = np.isnan(draws).mean(-1) > 0.5
-    known = np.where(few[..., None], 0, draws)
-    ends = np.nanquantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1, method="closest_observation")
+    some = np.where(few[..., None], 0, draws)
+    ends = np.nanquantile(some, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1, method="closest_observation")
     return np.stack([np.where(few, -np.inf, ends[0]), np.where(few, np.inf, ends[1])])
 
 
@@ -80,7 +80,7 @@ def all_intervals(ladder: Ladder, resamples: int, rng: np.random.Generator) -> d
 def region_of(ladder: Ladder) -> Profile:
     """The profile over size means behind the headline interval; its variance is at least what is known of the means."""
     df = len(ladder.d) - 3
-    return profile(ladder.d, ladder.means, ladder.weights, df, known=ladder.known_variance)
+    return profile(ladder.d, ladder.means, ladder.weights, df, variance=ladder.known_variance)
 
 
 def headline(ladder: Ladder) -> dict[str, list[float]]:
@@ -143,13 +143,13 @@ def readable_columns(law: dict) -> pd.Series:
     return readable(pd.DataFrame([columns_of(law) | {"status": law["status"]}])).iloc[0]
 
 
-def curve(law: Law, grid: np.ndarray, known: float = 0.0) -> pd.DataFrame:
+def curve(law: Law, grid: np.ndarray, variance: float = 0.0) -> pd.DataFrame:
     """A law of size means with its pointwise band at counts `grid`: parameters, loss, lo, hi (NaN below four sizes).
 
-    The band is the range of the loss over all laws in `region_of`; for `known` see `Ladder.known_variance`.
+    The band is the range of the loss over all laws in `region_of`; for `variance` see `Ladder.known_variance`.
     """
     sizes, low, high = law.parameters, np.nan, np.nan
     if len(sizes) >= FEWEST_SIZES:
-        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, known=known)
+        region = profile(np.log(sizes / sizes[0]), law.losses, law.weights, len(sizes) - 3, variance=variance)
         low, high = region.interval(lambda alpha: np.exp(-alpha * np.log(grid / sizes[0])))
     return pd.DataFrame({"parameters": grid, "loss": law.predict(grid), "lo": low, "hi": high})

@@ -77,7 +77,7 @@ class Ladder:
     seeds: np.ndarray  # runs of each size
     index: np.ndarray  # size of each run, sorted by size and loss so that the order of rows decides nothing
     losses: np.ndarray  # of each run
-    known: np.ndarray  # variance of each mean, as far as it is known: between its seeds, and how the loss still moved
+    variance: np.ndarray  # of each mean, as far as it is known: between its seeds, and by how the loss still moved
     error: float = 0.0  # standard error of all losses together, over held-out donors; where those are not known, cells
     df: float = np.inf  # its degrees of freedom
 
@@ -94,7 +94,7 @@ class Ladder:
     @property
     def known_variance(self) -> float:
         """Weighted mean of the known variances: the residual variance of a law is never taken for less."""
-        return float((self.weights * self.known).mean())
+        return float((self.weights * self.variance).mean())
 
     def by_size(self, values: np.ndarray) -> np.ndarray:
         """Sums over the runs of each size: (..., runs) to (..., sizes)."""
@@ -103,7 +103,8 @@ class Ladder:
     def only(self, sizes: np.ndarray) -> "Ladder":
         """The ladder of some sizes (boolean mask), weights unchanged."""
         runs = sizes[self.index]
-        of_sizes = {name: getattr(self, name)[sizes] for name in ("parameters", "means", "weights", "seeds", "known")}
+        columns = ("parameters", "means", "weights", "seeds", "variance")
+        of_sizes = {name: getattr(self, name)[sizes] for name in columns}
         of_runs = {"index": (np.cumsum(sizes) - 1)[self.index[runs]], "losses": self.losses[runs]}
         return replace(self, labels=tuple(np.array(self.labels)[sizes]), **of_sizes, **of_runs)
 
@@ -122,12 +123,12 @@ def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
     means = np.bincount(index, losses) / seeds
     squares = np.bincount(index, (losses - means[index]) ** 2)
     weights = size_weights(np.log(parameters / parameters[0]), means, squares, seeds)[0]
-    known = squares.sum() / max(1, len(losses) - len(seeds)) / seeds
+    variance = squares.sum() / max(1, len(losses) - len(seeds)) / seeds
     if (half := f"{metric}_half") in rows:
         moved = rows[half].astype(float).fillna(rows[metric]).to_numpy() - losses
-        known = known + (np.bincount(index, moved) / seeds) ** 2 / 12
+        variance = variance + (np.bincount(index, moved) / seeds) ** 2 / 12
     labels, shared = tuple(rows["size"].iloc[first]), _shared_error(rows[index == len(seeds) - 1], metric)
-    return Ladder(labels, parameters, means, weights, seeds, index, losses, known, *shared)
+    return Ladder(labels, parameters, means, weights, seeds, index, losses, variance, *shared)
 
 
 def _shared_error(largest, metric):
@@ -305,18 +306,18 @@ class Profile(NamedTuple):
 
 def profile(
     d: np.ndarray, y: np.ndarray, w: np.ndarray, df: int, within: float | np.ndarray = 0.0,
-    known: float | np.ndarray = 0.0,
+    variance: float | np.ndarray = 0.0,
 ) -> Profile:  # fmt: skip
     """Profile-likelihood region of the law, batched; for `d`, `y` and `w` see `fit_many`.
 
     A law belongs to it when its residual sum of squares is at most (1 + F / df) times the smallest, F being the `LEVEL`
     quantile of F(1, df) (Bates & Watts 1988, section 6.1); `df` are sizes - 3 over size means, runs - 3 over runs.
     `within`, the weighted sum of squares inside the sizes, is zero over size means. By luck the residual variance can
-    be below what is `known`, see `Ladder.known_variance`. Both are numbers or (datasets,).
+    be below `variance`, see `Ladder.known_variance`. Both are numbers or (datasets,).
     """
     y, w = np.broadcast_arrays(np.atleast_2d(y).astype(float), np.atleast_2d(w).astype(float))
     fits = fit_many(d, y, w)
-    limit = fits.rss + stats.f.ppf(LEVEL, 1, df) * np.maximum((fits.rss + within) / df, known)
+    limit = fits.rss + stats.f.ppf(LEVEL, 1, df) * np.maximum((fits.rss + within) / df, variance)
     y, w, grid = y.T, w.T, alpha_grid(d)
     inside = project(d, y[:, None], w[:, None], grid[:, None]).rss <= limit
 
@@ -373,12 +374,12 @@ def means_law(data: Ladder, form: str = "power + floor") -> Law:
 
 def power_law(
     parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor",
-    known: float = 0.0,
+    variance: float = 0.0,
 ) -> Law:  # fmt: skip
     """Fit one law at its global least-squares optimum; InputError for fewer sizes than its form has parameters.
 
     `parameters`, positive, and `losses`, (n,), are those of runs or of size means; `weights`, (n,), are inverse
-    variances (`curve_fit` wants standard deviations instead), by default equal. The status heeds what is `known`, see
+    variances (`curve_fit` wants standard deviations instead), by default equal. The status heeds `variance`, see
     `Ladder.known_variance`; the fit does not.
     """
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
@@ -392,7 +393,7 @@ def power_law(
         d, weight = np.log(sizes / sizes[0]), np.bincount(index, w)
         means = np.bincount(index, w * L) / weight
         fits = fit_many(d, means, weight, floor=form == "power + floor")
-        alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight, known)
+        alpha, status = float(fits.alpha[0]), _status(form, fits, d, means, weight, variance)
     root = np.sqrt(w)
     design = np.stack(FORMS[form](np.log(P / P.min()), alpha), -1)
     # As statsmodels' WLS, whose import would cost every notebook of the study 0.35 s.
@@ -401,7 +402,7 @@ def power_law(
     return Law(form, alpha, coefficients, P, L, w, rss, status)
 
 
-def _status(form, fits, d, means, weights, known):
+def _status(form, fits, d, means, weights, variance):
     if fits.amplitude[0] * fits.alpha[0] <= 0:
         return Status.INCREASING
     if fits.edge[0]:
@@ -410,5 +411,5 @@ def _status(form, fits, d, means, weights, known):
         return Status.OK
     if len(d) < FEWEST_SIZES:
         return Status.TOO_FEW_SIZES
-    identified = np.isfinite(profile(d, means, weights, len(d) - 3, known=known).interval()).all()
+    identified = np.isfinite(profile(d, means, weights, len(d) - 3, variance=variance).interval()).all()
     return Status.OK if identified else Status.NO_FLOOR

@@ -195,9 +195,9 @@ def baseline_columns(metric: str) -> dict[str, str]:
     return BASELINE_COLUMNS[metric.rpartition("_")[2]]
 
 
-def levels(known: dict, regime: str, metric: str) -> dict[str, float | None]:
-    """{baseline: its loss, on the split and in the unit of a metric}; `known` is what `baselines` gives."""
-    measured = known.get(regime, {}).get(metric.rpartition("_")[0], {})
+def levels(baselines: dict, regime: str, metric: str) -> dict[str, float | None]:
+    """{baseline: its loss, on the split and in the unit of a metric}; all of them are of the function `baselines`."""
+    measured = baselines.get(regime, {}).get(metric.rpartition("_")[0], {})
     return {name: measured.get(column) for name, column in baseline_columns(metric).items()}
 
 
@@ -214,12 +214,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         test = metric.replace("validation", "test")
         part = by_size.agg(seeds=("seed", "nunique"), loss=(metric, "mean"), test=(test, "mean"))
         part.insert(1, "metric", metric)
-        known = {name: by_size[column].mean().astype(float) for name, column in baseline_columns(metric).items()}
-        reducible = known["gene_mean"] - known["floor"].fillna(0)
-        part["explained"] = (known["gene_mean"] - part["loss"]) / reducible
+        untrained = {name: by_size[column].mean().astype(float) for name, column in baseline_columns(metric).items()}
+        reducible = untrained["gene_mean"] - untrained["floor"].fillna(0)
+        part["explained"] = (untrained["gene_mean"] - part["loss"]) / reducible
         for name in ("pca", "gaussian"):
-            if name in known:
-                part[f"explained_by_{name}"] = (known["gene_mean"] - known[name]) / reducible
+            if name in untrained:
+                part[f"explained_by_{name}"] = (untrained["gene_mean"] - untrained[name]) / reducible
         parts.append(part.reset_index())
     return pd.concat(parts, ignore_index=True)
 

@@ -201,7 +201,7 @@ def closeness(table: pd.DataFrame, laws: dict) -> tuple[str, pd.DataFrame] | Non
     regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
     rows, c = usable(table[table["regime"] == regime], metric := next(iter(laws[regime]))), able[regime]["c"]
     data = ladder(rows[sees_context(rows)], metric)
-    fitted, se = means_law(data).predict(data.parameters) - c, np.sqrt(np.maximum(data.known, data.known_variance))
+    fitted, se = means_law(data).predict(data.parameters) - c, np.sqrt(np.maximum(data.variance, data.known_variance))
     return regime, pd.DataFrame({"parameters": data.parameters, "excess": data.means - c, "fitted": fitted, "se": se})
 
 
@@ -235,8 +235,8 @@ def intervals_table(laws: dict) -> pd.DataFrame:
             whole = law["budget"].get("whole", law)["intervals"]
             named = {METHODS[name]: ends for name, ends in (law["intervals"] | whole).items() if name in METHODS}
             for name, ends in ({"headline": law["intervals"][HEADLINE]} | named).items():
-                known = readable_columns(law | {"intervals": {HEADLINE: ends}})
-                rows.append({"regime": regime, "interval": name, **known})
+                read = readable_columns(law | {"intervals": {HEADLINE: ends}})
+                rows.append({"regime": regime, "interval": name, **read})
     table = pd.DataFrame(rows, columns=None if rows else ["alpha", "c", "status"])
     return table.drop(columns="status").dropna(subset=["alpha", "c"], how="all")
 
@@ -265,8 +265,8 @@ def rollout_table(laws: dict) -> pd.DataFrame:
     )
 
 
-def laws_table(laws: dict, known: dict) -> pd.DataFrame:
-    """The answer of a study: the headline law of every regime. `known` is what `runs.baselines` gives.
+def laws_table(laws: dict, baselines: dict) -> pd.DataFrame:
+    """The answer of a study: the headline law of every regime. `baselines` is what `runs.baselines` gives.
 
     Columns: regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
     budget with its ends; exact_floor of that loss; baseline, the least loss of what needs no training; largest, the
@@ -275,7 +275,7 @@ def laws_table(laws: dict, known: dict) -> pd.DataFrame:
     rows = []
     for regime, by_metric in laws.items():
         metric, law = next(iter(by_metric.items()))
-        untrained = levels(known, regime, metric)
+        untrained = levels(baselines, regime, metric)
         exact = untrained.pop("floor")
         rows.append({
             "regime": regime, "metric": metric, **columns_of(law), **_limit(law), "exact_floor": exact,
