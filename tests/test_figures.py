@@ -42,7 +42,9 @@ NO_LAW = {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "i
 def kept(study, name=""):
     """The table of runs of a kept study, or another of its files."""
     folder = DATA / "results" / study
-    return io.read_json(folder / f"{name}.json") if name else runs.read(folder / "runs.csv")
+    if name:
+        return io.read_json(folder / f"{name}.json")
+    return runs.read(folder / "runs.csv").reindex(columns=runs.COLUMNS)
 
 
 def make_histories():
