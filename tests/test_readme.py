@@ -147,7 +147,10 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert "eleven sizes" in TEXT and law["n_sizes"] == 11 and low < exact < high
     assert (runs.groupby("size")["validation_mse"].mean() < law["c"]).sum() == 2, "README: two sizes already lie below"
     without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
-    assert f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT and f"Without the smallest size the exponent is {without}" in TEXT
+    assert (
+        f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT
+        and f"Without the smallest size the exponent is {without}" in TEXT
+    )
     means = runs.groupby(["parameters", "size"])[["validation_mse_half", "validation_mse"]].mean().reset_index()
     assert means["parameters"].iloc[-1] > 600 * means["parameters"].iloc[0], "README: nearly three decades"
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)
@@ -218,7 +221,7 @@ def test_the_account_of_finite_cells_has_the_numbers_of_the_pairs():
 
 
 def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
-    runs = pd.read_csv(RESULTS / "marrow-donors" / "runs.csv")
+    runs = read_kept("marrow-donors")
     splits = conditions.donor_splits(runs).set_index("size")
     ends = 100 * splits[["below_baseline", "below_baseline_low", "below_baseline_high"]]
     (above, high, low), below = -ends.loc["d16"], ends.loc["d48"]
@@ -255,14 +258,31 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
 
 
 def test_the_account_of_the_papers_dimensions_has_the_numbers_of_the_kept_study():
-    runs = pd.read_csv(RESULTS / "dimensions" / "runs.csv").query("width >= 4")
-    largest = runs.loc[runs["parameters"].idxmax()]
-    best = min(largest["pca_mse"], largest["gaussian_mse"])
-    ends = f"d32 {largest['validation_mse']:.4f}, baseline {best:.4f}, exact floor {largest['bayes_mse']:.4f}"
-    assert f"no size is below the best baseline ({ends})" in TEXT and runs["validation_mse"].min() > best
-    law = io.read_json(RESULTS / "dimensions" / "laws.json")["data-rich"]["validation_mse"]
+    runs, laws = read_kept("dimensions"), io.read_json(RESULTS / "dimensions" / "laws.json")
+    runs, ends, reached = runs[runs["width"] >= 4].sort_values("parameters"), [], []
+    shares = {}
+    for regime in ("data-rich", "data-limited"):
+        of = runs[runs["regime"] == regime].astype(dict.fromkeys(("bayes_mse", "gene_mean_mse"), float))
+        best, (exact, gene_mean) = (
+            of[["pca_mse", "gaussian_mse"]].min(axis=None),
+            of[["bayes_mse", "gene_mean_mse"]].mean(),
+        )
+        ends += [of["size"].iloc[-1], of["validation_mse"].iloc[-1], best, exact]
+        shares[regime] = pd.Series((100 * (gene_mean - of["validation_mse"]) / (gene_mean - exact)).array, of["size"])
+        reached += list(shares[regime].iloc[[0, -1]])
+        assert list(of.loc[of["validation_mse"] < best, "size"]) == ["d48", "d64"][: 2 if regime == "data-rich" else 1]
+        assert laws[regime]["validation_mse"]["status"] == "budget-limited", "docs: both"
+    said = "{} ends at {:.4f} on 512 genes and 200,000 cells (best baseline {:.4f}, exact floor {:.4f}), and "
+    said += "{} at {:.4f} on 1,024 genes and 10,000 cells ({:.4f}, {:.4f})"
+    assert said.format(*ends) in TEXT and set(runs["width"]) == {4, 6, 8, 12, 16, 24, 32, 48, 64}
+    said = "d4 has come {:.0f} % and d64 {:.0f} % of the way in the first, {:.0f} % and {:.0f} % (d48) in the second"
+    assert said.format(*reached) in TEXT
+    apart = (shares["data-rich"] - shares["data-limited"]).abs().max()
+    assert f"both have come equally far, to within {np.ceil(apart):.0f} points" in TEXT
     converged = (runs["convergence"] == "converged").sum()
-    assert f"{converged} of {len(runs)} runs have converged, status {law['status']}" in TEXT
+    assert f"{converged} of {len(runs)} runs have converged, and both laws are budget-limited" in TEXT
+    assert f"none of {len(runs)} runs [has converged]" in TEXT and not converged
+    assert runs["cells_seen"].eq(240_000).all(), "README: the paper's 240,000 cells seen"
 
 
 def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
