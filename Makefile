@@ -76,6 +76,7 @@ gallery:
 	cp figures/ladder/loss_against_parameters.svg figures/ladder/budget.svg figures/gallery
 	cp figures/matched/matched.svg figures/noise/depth.svg figures/gallery
 	cp figures/marrow/loss_against_parameters.svg figures/gallery/marrow.svg
+	cp figures/dimensions/loss_against_parameters.svg figures/gallery/dimensions.svg
 	cp figures/protocol/protocols.svg figures/gallery/protocol.svg
 	cp figures/pbmc/matched.svg figures/gallery/pbmc.svg
 	cp figures/marrow-noise/depth.svg figures/gallery/marrow-noise.svg

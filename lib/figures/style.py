@@ -281,8 +281,10 @@ def size_names(axis: Axes, places: dict[str, float], share: float = 0.6) -> floa
     at = axis.transScale + axis.transLimits
     spots = [(at.transform((x, 1))[0] * length, LETTER * len(name)) for name, x in places.items()]
     turned = any(b - a < (u + v) / 2 + 1 for (a, u), (b, v) in itertools.pairwise(spots))
-    for name, x in places.items():
-        axis.annotate(name, (x, 1), (0, 2), xycoords=axis.get_xaxis_transform(), textcoords="offset points",
+    last = -np.inf
+    for (name, x), (spot, _) in zip(places.items(), spots, strict=True):
+        last = max(spot, last + SMALL * turned)  # turned names, too, stand apart
+        axis.annotate(name, (x, 1), (last - spot, 2), xycoords=axis.get_xaxis_transform(), textcoords="offset points",
                       fontsize=SMALL, color=GREY, ha="center", va="bottom", rotation=90 * turned)  # fmt: skip
     return 3 + (max(width for _, width in spots) if turned else SMALL) if places else 0
 
