@@ -104,4 +104,5 @@ def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
     grid = np.geomspace(data.parameters[0], data.parameters[-1], 200)
     drawn = theirs["a"] * grid ** -theirs["alpha"] + theirs["c"]
     published = pd.DataFrame({"fit": "published", "parameters": grid, "loss": drawn})
-    return pd.concat([curve(means_law(data), grid, data.known_variance).assign(fit="ours"), published], ignore_index=True)
+    ours = curve(means_law(data), grid, data.known_variance).assign(fit="ours")
+    return pd.concat([ours, published], ignore_index=True)
