@@ -194,6 +194,11 @@ def tenx(project):
     return write
 
 
+def read_kept(study):
+    """The runs of data/results/<study> with all columns of today."""
+    return runs.read(io.CODE / "data" / "results" / study / "runs.csv").reindex(columns=runs.COLUMNS)
+
+
 def wait(true, step=0.1, failure=lambda: ""):
     """What `true` gives as soon as it is true; a busy machine needs many seconds."""
     end = time.monotonic() + 400

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_compared
+from conftest import read_kept
 from matplotlib.text import Text
 from PIL import Image
 
@@ -37,14 +38,6 @@ LAWS = {regime: {METRIC: KEPT["data-rich"][METRIC]} for regime in RUNS["regime"]
 CURVES = summary.curves(LAWS)
 MEASURED = {"validation": {name: LADDER[name].iloc[0] for name in ("gene_mean_mse", "gaussian_mse", "bayes_mse")}}
 NO_LAW = {"alpha": None, "c": None, "status": "too few sizes", "level": 0.95, "intervals": {}}
-
-
-def kept(study, name=""):
-    """The table of runs of a kept study, or another of its files."""
-    folder = DATA / "results" / study
-    if name:
-        return io.read_json(folder / f"{name}.json")
-    return runs.read(folder / "runs.csv").reindex(columns=runs.COLUMNS)
 
 
 def make_histories():
@@ -93,6 +86,8 @@ def make_matched():
 XL = View(sizes=[PUBLISHED["XL"]], regimes={"rich": View(genes=1024)}, training=lambda regime: View(objective="mse"))
 SHARES = conditions.explained(*test_compared.splits(leak=0.1))
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
+SWITCHES = read_kept("protocol")
+OF_SWITCHES = [io.read_json(DATA / f"results/protocol/{name}.json") for name in ("laws", "baselines")]
 DRAWN = {
     "loss": lambda: figures.loss_against_parameters(RUNS, CURVES, dict.fromkeys(LAWS, MEASURED), LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
@@ -109,11 +104,8 @@ DRAWN = {
     "realism": lambda: figures.realism(REALISM, REALISM[:25].assign(source="this panel"), "data-rich"),
     "architecture": lambda: figures.architecture(XL),
     "recipe": lambda: figures.recipe(pd.read_csv(DATA / "recipe.csv")),
-    "depth": lambda: figures.depth(conditions.depth(kept("noise"))),
-    "protocols": lambda: figures.protocols(
-        conditions.protocols(kept("protocol"), kept("protocol", "laws"), kept("protocol", "baselines")),
-        kept("protocol"),
-    ),
+    "depth": lambda: figures.depth(conditions.depth(read_kept("noise"))),
+    "protocols": lambda: figures.protocols(conditions.protocols(SWITCHES, *OF_SWITCHES), SWITCHES),
 }
 
 
@@ -267,7 +259,7 @@ def test_of_a_law_of_its_budget_the_limit_alone_is_named():
 
 
 def test_depths_are_drawn_in_percent_of_what_their_runs_explain(drawn):
-    view = conditions.depth(kept("noise"))
+    view = conditions.depth(read_kept("noise"))
     found = [line.get_ydata() for line in drawn["depth"].axes[1].lines if line.get_marker() == "o"]
     assert sorted(np.concatenate(found)) == pytest.approx(sorted(100 * view.runs["explained"]))
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scale
 import yaml
+from conftest import read_kept
 from replicates import reliability
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
@@ -16,7 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 from lib import io
 from lib.fit import conditions, published
 from lib.fit.capacity import rising
-from lib.fit.runs import COLUMNS, given, read
+from lib.fit.runs import given, read
 from lib.fit.summary import fit_laws
 from lib.model.sizes import Size
 from lib.study import load_study
@@ -31,10 +32,6 @@ LAWS = {  # study, regime: cells, what they are
     ("pbmc-512", "data-rich"): ("real, nine data sets", "held-out data sets"),
     ("dimensions", "data-rich"): ("simulated", "held-out donors"),
 }
-
-
-def read_kept(study):
-    return read(RESULTS / study / "runs.csv").reindex(columns=COLUMNS)
 
 
 def number(law, name, digits):

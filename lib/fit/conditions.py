@@ -184,8 +184,8 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     untrained = [column for name, column in of_unit.items() if name != "floor" and column in table]
     rows = usable(table, metric)
     rows = rows[rows["cells_train"] == rows.groupby("split_seed")["cells_train"].transform("max")]
-    alike = rows[[*EQUAL, "donors", "thin", "objective"]].drop(columns=["panel_of", "split_seed"]).astype(str)
-    rows = rows[(alike == alike[:1].to_numpy()).all(axis=1)]
+    equal = [name for name in EQUAL if name not in ("panel_of", "split_seed")]
+    rows = _alike(rows, rows[:1], [*equal, "donors", "thin", "objective"])
     if rows["split_seed"].nunique() < 3 or rows[untrained].isna().all(axis=None):
         return pd.DataFrame()
     means = rows.groupby(["parameters", "size", "split_seed"])[[metric, *untrained]].mean().astype(float)
@@ -324,8 +324,12 @@ def _like_the_largest(table):
     if rows.empty:
         return rows
     largest = (rows[[*TWICE]] == rows[[*TWICE]].iloc[-1]).all(axis=1)  # of several regimes the first counts
-    same = rows[EQUAL].astype(str)
-    return rows[(same == same[largest][:1].to_numpy()).all(axis=1)]
+    return _alike(rows, rows[largest][:1], EQUAL)
+
+
+def _alike(rows, one, columns):
+    """The rows that have in these columns what one of them has."""
+    return rows[(rows[columns].astype(str) == one[columns].astype(str).to_numpy()).all(axis=1)]
 
 
 def _shares(largest):
