@@ -84,8 +84,10 @@ def place(project):
     ("bad.h5ad", b"gene,cell\n1,2\n", ("is no known kind of file", "give an .h5ad file, 10x's .h5, or a folder")),
     ("bad.h5ad.gz", b"\x1f\x8b", ("is packed; unpack it first, with gunzip",)),
     ("samples.xlsx", b"PK", ("is a spreadsheet", "save it as CSV")),
+    ("a.loom", "row_attrs", ("is a loom file", "read_loom")),
     ("a.h5mu", "obs var mod mod/rna", ("is a MuData file", "['rna'].write_h5ad")),
     ("molecule_info.h5", "barcodes barcode_idx features", ("10x's molecules", "filtered_feature_bc_matrix.h5")),
+    ("a.zarr", ".zgroup", ("is a zarr store", "read_zarr")),
     ("parse", "all_genes.csv cell_metadata.csv DGE.mtx", ("Parse's pipeline", ".h5ad")),
     ("kb", "cells_x_genes.mtx cells_x_genes.genes.txt", ("kb-python", "--h5ad")),
     ("empty", "readme.txt", ("is no known kind of file", "a folder with matrix.mtx")),
@@ -93,7 +95,7 @@ def place(project):
 def test_other_kinds_are_named_with_the_step_that_makes_them_readable(place, refused_files, name, content, parts):
     if isinstance(content, bytes):
         (place / name).write_bytes(content)
-    elif name.endswith((".h5", ".h5mu")):
+    elif name.endswith((".loom", ".h5", ".h5mu")):
         with h5py.File(place / name, "w") as h5:
             for group in content.split():
                 h5.create_group(group)

@@ -1,12 +1,19 @@
-"""The law: global optimum, invariances, refusals."""
+"""The law: global optimum, agreement with other solvers, invariances, refusals."""
+
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import curve_fit
 
 from lib.fit.law import Status, alpha_grid, fit_many, ladder, means_law, power_law, project, size_weights
 from lib.fit.summary import runs_law
+
+
+def power_floor(P, a, alpha, c):
+    return a * P**-alpha + c
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,6 +27,25 @@ def test_a_law_without_noise_is_recovered(alpha, amplitude, c, sizes, smallest):
     assert law.alpha == pytest.approx(alpha, rel=1e-5)
     assert law.c == pytest.approx(c, abs=1e-5)
     assert law.a == pytest.approx(amplitude * smallest**alpha, rel=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(alpha=st.floats(0.1, 1), c=st.floats(-1, 2), noise=st.floats(0.001, 0.03), seed=st.integers(0, 10_000))
+def test_the_fit_agrees_with_scipy_where_scipy_converges(alpha, c, noise, seed):
+    rng = np.random.default_rng(seed)
+    P = np.repeat(np.geomspace(500, 3e8, 7), 3)
+    L, w = power_floor(P / 500, 0.6, alpha, c) + noise * rng.standard_normal(21), rng.uniform(0.5, 2, 21)
+    law = power_law(P, L, w)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tight = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15, "maxfev": 4000}
+            theirs, _ = curve_fit(power_floor, P / 500, L, p0=(0.6, alpha, c), sigma=w**-0.5, **tight)
+    except RuntimeError:
+        return
+    rss = (w * (L - power_floor(P / 500, *theirs)) ** 2).sum()
+    assert law.rss <= rss * (1 + 1e-9)
+    if rss <= law.rss * (1 + 1e-12) and law.status == Status.OK:
+        assert [law.coefficients[0], law.alpha, law.c] == pytest.approx(list(theirs), rel=1e-6, abs=1e-6)
 
 
 def test_no_other_alpha_leaves_a_smaller_sum_of_squares():
