@@ -158,6 +158,9 @@ class Census(Strict):
         if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
             dated = "is not a dated release such as 2025-11-08; moving names cannot be rerun"
             raise ValueError(f"version {self.version!r} {dated}")
+        of_files = [key for key in ("donor", "dataset", "tissue", "genes") if key in self.model_fields_set]
+        if of_files and not self.sources:
+            raise ValueError(f"{of_files[0]} is of user files, under h5ad or files; leave it out")
         if self.s3 and not (self.uri or "").startswith("s3://"):
             raise ValueError("s3 names the server of a uri that starts with s3://; give such a uri, or leave s3 out")
         return self
@@ -245,10 +248,12 @@ class Train(Strict):
         return (PUBLISHED_PROTOCOL if given["protocol"] == "published" else tuned) | given
 
     @model_validator(mode="after")
-    def noisy_masks_of_squared_errors_only(self):
+    def published_ways_of_squared_errors_only(self):
         if self.objective != "mse" and (self.report == "best" or self.masks == "bernoulli"):
             noisy = "report: best and masks: bernoulli (as in the published protocol) are of objective: mse"
             raise ValueError(f"{noisy}, not {self.objective}; set report: final and masks: fixed")
+        if self.objective != "mse" and self.library_size == "panel":
+            raise ValueError(f"library_size: panel is of objective: mse, not {self.objective}; set it to transcriptome")
         return self
 
     @property
@@ -455,7 +460,10 @@ class Study(Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain data, in which a key given twice is refused: else the last one would win in silence."""
+    """YAML of plain data, in which a key given twice is refused: else the last one would win in silence.
+
+    Only plain decimals are numbers: YAML 1.1 would make 8 of the label 010, 12 of 1_2, and 750 of 12:30.
+    """
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -463,6 +471,13 @@ class _Loader(yaml.SafeLoader):
         if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
             raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
         return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in of if tag != "tag:yaml.org,2002:int"]
+    for first, of in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def load_study(name: str) -> Study:

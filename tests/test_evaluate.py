@@ -1,5 +1,7 @@
 """A finished run read back: the same losses, gene by gene and in bits."""
 
+from dataclasses import replace
+
 import conftest
 import numpy as np
 import pandas as pd
@@ -35,8 +37,11 @@ def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_t
     study, table = done
     assert (table["status"] == "ok").all() and set(table["panel_of"]) == {"squares", "counts"}
     assert set(table["split_seed"]) == {study.split.seed}
-    longer = study.model_copy(update={"train": study.train.model_copy(update={"cells_seen": 10**6})})
-    assert set(runs.collect(longer)["status"]) == {"interrupted"}
+    for change in ({"cells_seen": 10**6}, {"learning_rate": 1e-4}, {"dropout": 0.5}):
+        edited = study.model_copy(update={"train": study.train.model_copy(update=change)})
+        assert set(runs.collect(edited)["status"]) == {"interrupted"}
+    heads = study.model_copy(update={"sizes": [replace(size, heads=4) for size in study.sizes]})
+    assert set(runs.collect(heads)["status"]) == {"interrupted"}
 
 
 def test_a_regime_that_01_data_has_not_run_for_takes_no_other_with_it(done):

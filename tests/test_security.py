@@ -83,6 +83,9 @@ def test_clean_deletes_the_two_folders_of_a_study_unless_it_is_being_run_and_not
     before = tree(produced)
     with filelock.FileLock(produced / "data" / "demo" / ".lock"):
         assert main(["clean", "demo"]) == 2
+    (produced / "data/demo/notebooks").mkdir()
+    with filelock.FileLock(produced / "data/demo/notebooks/05_figures.lock"):  # run by Snakemake itself
+        assert main(["clean", "demo"]) == 2
     assert set(tree(produced)) >= set(before)
     (produced / "data" / "linked").symlink_to(produced / "data" / "other")
     assert main(["clean", "demo"]) == main(["clean", "linked"]) == 0

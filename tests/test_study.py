@@ -1,5 +1,7 @@
 """Study files: what is accepted, and the sentence that refuses the rest."""
 
+import os
+
 import pytest
 import yaml
 from hypothesis import given
@@ -10,6 +12,7 @@ from lib.io import InputError
 from lib.model import sizes
 from lib.model.sizes import PUBLISHED
 from lib.study import Train, load_study, parse_study
+from lib.study import _Loader as Loader
 
 GOOD = {
     "census": {"simulate": {"cells": 1000}},
@@ -21,15 +24,18 @@ GOOD = {
 
 def study_with(text):
     """The good study with the keys of a piece of YAML in place of its own."""
-    return parse_study(GOOD | yaml.safe_load(text), "mine")
+    return parse_study(GOOD | yaml.load(text, Loader), "mine")  # noqa: S506 (it is a SafeLoader)
 
 
+LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "2024-01-02"]
 REFUSED = [
     ("train: {learning_rte: 1.0}", "train: learning_rte is not a known key (did you mean learning_rate?)"),
     ("census: {files: [{path: a, doner_id: b}]}", "census.files.0: doner_id is not a known key (did you mean donor"),
     ("census: {files: [{donor_id: b}]}", "census.files.0.path: Field required"),
     ("census: {uri: a, files: [b.h5]}", "needs exactly one of simulate, version, uri, h5ad or files"),
     ("census: {}", "has none of them"),
+    ("census: {uri: a, donor: patient}", "donor is of user files"),
+    ("train: {objective: negative_binomial, library_size: panel}", "set it to transcriptome"),
     ("census: {version: latest}", "not a dated release"),
     ("sizes: [XXL]", "'XXL' is not a size (did you mean XL?)"),
     ("sizes: [{d: 10, layers: 1, heads: 3}]", "not a multiple of heads = 3"),
@@ -85,6 +91,9 @@ def test_a_protocol_fills_what_the_study_leaves_out_and_nothing_else():
 def test_values_that_yaml_takes_for_something_else_are_what_was_meant():
     assert study_with("census: {version: 2025-11-08}").census.version == "2025-11-08"
     assert study_with("train: {learning_rate: 4e-3, clip: 1e0}").train.learning_rate == 0.004
+    files = study_with("census: {files: [" + ", ".join(f"{{path: a, donor_id: {label}}}" for label in LABELS) + "]}")
+    assert [file.donor_id for file in files.census.files] == LABELS
+    assert study_with("census: {uri: ~/soma}").census.uri == os.path.expanduser("~/soma")
 
 
 def test_names_of_digits_only_are_names():

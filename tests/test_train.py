@@ -106,6 +106,16 @@ def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_
     other, counted = replace(data, counts=data.counts + 1), settings(objective="negative_binomial")
     assert loop.fingerprint(data, SIZE, 7, settings()) == loop.fingerprint(other, SIZE, 7, settings())
     assert loop.fingerprint(data, SIZE, 7, counted) != loop.fingerprint(other, SIZE, 7, counted)
+    merged = replace(data, donor=data.donor // 2)  # of which the errors over donors are made
+    assert loop.fingerprint(data, SIZE, 7, settings()) != loop.fingerprint(merged, SIZE, 7, settings())
+
+
+def test_the_learning_curve_follows_cells_of_every_donor(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CURVE_CELLS", 10)
+    trained = started(data, tmp_path)
+    whole = trained.at_masks("validation", trained.masked_loss, masks=1).mean((1, 2))
+    trained.measure()
+    assert trained.last_loss == pytest.approx(float(whole[::3].mean()), rel=1e-6)  # of 30 cells
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,9 +1,12 @@
 """Your own files: all formats give the same counts in bounded memory, genes meet by id or symbol, copies are found."""
 
+import itertools
 import tracemalloc
+import warnings
 
 import anndata
 import cellxgene_census
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,10 +146,10 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
     sheet, head = project / "input" / "samples.TSV", "\ufeffPath,Donor_ID,dataset_id,tissue,,Unnamed: 5\n,,,,,\n"
     rows = "input/s1,é,d1,blood,,\ninput/s[2],2,d2,,,\ninput/s3.h5ad,,d3,skin,,\n"
     sheet.write_bytes((head + rows).encode())
-    study = study_file(census={"files": ["input/samples.TSV"]})
+    study = study_file(census={"files": [{"path": "input/samples.TSV", "tissue": "lung"}]})
     adata, report = read(study)
     labels = adata.obs[["donor_id", "dataset_id", "tissue", "tissue_general"]].drop_duplicates().to_numpy().tolist()
-    assert labels[:2] == [["é", "d1", "blood", "blood"], ["2", "d2", "unknown", "unknown"]]
+    assert labels[:2] == [["é", "d1", "blood", "blood"], ["2", "d2", "lung", "lung"]]
     assert labels[2:] == [[donor, "d3", "skin", "skin"] for donor in "ABCD"]
     assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1)) + 30 * number for number in range(3)]
     before = user_files.made_from(study)
@@ -180,9 +183,12 @@ def test_one_donor_is_one_however_its_number_was_stored(h5ad, tenx, project, cou
     assert {donor for obs in pool.obs for donor in obs["donor_id"]} == set("12345678")
 
 
-@pytest.mark.parametrize("where", ["raw/X", *(f"layers/{name}" for name in ("counts", "Counts", "umi", "UMI_counts"))])
-@pytest.mark.parametrize("change", [np.log1p, lambda x: (x > 0).astype(np.float32)])
-def test_counts_in_raw_or_a_layer_go_before_an_x_that_was_logged_or_made_binary(h5ad, counts, where, change):
+PLACES = ["raw/X", *(f"layers/{name}" for name in ("counts", "Counts", "umi", "UMI_counts"))]
+CHANGES = [np.log1p, lambda x: (x > 0).astype(np.float32)]
+
+
+@pytest.mark.parametrize("where, change", [*itertools.product(PLACES, CHANGES), ("raw/X", np.array)])
+def test_counts_in_raw_or_a_layer_go_before_an_x_that_was_logged_made_binary_or_narrowed(h5ad, counts, where, change):
     path = h5ad("a", counts)
     adata = whole = anndata.read_h5ad(path)
     if where == "raw/X":
@@ -196,6 +202,17 @@ def test_counts_in_raw_or_a_layer_go_before_an_x_that_was_logged_or_made_binary(
     report = user_files.survey(Census(h5ad=["input/*"])).report
     assert report["counts_in"].tolist() == [where] and report["genes"].tolist() == [30]
     assert report["median_counts"].tolist() == [np.median(counts.sum(axis=1))]
+
+
+def test_counts_in_raw_of_an_old_file_go_before_an_x_that_was_logged(project, counts):
+    names = {"obs": bases(200), "var": [f"G{gene}" for gene in range(30)]}
+    with h5py.File(project / "old.h5ad", "w") as file:  # as anndata wrote it before 0.7
+        file["X"], file["raw.X"] = np.log1p(counts), counts
+        for key, of in (("obs", "obs"), ("var", "var"), ("raw.var", "var")):
+            file[key] = np.array([(name.encode(),) for name in names[of]], [("index", "S20")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata says that the file is old
+        assert np.array_equal(everything(project / "old.h5ad"), counts)
 
 
 def test_genes_are_found_under_the_column_names_of_r(h5ad, counts):
@@ -259,7 +276,7 @@ def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     assert normalised == "input/cpm.h5ad: most cells have 1,000,000 counts; were they normalised?"
     _, libraries, primary = user_files.overview(pool).splitlines()
     assert libraries == "input/aggr.h5: barcodes of 4 libraries, and one donor; is that one person?"
-    assert primary.startswith("input/copy.h5ad: no cell is marked as primary data; census.filter")
+    assert primary.startswith("input/copy.h5ad: no cell is primary data; a census.filter")
 
 
 WIDE = np.random.default_rng(5).poisson(1.5, (60, 200)).astype(np.float32)
@@ -314,7 +331,8 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     assert "all 24 60 (2 donors) 30 (1 donors) 30 (1 donors)" in " ".join(said.split())
     study_file("mine", census=files | {"filter": "nnz > 20"}, split=split, regimes={"all": {"genes": 24, "cells": 40}})
     assert command.main(["check", "mine"]) == 0
-    assert f"pass 'nnz > 20': {((counts > 0).sum(axis=1) > 20).sum()}\n" in capsys.readouterr().out
+    passing = ((counts[:160] > 0).sum(axis=1) > 20).sum()  # what is no primary data stays out
+    assert f"pass '(nnz > 20) and (is_primary_data == True)': {passing}\n" in capsys.readouterr().out
     h5ad("bad", counts, lane=np.resize(list("11112222"), len(counts)), is_primary_data=np.arange(len(counts)) >= 40)
     for passing in ("lane == '2' and is_primary_data == True", "attr('lane') == '2' and is_primary_data == True"):
         of_one = files | {"filter": passing}  # on a column that the Census does not know

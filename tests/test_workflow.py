@@ -211,6 +211,8 @@ def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends
     content["cells"][0]["source"] += "\n1 + 1"
     notebook.write_text(json.dumps(content))
     assert planned(project) == {"05_figures"}
+    (project / "figures/tiny/.ipynb_checkpoints").mkdir()  # of a table that was edited in JupyterLab
+    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
     with (project / "lib" / "io.py").open("a") as module:
         module.write("FIT_NUMERICS += 1\n")
     assert planned(project) == END

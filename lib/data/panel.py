@@ -99,7 +99,7 @@ def load(folder: Path) -> Arrays:
 def load_current(study: "Study", regime: str) -> Arrays:
     """The arrays of a regime's panel, as `load`; a panel.h5ad that an edited study file has left behind is refused."""
     path = study.folder(regime) / "panel.h5ad"
-    if path.is_file() and _settings(path) != _fingerprint(study, regime):
+    if path.is_file() and made_by(path) != _fingerprint(study, regime):
         raise InputError(f"{io.shown(path)} was made from another study file or other counts; run 01_data again first.")
     return load(path.parent)
 
@@ -119,7 +119,7 @@ def build(study: "Study", regime: str, progress: Progress | None = None) -> Path
     path, settings = study.folder(regime) / "panel.h5ad", _fingerprint(study, regime)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".panel.lock")):
-        if _settings(path) != settings:
+        if made_by(path) != settings:
             io.sweep(path)
             blocks = path.with_name(".blocks") / settings[:16]
             with census.open_census(study) as collection, io.atomic(path) as partial:
@@ -142,8 +142,8 @@ def _fingerprint(study, regime):
     return user_files.fingerprint([user_files.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
 
 
-def _settings(path):
-    """Fingerprint that a panel carries; None where there is no whole panel."""
+def made_by(path: Path) -> str | None:
+    """Fingerprint of the settings and counts that a panel was made from; None where there is no whole panel."""
     try:
         with h5py.File(path) as h5:
             return h5["uns/provenance/settings"].asstr()[()]

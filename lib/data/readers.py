@@ -240,7 +240,8 @@ def _read_h5ad(path):
 
     h5 = h5py.File(path)
     if isinstance(h5["obs"], h5py.Dataset):
-        return anndata.read_h5ad(path)
+        old = anndata.read_h5ad(path)
+        return old.raw.to_adata() if old.raw is not None and _whole(old.raw.X) and not _whole(old.X) else old
     place = _counts_in(h5, shown(path))
     matrix = sparse_dataset(h5[place]) if isinstance(h5[place], h5py.Group) else h5[place]
     var = h5["raw/var"] if place == "raw/X" else h5["var"]
@@ -248,7 +249,10 @@ def _read_h5ad(path):
 
 
 def _counts_in(h5, name):
-    """Where the counts of an .h5ad file are: the first place of whole numbers above 1, else the first that is there."""
+    """Where the counts of an .h5ad file are: the first place of whole numbers above 1, else the first that is there.
+
+    raw.X goes before an X of whole numbers where it has more genes: those of X have been chosen from them.
+    """
     first, layers = {}, [f"layers/{name}" for name in h5.get("layers", ()) if re.fullmatch(LAYERS, name)]
     for place in [place for place in ("X", "raw/X", *layers) if place in h5]:
         data = h5[place].get("data") if hasattr(h5[place], "keys") else h5[place]
@@ -256,9 +260,17 @@ def _counts_in(h5, name):
             first[place] = data[: 1 + 100_000 // (1 + data[:1].size)]
     if not first:
         raise InputError(f"{name} has no counts: neither X nor raw.X nor layers['counts'] is there; put them in X.")
-    numbers = {place: values for place, values in first.items() if values.dtype.kind in "biuf" and (values > 1).any()}
-    whole = [place for place, values in numbers.items() if (values >= 0).all() and (values == np.rint(values)).all()]
-    return [*whole, *first][0]
+    whole = [place for place, values in first.items() if _whole(values)]
+    genes = {place: h5[place].attrs.get("shape", getattr(h5[place], "shape", (0, 0)))[-1] for place in whole}
+    return "raw/X" if genes.get("raw/X", 0) > genes.get("X", np.inf) else [*whole, *first][0]
+
+
+def _whole(counts):
+    """Whether these are whole numbers, and some above 1: of a dense or sparse matrix, or its values."""
+    values = getattr(counts, "data", counts) if sparse.issparse(counts) else counts
+    return (
+        values.dtype.kind in "biuf" and (values > 1).any() and (values >= 0).all() and (values == np.rint(values)).all()
+    )
 
 
 def _read_tenx(path):

@@ -75,11 +75,15 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
 def condition(collection, source: Census) -> str:
     """The filter in force: that of the study or the default of this Census, and census.tissues.
 
-    The default is primary data, and in a public release from normal tissue by an assay that counts molecules. Refused
-    is a filter that names a column or a label which the Census lacks: it would give no cells, and no error either.
+    The default is primary data, and in a public release from normal tissue by an assay that counts molecules. Of user
+    files it stays primary data, unless the filter says otherwise: their copies are marked so. Refused is a filter that
+    names a column or a label which the Census lacks: it would give no cells, and no error either.
     """
     obs = census.fetch(collection, lambda: census.human(collection).obs)
-    clauses = ["is_primary_data == True" if source.filter is None else source.filter]  # no copies of other data sets
+    primary = "is_primary_data == True"  # no copies of other data sets
+    clauses = [primary if source.filter is None else source.filter]
+    if source.sources and "is_primary_data" not in clauses[0]:
+        clauses.append(primary)
     release = re.fullmatch(r"\d{4}-\d{2}-\d{2}", census.summary(collection).get("census_build_date", ""))
     if source.filter is None and (source.version or release):
         known = _labels(collection, obs, "assay")
@@ -90,7 +94,7 @@ def condition(collection, source: Census) -> str:
     if source.tissues:
         clauses.append(f"tissue_general in {source.tissues}")
     for clause in clauses:
-        _check(collection, obs, clause)
+        _check(collection, obs, clause, "tissues" if clause.startswith("tissue_general in ") else "filter")
     return clauses[0] if len(clauses) == 1 else " and ".join(f"({clause})" for clause in clauses)
 
 
@@ -99,7 +103,7 @@ def _labels(collection, obs, column):
     return census.fetch(collection, lambda: obs.get_enumeration_values([column])[column].to_pylist())
 
 
-def _check(collection, obs, clause):
+def _check(collection, obs, clause, key):
     """Refuse a clause that is no condition on these columns, and labels that the Census lacks."""
     try:
         obs.read(value_filter=clause)  # reads nothing yet
@@ -107,7 +111,7 @@ def _check(collection, obs, clause):
         there = f"write a condition such as nnz > 500 on {', '.join(obs.schema.names)}"
         unquoted = "incompatible function arguments" in str(error)  # what TileDB-SOMA says of a text compared with 5
         reason = "labels stand in quotes, also '5' and 'True'" if unquoted else short(error)
-        raise InputError(f"census.filter {clause!r} cannot be used ({reason}); {there}.") from None
+        raise InputError(f"census.{key} {clause!r} cannot be used ({reason}); {there}.") from None
     categorical = {field.name for field in obs.schema if pa.types.is_dictionary(field.type)}
     for node in ast.walk(ast.parse(clause, mode="eval")):
         parts = list(ast.walk(node)) if isinstance(node, ast.Compare) else []
@@ -116,7 +120,7 @@ def _check(collection, obs, clause):
             if missing := [part.value for part in parts if isinstance(part, ast.Constant) and part.value not in labels]:
                 near = "".join(difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0))
                 lacks = f"the Census has no {column} {missing[0]!r}; the nearest label is {near!r}"
-                raise InputError(f"census.filter {clause!r}: {lacks}.")
+                raise InputError(f"census.{key} {clause!r}: {lacks}.")
 
 
 def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
@@ -278,9 +282,11 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
     rows = []
     for name, regime in study.regimes.items():
         assigned = assign(table, study.split_of(name))
-        if regime.genes > len(pool.var):
-            raise InputError(f"{name} asks for {regime.genes:,} genes; ask for the pool's {len(pool.var):,} at most.")
         chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
+        datasets = (table if study.genes_from else table.iloc[chosen])["dataset_id"].unique()
+        measured = np.all([pool.presence[dataset] for dataset in datasets], axis=0).sum()
+        if regime.genes > measured:
+            raise InputError(f"{name} asks for {regime.genes:,} genes; ask for the pool's {measured:,} at most.")
         drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
         counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
         rows.append({"regime": name, "genes": regime.genes} | counted)

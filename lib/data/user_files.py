@@ -128,7 +128,9 @@ def overview(pool: Pool) -> str:
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
         if not row["primary_cells"]:
-            lines.append(f"{row['file']}: no cell is marked as primary data; census.filter can ask for other cells.")
+            lines.append(
+                f"{row['file']}: no cell is primary data; a census.filter on is_primary_data can ask for others."
+            )
         if np.isclose(obs["raw_sum"], row["median_counts"], rtol=0.01).mean() > LEVEL:
             lines.append(f"{row['file']}: most cells have {row['median_counts']:,.0f} counts; were they normalised?")
     return "\n".join(lines)
@@ -187,19 +189,20 @@ def fingerprint(settings: Any, numerics: int) -> str:
 def _samples(settings):
     """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
     for given in settings.sources:
-        yield from _sheet(io.ROOT / given.path) if _is_sheet(given) else [(given, "census")]
+        yield from _sheet(given) if _is_sheet(given) else [(given, "census")]
 
 
 def _is_sheet(given):
     return given.path.lower().endswith((".csv", ".tsv"))
 
 
-def _sheet(path):
-    """The rows of a sample sheet, and where each stands."""
+def _sheet(given):
+    """The rows of a sample sheet, with the labels beside its path where they have none, and where each stands."""
+    path, beside = io.ROOT / given.path, given.model_dump(exclude={"path"}, exclude_none=True)
     for line, row in table(path).iterrows():
         where = f"{shown(path)}, line {line}"
         try:
-            yield study_file.Source(**row.dropna().rename(str.lower)), where
+            yield study_file.Source(**beside | dict(row.dropna().rename(str.lower))), where
         except ValidationError as error:
             wrong = error.errors()[0]
             reason = ": ".join([*map(repr, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])

@@ -3,6 +3,7 @@
 Without torch, so that a study file can be checked and a plan costed before it is loaded.
 """
 
+import hashlib
 import math
 import os
 from contextlib import suppress
@@ -26,6 +27,11 @@ def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
         if quota > 0:
             allowed = min(allowed, max(1, quota // period))
     return allowed
+
+
+def recipe(size: "Size", settings) -> str:
+    """Digest of all by which a run is trained, but its cells and its seed: shape, and settings (`lib.study.Train`)."""
+    return hashlib.sha256(repr([asdict(size), sorted(vars(settings).items())]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

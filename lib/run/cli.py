@@ -262,5 +262,7 @@ def clean(study: str) -> None:
     produced = parse_study({"runs": {"table": "none.csv"}}, study)  # a valid name; nothing else of it is looked at
     if produced.data.is_dir():
         with locked(produced):
+            if any(map(workflow.held, (produced.data / "notebooks").rglob("*.lock"))):
+                raise InputError(f"a notebook of study {study} is running; wait for its end, or stop it.")
             io.remove(produced.data)
     io.remove(produced.figures)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,13 +132,8 @@ class Step:
     @property
     def state(self) -> str:
         """done, failed, running or not yet: by the files that the notebook leaves."""
-        lock = self.file(".lock")
-        if lock.is_file():
-            try:
-                with filelock.FileLock(lock, timeout=0):
-                    pass
-            except filelock.Timeout:
-                return "running"
+        if held(self.file(".lock")):
+            return "running"
         if self.failure():
             return "failed"
         files = [self.file(".done")] if self.rule == "figures" else [self.study.data / name for name in self.results]
@@ -146,8 +142,9 @@ class Step:
     @property
     def cells_seen(self) -> int:
         """Training cells that all seeds of a size have seen so far, by the last lines of their learning curves."""
-        curves = self.study.data.glob(f"{self.regime}/runs/{self.size}/seed-*/history.csv")
-        last = [list(csv.DictReader(path.read_text().splitlines()))[-1] for path in curves]
+        seeds = self.study.seeds_for(self.size)
+        curves = [self.study.run_folder(self.regime, self.size, seed) / "history.csv" for seed in seeds]
+        last = [list(csv.DictReader(path.read_text().splitlines()))[-1] for path in curves if path.is_file()]
         return sum(int(point["cells_seen"]) for point in last)
 
     def failure(self) -> str:
@@ -181,6 +178,15 @@ def sources(study: Study) -> list[Path]:
     from lib.data import user_files
 
     return user_files.inputs(study.census)
+
+
+def held(lock: Path) -> bool:
+    """Whether a job holds this lock."""
+    try:
+        with filelock.FileLock(lock, timeout=0) if lock.is_file() else nullcontext():
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def forget_lost(study: Study) -> None:
@@ -233,7 +239,9 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
             raise
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
         checksums = {}
-        for file in (file for file in files if file.suffix != ".html"):  # the report is made of the notebooks
+        for file in files:
+            if file.suffix == ".html" or file.is_dir():  # the report is made of the notebooks; JupyterLab makes folders
+                continue
             with file.open("rb") as content:
                 checksums[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
         io.write_json(marker, checksums)

@@ -248,7 +248,8 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
     if done.empty:
         return None
     losses = done["validation_mse"].map("{:.9g}".format)  # as they are in a table that has been read, too
-    key = f"# {io.FIT_NUMERICS} {' '.join(done['size'] + ' ' + losses)}\n"
+    made = panel.made_by(study.folder(regime) / "panel.h5ad")  # with other cell types it is another
+    key = f"# {io.FIT_NUMERICS} {made} {' '.join(done['size'] + ' ' + losses)}\n"
     path, largest = study.data / "probe.csv", done.iloc[-1]
     if not _weights(study, regime, largest["size"], largest["seed"]).is_file():
         path = study.results / "probe.csv"  # of runs that are kept without their weights

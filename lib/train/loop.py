@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 from lib import io
 from lib.io import InputError
 from lib.model import transformer
-from lib.model.sizes import BUDGETS, OUTPUTS, Size
+from lib.model.sizes import BUDGETS, OUTPUTS, Size, recipe
 from lib.train import machine
 from lib.train.optimiser import Optimiser
 
@@ -43,7 +42,8 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
-        io.remove(result)  # of other settings
+        for left in (result, *folder.glob(".partial-*")):  # of other settings; of processes that were killed
+            io.remove(left)
         try:
             return Run(data, size, seed, settings, folder, identity).completed(progress)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -239,7 +239,7 @@ class Run:
             partial.write_text("\n".join(lines) + "\n")
 
     def losses(self, split: str, cells: int | None = None, masks: int | None = None) -> np.ndarray:
-        """Mean loss of each held-out cell over its fixed masks, or the first few of both: float64 array (cells,)."""
+        """Mean loss of each held-out cell over its fixed masks, or a few of both: float64 array (cells,)."""
         return self.at_masks(split, self.masked_loss, cells, masks).double().mean(2).mean(1).numpy()
 
     def squared_errors(self, split: str) -> np.ndarray:
@@ -260,7 +260,9 @@ class Run:
         """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
         step = self.at_once if self.device.type == "cpu" else 64
-        held, fixed, measured = self.cells.held[split][:cells], self.cells.masks[split][:cells, :masks], []
+        every = max(1, len(self.cells.held[split]) // (cells or len(self.cells.held[split])))  # some of every donor
+        held, fixed = (of[split][::every][:cells] for of in (self.cells.held, self.cells.masks))
+        fixed, measured = fixed[:, :masks], []
         for rows, masks in zip(held.split(step), fixed.split(step), strict=True):
             x, at = self.cells.expression(rows), masks.to(self.device).unbind(1)
             of_mask = [measure(self.model, rows, x, transformer.hide(one, self.genes), one).float() for one in at]
@@ -308,6 +310,7 @@ class Run:
         """What was trained, how and where."""
         return {
             "fingerprint": self.identity,
+            "recipe": recipe(self.size, self.settings),
             "size": self.size.name,
             "seed": self.seed,
             "width": self.size.d,
@@ -365,13 +368,14 @@ class Run:
 
 
 def fingerprint(data, size: Size, seed: int, settings) -> str:
-    """Digest of all that decides a run's numbers: panel, split, masks, shape, seed, settings, TRAIN_NUMERICS."""
+    """Digest of all that decides a run's numbers: panel, split, donors, masks, recipe, seed, TRAIN_NUMERICS."""
     digest = hashlib.sha256()
     truth = () if settings.objective == "mse" else (data.counts, data.library)
-    for array in (data.x, *truth, data.train, *data.held.values(), *data.masks.values()):
+    donors = [np.unique(data.donor[rows], return_inverse=True)[1] for rows in data.held.values()]
+    for array in (data.x, *truth, data.train, *data.held.values(), *donors, *data.masks.values()):
         digest.update(np.ascontiguousarray(array))
     torch_version = torch.__version__.partition("+")[0]  # without its build: a run may go on or be fitted elsewhere
-    words = [io.TRAIN_NUMERICS, asdict(size), seed, sorted(vars(settings).items()), torch_version]
+    words = [io.TRAIN_NUMERICS, recipe(size, settings), seed, torch_version]
     digest.update(repr(words).encode())
     return digest.hexdigest()
 
