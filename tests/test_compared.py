@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from statsmodels.api import OLS, add_constant
 
+from lib import figures
 from lib.fit import conditions, runs
 from lib.fit.summary import fit_laws
 
 SIZES = {"XXS": 85, "d4": 517, "d8": 1417, "d16": 4369, "d32": 14881, "d64": 54337}
+METRIC = "validation_mse"
 CELLS = (200, 500, 1200, 3000, 8000, 20000)
 
 
@@ -61,7 +63,18 @@ def test_runs_that_determine_no_joint_law_say_nothing_of_what_limits():
 
 def test_one_seed_of_each_size_gives_no_error_from_seeds():
     one = table(apart).drop_duplicates(["size", "cells_train"])
-    assert conditions.matched(one).gains["se"].isna().all()
+    assert conditions.matched(one).gains["reach"].isna().all()
+
+
+def test_what_size_saves_is_asked_of_sizes_that_ran_at_every_number_of_cells_and_its_bars_hold_it():
+    runs = table(apart)
+    smallest = (runs["size"] == "d4") & (runs["cells_train"] == 20000)  # the next would take its place there alone
+    gains = conditions.gains(runs[~smallest].assign(loss=runs["validation_mse"]))
+    true = [apart(SIZES["XXS"], cells) - apart(SIZES["d64"], cells) for cells in CELLS]
+    assert (np.abs(gains["gain"] - true) < gains["reach"]).mean() > 0.8  # of six bars
+    without = conditions.gains(runs[(runs["size"] != "XXS") | (runs["cells_train"] < 20000)].assign(loss=runs[METRIC]))
+    true = [apart(SIZES["d4"], cells) - apart(SIZES["d64"], cells) for cells in CELLS]
+    assert without["gain"].to_numpy() == pytest.approx(true, abs=1e-3)
 
 
 @pytest.mark.parametrize("column", ["dropout", "panel_of"])
@@ -140,6 +153,8 @@ def test_protocols_are_compared_by_what_they_leave_of_the_gene_mean():
     known = {regime: {"validation": {"gene_mean_mse": 0.21}} for regime in ("published", "updates")}
     laws = fit_laws(both, 100, 0)
     steps = conditions.protocols(both, laws, known)
+    none = steps.assign(alpha=np.nan, alpha_low=np.nan, alpha_high=np.nan)  # of laws that are all budget-limited
+    assert figures.protocols(none, both).axes[0].get_xlim()[0] == 0
     assert list(steps["regime"]) == ["published", "updates"]
     assert steps["relative_c"].iloc[1] == pytest.approx(laws["updates"]["validation_mse"]["c"] / 0.21)
     assert conditions.protocols(strong.assign(protocol="tuned"), laws, known).empty
@@ -179,7 +194,10 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     expected = {"counts of a cell": 5, "training cells": 2, "parameters": 1, "updates": 3}
     assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
     assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
-    assert all(name in found.verdict for name in expected)
+    assert all(name in found.verdict for name in expected) and "more seeds" not in found.verdict
+    steps = found.steps.assign(points_low=-3.0, points_high=[-1.0, 1.0, 1.0, 1.0])
+    assert conditions.Bought("", steps).verdict.endswith("none of them, and below for: parameters.")
+    assert conditions.Bought("", steps.assign(points_high=1.0)).verdict.endswith("more seeds would tell.")
     assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
     one = runs[runs["size"] == "d64"].assign(validation_mse_half=np.nan)
     assert conditions.bought(one[one["regime"] == one["regime"].iloc[-1]]).steps is None

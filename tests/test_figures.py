@@ -88,7 +88,9 @@ SHARES = conditions.explained(*test_compared.splits(leak=0.1))
 REALISM = pd.read_csv(DATA / "realism.csv", keep_default_na=False)
 SWITCHES = read_kept("protocol")
 OF_SWITCHES = [io.read_json(DATA / f"results/protocol/{name}.json") for name in ("laws", "baselines")]
+UNJUDGED = {"data-rich": {METRIC: KEPT["data-rich"][METRIC] | {"status": "convergence not known"}}}
 DRAWN = {
+    "unjudged": lambda: figures.loss_against_parameters(LADDER, CURVES, {}, UNJUDGED),
     "loss": lambda: figures.loss_against_parameters(RUNS, CURVES, dict.fromkeys(LAWS, MEASURED), LAWS),
     "learning": lambda: figures.learning_curves(make_histories()),
     "budget": lambda: figures.budget(
@@ -258,6 +260,24 @@ def test_of_a_law_of_its_budget_the_limit_alone_is_named():
     assert law["budget"]["limit"]["c"] in levels and law["c"] not in levels
 
 
+def test_the_audit_and_the_curves_show_no_run_that_stopped_early_as_one_that_ended():
+    rows, curves, refits = make_published()
+    failed = rows.head(1).assign(status="diverged", validation_mse=50.0)
+    drawn = figures.published_audit(pd.concat([rows, failed]), curves, refits)
+    assert drawn.axes[0].get_ylim()[1] < 10 and drawn.caption.startswith(f"{len(rows)} runs")
+    history = make_histories()["data-rich"]
+    stopped = history[(history["size"] != "XL") | (history["cells_seen"] < 1000)]  # both of its seeds
+    crosses = [line for line in figures.learning_curves({"r": stopped}).axes[0].lines if line.get_marker() == "x"]
+    assert len(crosses) == 3
+
+
+def test_the_sizes_are_drawn_above_a_floor_that_can_be_read_or_not_at_all():
+    laws, table = OF_SWITCHES[0], SWITCHES
+    regime, rows = summary.closeness(table, laws)
+    assert laws[regime][METRIC]["c"] > 0 and rows["excess"].max() < 1
+    assert summary.closeness(table, {"published": laws["published"]}) is None  # its floor lies below zero
+
+
 def test_depths_are_drawn_in_percent_of_what_their_runs_explain(drawn):
     view = conditions.depth(read_kept("noise"))
     found = [line.get_ydata() for line in drawn["depth"].axes[1].lines if line.get_marker() == "o"]
@@ -297,7 +317,7 @@ def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(name
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == len(shown) and (tmp_path / f"{name}.txt").read_text().strip()
     assert all(len(re.findall(r"(?<!\\)&", row)) == shown.shape[1] - 1 for row in rows)
-    assert re.findall(r"(?<!\\)[%#_]", tex) == [] and tex.count("$") % 2 == 0
+    assert re.findall(r"(?<!\\)[%#_^]", tex) == [] and tex.count("$") % 2 == 0
     assert set(re.findall(r"[^\x00-\x7f]", tex)) <= {"–"}, "LaTeX stops at other letters"
     assert max(map(len, table.content()[0]["text/plain"].splitlines())) <= 125, "it fits a laptop page"
     written = StringIO(table.raw.to_csv(index=False))
@@ -307,7 +327,7 @@ def test_a_table_for_a_manuscript_is_whole_latex_and_has_every_digit_as_csv(name
 def test_numbers_have_the_digits_their_interval_supports():
     printed = TABLES["laws"]().printed
     assert list(printed["exponent α"]) == ["0.53 [0.45, 0.64]", "–", "−15.3 (≤ −12.0)"]
-    assert list(printed["floor c"]) == ["1.470 [1.450, 1.489]", "–", "0.500 (not bounded)"]
+    assert list(printed["floor c"]) == ["1.470 [1.450, 1.489]", "–", "0.500"]
     assert list(printed["regime"]) == ["rich", "", "limited"] and "exact floor" not in printed
     table = pd.DataFrame({"loss": [0.15, 1200.4], "loss_se": [0.001, 2.0], "held": [True, False], "n": [477.3, 12_000]})
     assert tables.plain(table).printed.values.tolist() == [

@@ -159,6 +159,28 @@ def test_a_floor_that_is_lost_without_a_size_hangs_on_it_and_one_of_too_few_size
             assert capacity.hanging(changed) == found
 
 
+def test_a_law_is_judged_by_runs_of_every_size_or_its_convergence_is_not_known():
+    runs = pd.DataFrame({"parameters": [1, 1, 2, 2], "validation_mse": 1.0})
+    for states, status in (
+        (["converged", None, "converged", None], "ok"), (["converged", None, None, None], "convergence not known"),
+        (["not converged", None, None, None], "budget-limited"), ([None] * 4, "convergence not known"),
+    ):  # fmt: skip
+        assert capacity.judged(runs.assign(convergence=states), "ok") == status
+
+
+def test_every_budget_of_runs_that_saw_unlike_cells_costs_what_it_took():
+    table = pd.read_csv(io.CODE / "data/results/ladder/runs.csv")
+    laws = io.read_json(io.CODE / "data/results/ladder/laws.json")
+    largest = table["parameters"] == table["parameters"].max()
+    unlike = table.assign(cells_seen=table["cells_seen"].where(~largest, table["cells_seen"] // 8))
+    whole, less = (capacity.budgets(runs, laws, {}).runs for runs in (table, unlike))
+    of = whole["parameters"] == table["parameters"].max()
+    assert np.allclose(less["flops"][of] * 8, whole["flops"][of], rtol=1e-3) and (less[~of] == whole[~of]).all(
+        axis=None
+    )
+    assert capacity.budgets(table.assign(cells_seen=np.nan), laws, {}) is None
+
+
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():
     runs = pd.DataFrame({"size": list("aabb"), "parameters": [1, 1, 2, 2], "cells_seen": [1, 2, 1, 2]})
     runs = runs.assign(flops=[1.0, 2.0, 3.0, 4.0], loss=[0.9, 0.8, 0.85, 0.7])

@@ -141,6 +141,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
     ("floor not identified", (0.1, None, 0.3), (0.2, None, 0.4), (0.1, 0.2)),
     ("floor not identified", (0.1, None, 0.3), (0.2, None, None), (0.1, None)),
     ("alpha at grid edge", (0.001, None, 0.3), (-15.3, None, 0.4), (None, None)),
+    ("increasing", (0.9, 0.8, 1.0), (0.5, 0.49, 0.51), (None, None)),
 ])  # fmt: skip
 def test_what_the_runs_do_not_determine_is_no_number_in_the_table_of_laws(status, alpha, c, shown):
     ends = {HEADLINE: {"alpha": alpha[1:], "c": c[1:]}}
@@ -257,7 +258,7 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
     ("1.25", "1,25", "line 3 has more values than there are columns"),
     ("crashed", "gone", "line 3: status is 'gone'"), ("1.6451", "inf", "has no run of status ok"),
     ("size", "model", "no column size"), ("status", "gene_mean_mse", "line 2: gene_mean_mse is 'finished'"),
-    ("status", "seed", "column seed more than once"), (ROWS.partition("\n")[2], "", "no row"),
+    ("status", "convergence", "line 2: convergence is 'finished'"), ("status", "seed", "column seed more than once"), (ROWS.partition("\n")[2], "", "no row"),
 ])  # fmt: skip
 def test_what_is_no_number_or_status_is_named_with_its_column_and_line(given_table, old, new, place):
     with pytest.raises(InputError, match=f"runs.csv.*{place}"):

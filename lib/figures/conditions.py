@@ -12,7 +12,7 @@ from lib.figures.study import draw_runs
 from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, floor_label, key, loss_label
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
-from lib.fit.runs import baseline_columns
+from lib.fit.runs import baseline_columns, usable
 from lib.train.evaluate import Examination
 
 SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
@@ -36,7 +36,7 @@ def matched(view: Matched) -> Figure | Note:
     losses.set(title="Loss at equal updates", xlabel="training cells (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     gains = view.gains
-    saved.errorbar(gains["cells_train"], gains["gain"], 1.96 * gains["se"], color=style.INK, **style.BARS)
+    saved.errorbar(gains["cells_train"], gains["gain"], gains["reach"], color=style.INK, **style.BARS)
     saved.axhline(0, color=style.GREY, linewidth=0.6)
     saved.set(xlabel="training cells (number)", ylabel=f"saved {loss_label(view.metric)}", xscale="log")
     style.header(saved, "Gain from size", ["smallest to best size; bars: 95 % from the seeds"])
@@ -201,7 +201,8 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     for axis, name in ((alpha, "alpha"), (floor, "relative_c")):
         ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).clip(lower=0)
         ends.loc[ends.notna().any(axis=1) & ends[f"{name}_low"].isna(), f"{name}_low"] = 0  # neither can be less
-        axis.set_xlim(0, 1.05 * np.nanmax(ends) if name == "alpha" else 1.15)
+        highest = ends.max(axis=None) if name == "alpha" else np.nan
+        axis.set_xlim(0, 1.05 * highest if highest > 0 else 1.15)
         style.intervals(axis, regimes, ends, [colour[regime] for regime in regimes], table["status"] == "ok",
                         shown=axis is alpha)  # fmt: skip
     alpha.set(xlabel="exponent α (no unit)", ylabel="switch (each keeps those above it)")
@@ -310,13 +311,14 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
     if curves.empty:
         return Note("The published method fits losses above zero, of three sizes or more.")
     figure, (fits, choices) = style.panels(2, 72)
-    runs = runs.sort_values("parameters")
+    runs = usable(runs, "validation_mse").sort_values("parameters")
     places = draw_runs(fits, runs, "validation_mse", OURS)
     for fit, of in curves.groupby("fit"):
         line = {"color": THEIRS, "linestyle": "--"} if fit == "published" else {"color": OURS}
         style.curve(fits, of, linewidth=1, **line)
-    fits.axhline(runs["gene_mean_mse"].mean(), **RULE, **GENE_MEAN)
-    fits.set_ylim(style.around(runs["validation_mse"], 0.1))
+    (low, high), gene_mean = style.around(runs["validation_mse"], 0.1), runs["gene_mean_mse"].mean()
+    fits.axhline(gene_mean, **RULE, **GENE_MEAN)
+    fits.set_ylim(low, high)
     style.header(fits, "Two fits of the same runs", above=style.size_names(fits, places))
     ends, without = refits[["alpha_low", "alpha", "alpha_high"]].astype(float), refits["status"].isna()
     choices.set(xlim=style.around(ends, 0.12), xlabel="exponent α (no unit)", ylabel="fit (by choice made)")
@@ -325,8 +327,9 @@ def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFra
     style.header(choices, "What a choice changes", ["arrow: an interval without an end"])
     keys = {
         "one run": key(color=OURS, marker="o", linestyle="", markersize=3.5), "least squares, band": key(color=OURS),
-        "published method": key(color=THEIRS, linestyle="--"), "gene mean": key(**GENE_MEAN),
+        "published method": key(color=THEIRS, linestyle="--"),
     }  # fmt: skip
+    keys |= {"gene mean": key(**GENE_MEAN)} if low < gene_mean < high else {}
     return style.settle(
         figure,
         f"{len(runs)} runs of {runs['size'].nunique()} sizes fitted by least squares and by the published method. "

@@ -41,7 +41,10 @@ def loss_against_parameters(
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if len(labels) > len(known[regime]):
             floors.add("limit" if law.get("status") == "budget-limited" else "floor")
-        lines = [_size_of(rows), "   ".join(_numbers(law))] if few else _numbers(law)
+        lines = _numbers(law)
+        if few:  # a status before the numbers has a line of its own
+            status = lines[:1] if lines and lines[0].endswith(":") else []
+            lines = [_size_of(rows), *status, "   ".join(lines[len(status) :])]
         style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
             ends[axis] = labels
@@ -174,7 +177,7 @@ def _curves(axis, history, metric):
     seaborn.lineplot(history, x="cells_seen", y=metric, hue="size", units="seed", estimator=None, palette=shade,
                      linewidth=0.5, alpha=0.6, legend=False, ax=axis)  # fmt: skip
     ends = history.groupby(["size", "seed"])["cells_seen"].transform("max")
-    whole = ends == history.groupby("size")["cells_seen"].transform("max")
+    whole = ends == history["cells_seen"].max()
     for row in history[~whole & (history["cells_seen"] == ends)].itertuples():
         axis.plot(row.cells_seen, getattr(row, metric), "x", color=shade[row.size], markersize=4)
     labels = style.size_lines(axis, history[whole], "cells_seen", metric, linewidth=1.3, markevery=[-1], clip_on=False)

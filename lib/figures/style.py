@@ -372,7 +372,10 @@ def short(value: float, _=None) -> str:
 
 
 def rounded(value: float, ends: Iterable[float | None]) -> str:
-    """`value` with its interval, to the digits that it supports; None, NaN or infinity is an end that is not there."""
+    """`value` with its interval, to the digits that it supports; None, NaN or infinity is an end that is not there.
+
+    A value without either end stands alone.
+    """
     low, high = np.array(ends, float)
     known = [end for end in (low, high) if np.isfinite(end)]
     width = high - low if len(known) == 2 else abs(value - known[0]) if known else 0.01
@@ -381,5 +384,5 @@ def rounded(value: float, ends: Iterable[float | None]) -> str:
     if len(known) == 2:
         return f"{text} [{known[0]}, {known[1]}]"
     if not known:
-        return f"{text} (not bounded)"
+        return text
     return f"{text} ({'≥' if np.isfinite(low) else '≤'} {known[0]})"

@@ -41,7 +41,7 @@ class Table(Shown):
     def write(self, folder: Path, name: str) -> None:
         """Write CSV and LaTeX (booktabs)."""
         write_csv(folder / f"{name}.csv", self.raw)
-        caption = self.caption.translate({ord(letter): f"\\{letter}" for letter in "%_&#"})
+        caption = self.caption.translate({ord(letter): f"\\{letter}" for letter in "%_&#"} | {ord("^"): r"\^{}"})
         how = {"index": False, "escape": True, "label": f"tab:{name}", "position": "htbp"}
         with atomic(folder / f"{name}.tex") as partial:
             partial.write_text(self.printed.to_latex(caption=caption, **how).translate(TEX))
@@ -112,8 +112,8 @@ def laws(table: pd.DataFrame) -> Table:
         "exact_floor": "exact floor", "baseline": "best baseline", "largest": "loss of the largest", "status": "status",
     }  # fmt: skip
     caption = (
-        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with profile-likelihood intervals in "
-        "brackets; beside it the loss of the largest size, and of the best training-free baseline."
+        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with 95 % profile-likelihood intervals "
+        "in brackets; beside it the loss of the largest size, and of the best training-free baseline."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)

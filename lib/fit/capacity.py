@@ -34,13 +34,12 @@ def judged(rows: pd.DataFrame, status: str) -> str:
     """The status of a law of these runs: of some size most runs rise, or else still fall; or nobody knows."""
     if "convergence" not in rows:
         return status
-    if rows["convergence"].isna().all():
-        return Status.UNJUDGED if status == Status.OK else status
-    moving = rows["convergence"] == "not converged"
-    shares = pd.DataFrame({"all": moving, "up": moving & rising(rows)}).groupby(rows["parameters"]).mean()
-    shares = shares[shares["all"] > 0.5]
+    known = rows[rows["convergence"].notna()]
+    moving = known["convergence"] == "not converged"
+    shares = pd.DataFrame({"all": moving, "up": moving & rising(known)}).groupby(known["parameters"]).mean()
+    judges_all, shares = len(shares) == rows["parameters"].nunique(), shares[shares["all"] > 0.5]
     if shares.empty:
-        return status
+        return Status.UNJUDGED if status == Status.OK and not judges_all else status
     return Status.OVERFITTED if (shares["up"] > shares["all"] / 2).any() else Status.BUDGET
 
 
@@ -187,11 +186,13 @@ def budgets(table: pd.DataFrame, laws: dict, baselines: dict) -> Budgets | None:
     regime = several[0]
     metric, law = next(iter(laws[regime].items()))
     runs = usable(table[table["regime"] == regime], metric)
-    runs = runs[sees_context(runs)]
+    runs = runs[sees_context(runs)].astype({"cells_seen": float})
+    if runs["cells_seen"].isna().any():
+        return None
     rows, parts = [], []
     for name, of in law["budget"].items():
-        seen = of.get("share", np.inf) * runs["cells_seen"].max()
-        rows.append({"name": name, "cells_seen": seen, **columns_of(of), "status": of["status"]})
+        seen, status = of.get("share", np.inf) * runs["cells_seen"], (law if name == "whole" else of)["status"]
+        rows.append({"name": name, "cells_seen": seen.max(), **columns_of(of), "status": status})
         if "share" in of:
             losses = runs[metric if name == "whole" else f"{metric}_{name}"].astype(float)
             flops = seen * runs.get("training_flops_per_cell", pd.Series(np.nan, runs.index)).astype(float)
@@ -204,7 +205,8 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     """What each regime's headline law hangs on: regime, choice, `readable` alpha and c with their ends, status."""
     rows = []
     for regime, law in of_metric(laws).items():
-        limits = {"limit of the budget": law["budget"]["limit"]} if "limit" in law["budget"] else {}
+        able = "limit" in law["budget"] and law["status"] != Status.OVERFITTED
+        limits = {"limit of the budget": law["budget"]["limit"]} if able else {}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             if choice == "headline" or of["status"] not in MOVING:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})

@@ -124,7 +124,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of laws, with their status, without the numbers that cannot be read: NaN in their place.
 
     Left out is an exponent or floor without an end, or below zero in a law that is not ok; an exponent at an end of the
-    grid that was searched; and both where the law is one of its training budget, or of overfitted runs.
+    grid that was searched; and both where the law is one of its training budget, of overfitted runs, or rises.
     """
     table = table.astype({f"{name}{end}": float for name in ("alpha", "c") for end in ("", "_low", "_high")})
     status = table["status"]
@@ -132,7 +132,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         ends = [f"{name}_low", f"{name}_high"]
         unknown = table[ends].isna().all(axis=1) | (status != Status.OK) & (table[name] < 0)
         table[name] = table[name].mask(unknown)
-        table[[name, *ends]] = table[[name, *ends]].mask(status.isin(MOVING))
+        table[[name, *ends]] = table[[name, *ends]].mask(status.isin((*MOVING, Status.INCREASING)))
     table["alpha"] = table["alpha"].mask(status == Status.ALPHA_AT_EDGE)
     return table
 

@@ -108,6 +108,11 @@ def given(study: Study) -> pd.DataFrame:
     table = table if "status" in table else table.assign(status="ok")
     status = table["status"].str.lower().map(STATES)
     _refuse(source.table, table["status"], status.isna(), f"no status; write one of {', '.join(STATES)}")
+    if "convergence" in table:
+        known = table["convergence"].str.strip().str.lower()
+        unknown = known.notna() & ~known.isin(("converged", "not converged"))
+        _refuse(source.table, table["convergence"], unknown, "which is neither converged nor not converged")
+        table["convergence"] = known
     table = _numbers(table, source.table, written.attrs["separator"] == ";").assign(study=study.name, status=status)
     if usable(table, "validation_mse").empty:
         raise InputError(f"{source.table} has no run of status ok with a finite validation_mse; add some.")

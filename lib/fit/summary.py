@@ -191,14 +191,15 @@ def rollout(data: Ladder) -> list[dict]:
 
 
 def closeness(table: pd.DataFrame, laws: dict) -> tuple[str, pd.DataFrame] | None:
-    """How close the sizes lie to a law: that of the first regime whose law is ok, or else says something; or None.
+    """How close the sizes lie to a law: of the first regime whose law is ok, or else has a readable floor; or None.
 
     The regime, and of its sizes parameters, excess (mean loss minus c), fitted (of the law), se (known, of the mean).
     """
     able = {name: law for name, law in of_metric(laws).items() if law["intervals"] and law["status"] in SPEAKING}
+    able = {name: law for name, law in able.items() if pd.notna(readable_columns(law)["c"])}
     if not able:
         return None
-    regime = next((name for name, law in able.items() if law["status"] == Status.OK), next(iter(able)))
+    regime = min(able, key=lambda name: SPEAKING.index(able[name]["status"]))
     rows, c = usable(table[table["regime"] == regime], metric := next(iter(laws[regime]))), able[regime]["c"]
     data = ladder(rows[sees_context(rows)], metric)
     fitted, se = means_law(data).predict(data.parameters) - c, np.sqrt(np.maximum(data.variance, data.known_variance))
