@@ -1,4 +1,4 @@
-"""Every notebook as a person meets it: opened in JupyterLab in a real browser, Run > Run All Cells, saved."""
+"""Notebooks as a person meets them: opened in JupyterLab in a real browser, Run > Run All Cells, saved."""
 
 import os
 import re
@@ -25,17 +25,10 @@ from lib import io
 from lib.run import workflow
 from lib.study import load_study
 
-NAMES = sorted(path.stem for path in (io.CODE / "notebooks").glob("*.ipynb"))
-DEFAULTS = {"data": ["data-rich"], "train": ["data-rich", "d16"]}
-"""Regime and size of the notebooks' default parameters, by rule."""
-WRITES = {
-    "01_data": r"data/demo/[\w-]+/baselines\.json",
-    "02_model": r"data/demo/sizes\.csv",
-    "03_train": r"data/demo/[\w-]+/runs/d16/",
-    "04_fit": r"data/demo/(runs\.csv|laws\.json|examined|probe)",
-    "05_figures": r"figures/demo/",
-}
-"""What each notebook writes into a finished study, and what the next one reads."""
+DEFAULTS = {"train": ["data-rich", "d16"], "fit": []}
+"""Regime and size of a notebook's default parameters, by rule: of the one that trains, and of the one that answers."""
+WRITES = {"train": r"data/demo/[\w-]+/runs/d16/", "fit": r"data/demo/(runs\.csv|laws\.json|examined|probe)"}
+"""What they write into a finished study."""
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE = 400  # seconds; a busy machine needs many
 RUN_ALL, SAVE = ("Run", "runmenu:run-all"), ("File", "docmanager:save")  # menu, and the command of its item
@@ -219,13 +212,12 @@ def page(place):
         yield page
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rule", DEFAULTS)
 def test_run_all_in_jupyterlab_shows_what_the_study_showed_and_writes_only_what_is_its_own(
-    name, page, place, project, monkeypatch
+    rule, page, place, project, monkeypatch
 ):
     monkeypatch.setattr(io, "ROOT", project)
-    rule = next(rule for rule, notebook in workflow.NOTEBOOKS.items() if notebook == name)
-    promised = workflow.Step(load_study("demo"), rule, *DEFAULTS.get(rule, [])).file(".ipynb")
+    name, promised = workflow.NOTEBOOKS[rule], workflow.Step(load_study("demo"), rule, *DEFAULTS[rule]).file(".ipynb")
     before = written(project)
     assert sum(pictures(promised)), f"{name} promises no figure"
     opened = copied(io.CODE / "notebooks" / f"{name}.ipynb", place.folder)
@@ -233,7 +225,6 @@ def test_run_all_in_jupyterlab_shows_what_the_study_showed_and_writes_only_what_
     outputs = [output for cell in code(opened) for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert all(cell["execution_count"] for cell in code(opened)) and pictures(opened) == pictures(promised)
-    if name != "01_data":  # which does not read the cells again, and has no line that says how far it is
-        assert displayed(opened) == displayed(promised)
+    assert displayed(opened) == displayed(promised)
     changed = [path for path, when in written(project).items() if before.get(path) != when]
-    assert changed and [path for path in changed if not re.match(WRITES[name], path)] == []
+    assert changed and [path for path in changed if not re.match(WRITES[rule], path)] == []

@@ -258,7 +258,8 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
     ("1.25", "1,25", "line 3 has more values than there are columns"),
     ("crashed", "gone", "line 3: status is 'gone'"), ("1.6451", "inf", "has no run of status ok"),
     ("size", "model", "no column size"), ("status", "gene_mean_mse", "line 2: gene_mean_mse is 'finished'"),
-    ("status", "convergence", "line 2: convergence is 'finished'"), ("status", "seed", "column seed more than once"), (ROWS.partition("\n")[2], "", "no row"),
+    ("status", "convergence", "line 2: convergence is 'finished'"), ("status", "seed", "column seed more than once"),
+    (ROWS.partition("\n")[2], "", "no row"),
 ])  # fmt: skip
 def test_what_is_no_number_or_status_is_named_with_its_column_and_line(given_table, old, new, place):
     with pytest.raises(InputError, match=f"runs.csv.*{place}"):

@@ -5,6 +5,7 @@ The command line and Snakemake are the real ones; a script stands in for papermi
 killed training ends with the same weights is tested in test_train.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -272,25 +273,47 @@ def test_bad_input_is_one_sentence_before_any_work(project):
     assert refused.returncode == 2 and refused.stdout.startswith("HOME is /of/nobody, which cannot be written")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_study_is_run_once_at_a_time_and_a_stopped_run_leaves_no_process_and_is_continued(project, number):
-    shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
+def test_a_run_stopped_or_killed_in_any_part_leaves_no_process_and_is_continued(project):
+    rich, held = project / "data" / "tiny" / "rich", {"03_train rich XXS", "03_train rich TINY"}
+    shutil.rmtree(rich / "runs")
     (project / "hold").touch()
-    run = call(project, "lib", "run", "tiny", wait=False)
-    wait(lambda: len(working(project)) == 2 and len(list((project / "data/tiny/rich").rglob("result.json"))) == 2)
-    assert standing(project, "running") == {"03_train rich XXS", "03_train rich TINY"}
-    second = call(project, "lib", "run", "tiny")
-    assert second.returncode == 2 and second.stdout.startswith("study tiny is already being run"), second.stdout
-    run.send_signal(number)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == (-9 if number == signal.SIGKILL else 130) and "Traceback" not in said, said
-    wait(lambda: not working(project))
-    assert standing(project, "not yet") == {"03_train rich XXS", "03_train rich TINY"}
+    for code, stop in {
+        130: lambda run: run.send_signal(signal.SIGTERM), 1: lambda run: process(run, "-m snakemake").kill(),
+        -9: lambda run: run.send_signal(signal.SIGKILL),
+    }.items():  # fmt: skip
+        run = begun(project)
+        if code == 130:
+            assert standing(project, "running") == held
+            second = call(project, "lib", "run", "tiny")
+            assert second.returncode == 2 and second.stdout.startswith("study tiny is already being run"), second.stdout
+        stop(run)
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == code and "Traceback" not in said and "FAILED" not in said, said
+        wait(lambda: not working(project) and free(project))
+    assert standing(project, "not yet") == held
+    run, kept = begun(project), results(project)
+    process(run, "lib.run.workflow", "size=XXS").kill()
     (project / "hold").unlink()
-    wait(lambda: (again := call(project, "lib", "run", "tiny")).returncode == 0 or "already" not in again.stdout)
-    assert planned(project) == set()
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 1 and "Traceback" not in said and said.count("FAILED") == 1, said
+    assert "XXS.log: it was killed" in said, said
+    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
+    assert len(kept) == 6 and kept.items() <= results(project).items()
     written = (project / "written").read_text().split()
     assert max(written.count(name) for name in written if "rich/runs" in name) == 2  # once before, and once after
+
+
+def begun(project):
+    """A run whose two trainings have ended their first seed, and stand still."""
+    run = call(project, "lib", "run", "tiny", wait=False)
+    wait(lambda: len(working(project)) == 2 and len(list((project / "data/tiny/rich").rglob("result.json"))) == 2)
+    return run
+
+
+def free(project):
+    """Whether no run holds the study."""
+    with (project / "data" / "tiny" / ".lock").open() as lock, suppress(BlockingIOError):
+        return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
 
 
 def working(project):
@@ -341,21 +364,6 @@ def test_a_killed_kernel_is_named_and_loses_nothing(project):
     assert len(kept) == 8 and results(project) == kept
 
 
-def test_a_killed_job_is_named_and_its_finished_seeds_stay(project):
-    shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
-    (project / "hold").touch()
-    run = call(project, "lib", "run", "tiny", wait=False)
-    wait(lambda: len(working(project)) == 2 and len(results(project)) == 6)
-    kept = results(project)
-    process(run, "lib.run.workflow", "size=XXS").kill()
-    (project / "hold").unlink()
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 1 and "Traceback" not in said and said.count("FAILED") == 1, said
-    assert "XXS.log: it was killed" in said, said
-    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
-    assert kept.items() <= results(project).items()
-
-
 def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(project):
     with mounted(project / "data"):
         (project / "hold").touch()
@@ -382,19 +390,6 @@ def test_a_read_only_folder_is_refused_before_any_work(project):
             run = call(project, "lib", "run", "tiny")
         assert run.returncode == 2 and run.stdout.count("\n") == 1 and "cannot be written" in run.stdout, run.stdout
     assert planned(project) == set()
-
-
-def test_a_killed_scheduler_leaves_no_process_and_is_continued(project):
-    shutil.rmtree(project / "data" / "tiny" / "rich" / "runs")
-    (project / "hold").touch()
-    run = call(project, "lib", "run", "tiny", wait=False)
-    wait(lambda: len(working(project)) == 2)
-    process(run, "-m snakemake").kill()
-    said, _ = run.communicate(timeout=240)
-    wait(lambda: not working(project))
-    assert run.returncode == 1 and "FAILED" not in said, said
-    (project / "hold").unlink()
-    assert call(project, "lib", "run", "tiny").returncode == 0 and planned(project) == set()
 
 
 @contextmanager
