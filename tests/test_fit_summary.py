@@ -51,6 +51,8 @@ def test_golden_numbers_of_the_published_runs(laws):
     assert {form: round(law["comparison"][form]["aicc"]) for form in aicc} == aicc
     assert law["lack_of_fit"]["df"] == [3, 12]
     assert (round(law["lack_of_fit"]["F"], 2), round(law["lack_of_fit"]["p"], 2)) == (1.21, 0.35)
+    shown = summary.comparison_table(laws).loc["data-rich", "lack_of_fit"].dropna()
+    assert shown.round(2).to_dict() == {"power + floor": 0.35}
     predicted = next(row for row in law["rollout"] if row["held_out"] == ["M", "L"] and row["size"] == "M")
     assert predicted["predicted"] == pytest.approx(1.479, abs=5e-4)
     assert predicted["miss"] == pytest.approx(predicted["observed"] - predicted["predicted"])

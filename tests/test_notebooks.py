@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -76,7 +77,7 @@ def fit_and_draw(root, study, *copied):
     """04_fit and 05_figures executed on a study in a folder that has no more than its file and what is copied there."""
     for name in (f"params/{study}.yaml", *copied):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text((io.CODE / name).read_text())
+        (root / name).write_text(re.sub(r"resamples: \d+", "resamples: 100", (io.CODE / name).read_text()))
     words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR"]
     environment = os.environ | {"SCALING_ROOT": str(root)}
     for name in ("04_fit", "05_figures"):

@@ -153,10 +153,10 @@ def forms(table: pd.DataFrame) -> Table | Note:
         return Note("No regime has enough sizes to compare forms of the law.")
     table = table.reset_index()
     columns = {"regime": "regime", "form": "form", "parameters": "constants", "delta_aicc": "ΔAICc",
-               "loso_rmse": "leave-one-size-out error"}  # fmt: skip
+               "loso_rmse": "leave-one-size-out error", "lack_of_fit": "lack of fit (p)"}  # fmt: skip
     caption = (
-        "Forms of the law compared: AICc above the best form of the regime, and the root mean square error of "
-        "predicting the mean of a size that was left out."
+        "Forms of the law compared: AICc above the best form of the regime, the root mean square error of predicting "
+        "the mean of a size that was left out, and whether sizes scatter about the law by more than their seeds."
     )
     shown = table.assign(delta_aicc=_fixed(table["delta_aicc"]))
     return plain(shown, columns, 3, caption, raw=table)

@@ -245,14 +245,16 @@ def intervals_table(laws: dict) -> pd.DataFrame:
 def comparison_table(laws: dict) -> pd.DataFrame:
     """Every form against every regime: AICc above the best form's, leave-one-size-out error, number of parameters.
 
-    A form that misses by more than the largest loss ran away, as powers do when extrapolated, and has no error.
+    Beside the law, p of its lack of fit: whether sizes scatter about it by more than their seeds. A form that misses by
+    more than the largest loss ran away, as powers do when extrapolated, and has no error.
     """
     rows = [
-        {"regime": regime, "form": form, **of, "largest": np.abs(law["sizes"]["mean"]).max()}
+        {"regime": regime, "form": form, **of, "largest": np.abs(law["sizes"]["mean"]).max(),
+         "lack_of_fit": law["lack_of_fit"]["p"] if form == "power + floor" and law["lack_of_fit"] else None}
         for regime, law in of_metric(laws).items()
         for form, of in law["comparison"].items()
-    ]
-    columns = ["regime", "form", "aicc", "loso_rmse", "parameters", "largest"]
+    ]  # fmt: skip
+    columns = ["regime", "form", "aicc", "loso_rmse", "parameters", "largest", "lack_of_fit"]
     table = pd.DataFrame(rows, columns=columns).set_index(["regime", "form"]).astype(float)
     table["loso_rmse"] = table["loso_rmse"].mask(table["loso_rmse"] > table.pop("largest"))
     table.insert(0, "delta_aicc", table["aicc"] - table["aicc"].groupby("regime").transform("min"))
