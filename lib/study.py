@@ -462,7 +462,7 @@ class Study(Strict):
 class _Loader(yaml.SafeLoader):
     """YAML of plain data, in which a key given twice is refused: else the last one would win in silence.
 
-    Only plain decimals are numbers: YAML 1.1 would make 8 of the label 010, 12 of 1_2, and 750 of 12:30.
+    Only plain decimals are numbers: YAML 1.1 would make 8 of the label 010, 12 of 1_2, and 750.5 of 12:30.5.
     """
 
     def compose_mapping_node(self, anchor):
@@ -473,11 +473,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+DECIMALS = {
+    "tag:yaml.org,2002:int": r"-?(?:0|[1-9][0-9]*)$",
+    "tag:yaml.org,2002:float": r"-?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|-?\.inf$|\.nan$",
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in of if tag != "tag:yaml.org,2002:int"]
+    first: [(tag, pattern) for tag, pattern in of if tag not in DECIMALS]
     for first, of in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+for tag, pattern in DECIMALS.items():
+    _Loader.add_implicit_resolver(tag, re.compile(pattern), list("-.0123456789"))
 
 
 def load_study(name: str) -> Study:

@@ -40,6 +40,12 @@ def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_t
     for change in ({"cells_seen": 10**6}, {"learning_rate": 1e-4}, {"dropout": 0.5}):
         edited = study.model_copy(update={"train": study.train.model_copy(update=change)})
         assert set(runs.collect(edited)["status"]) == {"interrupted"}
+    path = study.run_folder("squares", "small", 7) / "result.json"
+    record = io.read_json(path)
+    write_json(path, {name: value for name, value in record.items() if name != "recipe"})  # of earlier code
+    states = runs.collect(study.model_copy(update={"train": study.train.model_copy(update={"batch": 9})}))["status"]
+    assert set(states) == {"interrupted"} and set(runs.collect(study)["status"]) == {"ok"}
+    write_json(path, record)
     heads = study.model_copy(update={"sizes": [replace(size, heads=4) for size in study.sizes]})
     assert set(runs.collect(heads)["status"]) == {"interrupted"}
 

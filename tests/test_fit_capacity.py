@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import io
+from lib import figures, io
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import Status
@@ -179,6 +179,8 @@ def test_every_budget_of_runs_that_saw_unlike_cells_costs_what_it_took():
         axis=None
     )
     assert capacity.budgets(table.assign(cells_seen=np.nan), laws, {}) is None
+    named = {text.get_text() for text in figures.compute(capacity.budgets(unlike, laws, {})).axes[0].texts}
+    assert {*whole["size"]} <= named, "every size is named"
 
 
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():

@@ -27,7 +27,7 @@ def study_with(text):
     return parse_study(GOOD | yaml.load(text, Loader), "mine")  # noqa: S506 (it is a SafeLoader)
 
 
-LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "2024-01-02"]
+LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "12:30.5", "1_2.5", "2024-01-02"]
 REFUSED = [
     ("train: {learning_rte: 1.0}", "train: learning_rte is not a known key (did you mean learning_rate?)"),
     ("census: {files: [{path: a, doner_id: b}]}", "census.files.0: doner_id is not a known key (did you mean donor"),

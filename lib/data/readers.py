@@ -241,7 +241,8 @@ def _read_h5ad(path):
     h5 = h5py.File(path)
     if isinstance(h5["obs"], h5py.Dataset):
         old = anndata.read_h5ad(path)
-        return old.raw.to_adata() if old.raw is not None and _whole(old.raw.X) and not _whole(old.X) else old
+        raw, x = old.raw, None if old.X is None or not _whole(old.X) else old.X
+        return raw.to_adata() if raw is not None and _whole(raw.X) and (x is None or raw.n_vars > old.n_vars) else old
     place = _counts_in(h5, shown(path))
     matrix = sparse_dataset(h5[place]) if isinstance(h5[place], h5py.Group) else h5[place]
     var = h5["raw/var"] if place == "raw/X" else h5["var"]

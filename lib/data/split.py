@@ -94,7 +94,7 @@ def condition(collection, source: Census) -> str:
     if source.tissues:
         clauses.append(f"tissue_general in {source.tissues}")
     for clause in clauses:
-        _check(collection, obs, clause, "tissues" if clause.startswith("tissue_general in ") else "filter")
+        _check(collection, obs, clause, "tissues" if source.tissues and clause is clauses[-1] else "filter")
     return clauses[0] if len(clauses) == 1 else " and ".join(f"({clause})" for clause in clauses)
 
 
@@ -279,14 +279,15 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
         census.write(path, pool.var, no_counts, {})
         with open_soma(uri=str(path)) as collection:
             table, found = cells(collection, study)
-    rows = []
+    rows, presence = [], pool.presence
     for name, regime in study.regimes.items():
         assigned = assign(table, study.split_of(name))
         chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
         datasets = (table if study.genes_from else table.iloc[chosen])["dataset_id"].unique()
-        measured = np.all([pool.presence[dataset] for dataset in datasets], axis=0).sum()
+        measured = np.all([presence[dataset] for dataset in datasets], axis=0).sum()
         if regime.genes > measured:
-            raise InputError(f"{name} asks for {regime.genes:,} genes; ask for the pool's {measured:,} at most.")
+            most = f"ask for at most the {measured:,} that all data sets have measured"
+            raise InputError(f"{name} asks for {regime.genes:,} genes; {most}.")
         drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
         counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
         rows.append({"regime": name, "genes": regime.genes} | counted)

@@ -95,7 +95,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
 def budget(view: Budgets | None) -> Figure | Note:
     """More updates: every size's loss against cells seen, and the floor of each budget's law and in their limit."""
     if view is None:
-        return Note("These runs have one budget each.")
+        return Note("These runs have one budget each, or what they have seen is not known.")
     figure, (losses, floors) = style.panels(2, 72)
     ends = style.size_lines(losses, view.runs, "cells_seen", "loss")
     losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
@@ -135,7 +135,8 @@ def compute(view: Budgets | None) -> Figure | Note:
     runs, best = view.runs, view.frontier
     colour = style.shades(runs["size"])
     style.size_lines(axis, runs, "flops", "loss", linewidth=0.8)
-    starts = runs[runs["cells_seen"] == runs["cells_seen"].min()]  # there, sizes lie furthest apart
+    first = runs.groupby("size")["cells_seen"].transform("min")
+    starts = runs[runs["cells_seen"] == first]  # there, sizes lie furthest apart
     for size, (flops, loss) in starts.groupby("size")[["flops", "loss"]].mean().iterrows():
         axis.annotate(size, (flops, loss), (0, 5), textcoords="offset points", fontsize=style.SMALL,
                       color=colour[size], ha="center", path_effects=[withStroke(linewidth=2, foreground="white")],

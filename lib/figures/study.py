@@ -189,7 +189,7 @@ def _curves(axis, history, metric):
 def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | Note:
     """What a law leaves over above its floor, on logarithmic axes, and what it misses; of `lib.fit.summary`."""
     if view is None:
-        return Note("No law of this study has an interval.")
+        return Note("No law of this study has a floor that can be read.")
     regime, means = view
     figure = Figure(style.SINGLE, 76)
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)

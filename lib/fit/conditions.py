@@ -87,13 +87,12 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     cells, with reach, half its 95 % interval by Student's t from the seeds at this number; relative, the gain as a
     share of the smallest size's loss.
     """
-    everywhere = rows.groupby("parameters")["cells_train"].transform("nunique") == rows["cells_train"].nunique()
-    rows = rows[everywhere] if everywhere.any() else rows
     groups = rows.groupby(["cells_train", "parameters"])
     means = groups.agg(loss=("loss", "mean"), n=("loss", "size")).reset_index()
     squares = ((rows["loss"] - groups["loss"].transform("mean")) ** 2).groupby(rows["cells_train"]).sum()
     free = means.groupby("cells_train")["n"].agg(lambda n: (n - 1).sum()).replace(0, np.nan)
-    smallest = means.groupby("cells_train").first()
+    everywhere = means.groupby("parameters")["cells_train"].transform("nunique") == means["cells_train"].nunique()
+    smallest = means[everywhere].groupby("cells_train").first().reindex(means["cells_train"].unique())
     best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
     gain = smallest["loss"] - best["loss"]
     reach = stats.t.ppf(0.975, free) * np.sqrt(squares / free * (1 / smallest["n"] + 1 / best["n"]))

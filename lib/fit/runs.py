@@ -8,7 +8,7 @@ import pandas as pd
 from lib import io
 from lib.data import readers
 from lib.io import InputError
-from lib.model.sizes import BUDGETS, PUBLISHED, recipe
+from lib.model.sizes import BUDGETS, OUTPUTS, PUBLISHED, recipe
 from lib.study import SPLITS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
@@ -77,8 +77,11 @@ def _row(study, regime, size, seed):
     record = io.read_json(folder / "result.json") if (folder / "result.json").is_file() else None
     if record is None:
         return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
-    asked_for = settings.genes, recipe(shape, training)
-    if record["status"] == "ok" and (record["genes"], record.get("recipe", asked_for[1])) != asked_for:
+    due = {"genes": settings.genes, "recipe": recipe(shape, training)}
+    if "recipe" not in record:  # of before it was recorded
+        due = {name: getattr(training, name) for name in ("updates", "objective", "optimiser", "batch")}
+        due["parameters"] = shape.parameters(settings.genes, OUTPUTS[training.objective])
+    if record["status"] == "ok" and any(record[name] != value for name, value in due.items()):
         return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
     measured = io.read_json(study.folder(regime) / "baselines.json")
     return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}

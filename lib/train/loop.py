@@ -260,8 +260,10 @@ class Run:
         """What `measure` gives at the fixed masks of each held-out cell: float32 tensor (cells, masks, k, ...)."""
         self.model.eval()
         step = self.at_once if self.device.type == "cpu" else 64
-        every = max(1, len(self.cells.held[split]) // (cells or len(self.cells.held[split])))  # some of every donor
-        held, fixed = (of[split][::every][:cells] for of in (self.cells.held, self.cells.masks))
+        number = len(self.cells.held[split])
+        some = min(cells or number, number)
+        spread = torch.arange(some) * number // some  # some of every donor, whose cells lie together
+        held, fixed = (of[split][spread.to(of[split].device)] for of in (self.cells.held, self.cells.masks))
         fixed, measured = fixed[:, :masks], []
         for rows, masks in zip(held.split(step), fixed.split(step), strict=True):
             x, at = self.cells.expression(rows), masks.to(self.device).unbind(1)
