@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -107,6 +108,33 @@ def write_json(path: str | Path, content: Any):
 
 def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from YAML. A key given twice is refused: else the last one would win in silence.
+
+    A number is one only where it is written plainly: YAML 1.1 makes 8 of the label 010, 12 of 1_2, 750.5 of 12:30.5.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor):
+            node = super().compose_mapping_node(anchor)
+            keys = [key.value for key, _ in node.value]
+            if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+                problem = f"{twice[-1].value} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=twice[-1].start_mark)
+            return node
+
+        def number(self, node):
+            if re.fullmatch("-?(0|[1-9][0-9]*)", node.value):
+                return int(node.value)
+            plain = "." in node.value and not re.search("[_:]", node.value)
+            return self.construct_yaml_float(node) if plain else node.value
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.number)
+    return yaml.load(text, Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def write_csv(path: str | Path, table: "pandas.DataFrame"):

@@ -249,11 +249,10 @@ class Train(Strict):
 
     @model_validator(mode="after")
     def published_ways_of_squared_errors_only(self):
-        if self.objective != "mse" and (self.report == "best" or self.masks == "bernoulli"):
-            noisy = "report: best and masks: bernoulli (as in the published protocol) are of objective: mse"
-            raise ValueError(f"{noisy}, not {self.objective}; set report: final and masks: fixed")
-        if self.objective != "mse" and self.library_size == "panel":
-            raise ValueError(f"library_size: panel is of objective: mse, not {self.objective}; set it to transcriptome")
+        for key, needed in {"report": "final", "masks": "fixed", "library_size": "transcriptome"}.items():
+            if self.objective != "mse" and (given := getattr(self, key)) != needed:
+                published = f"{key}: {given}, as in the published protocol, is of objective: mse, not {self.objective}"
+                raise ValueError(f"{published}; set {key}: {needed}")
         return self
 
     @property
@@ -459,32 +458,6 @@ class Study(Strict):
         return among[str(name)]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML of plain data, in which a key given twice is refused: else the last one would win in silence.
-
-    Only plain decimals are numbers: YAML 1.1 would make 8 of the label 010, 12 of 1_2, and 750.5 of 12:30.5.
-    """
-
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
-            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
-        return node
-
-
-DECIMALS = {
-    "tag:yaml.org,2002:int": r"-?(?:0|[1-9][0-9]*)$",
-    "tag:yaml.org,2002:float": r"-?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|-?\.inf$|\.nan$",
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in of if tag not in DECIMALS]
-    for first, of in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for tag, pattern in DECIMALS.items():
-    _Loader.add_implicit_resolver(tag, re.compile(pattern), list("-.0123456789"))
-
-
 def load_study(name: str) -> Study:
     """Read and check params/<name>.yaml; an InputError names the file, the key and what is allowed."""
     path = io.ROOT / "params" / f"{name}.yaml"
@@ -492,7 +465,7 @@ def load_study(name: str) -> Study:
     if str(name) not in studies:
         raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {', '.join(studies)}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (it is a SafeLoader)
+        content = io.parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date
         raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):

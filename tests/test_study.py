@@ -12,7 +12,6 @@ from lib.io import InputError
 from lib.model import sizes
 from lib.model.sizes import PUBLISHED
 from lib.study import Train, load_study, parse_study
-from lib.study import _Loader as Loader
 
 GOOD = {
     "census": {"simulate": {"cells": 1000}},
@@ -24,7 +23,7 @@ GOOD = {
 
 def study_with(text):
     """The good study with the keys of a piece of YAML in place of its own."""
-    return parse_study(GOOD | yaml.load(text, Loader), "mine")  # noqa: S506 (it is a SafeLoader)
+    return parse_study(GOOD | io.parse_yaml(text), "mine")
 
 
 LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "12:30.5", "1_2.5", "2024-01-02"]
@@ -35,7 +34,7 @@ REFUSED = [
     ("census: {uri: a, files: [b.h5]}", "needs exactly one of simulate, version, uri, h5ad or files"),
     ("census: {}", "has none of them"),
     ("census: {uri: a, donor: patient}", "donor is of user files"),
-    ("train: {objective: negative_binomial, library_size: panel}", "set it to transcriptome"),
+    ("train: {objective: negative_binomial, library_size: panel}", "set library_size: transcriptome"),
     ("census: {version: latest}", "not a dated release"),
     ("sizes: [XXL]", "'XXL' is not a size (did you mean XL?)"),
     ("sizes: [{d: 10, layers: 1, heads: 3}]", "not a multiple of heads = 3"),

@@ -202,8 +202,8 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     for axis, name in ((alpha, "alpha"), (floor, "relative_c")):
         ends = table[[f"{name}_low", name, f"{name}_high"]].astype(float).clip(lower=0)
         ends.loc[ends.notna().any(axis=1) & ends[f"{name}_low"].isna(), f"{name}_low"] = 0  # neither can be less
-        highest = ends.max(axis=None) if name == "alpha" else np.nan
-        axis.set_xlim(0, 1.05 * highest if highest > 0 else 1.15)
+        right = {"alpha": 1.05 * ends.max(axis=None), "relative_c": 1.15}[name]
+        axis.set_xlim(0, right if right > 0 else 1)  # NaN where no law has an exponent
         style.intervals(axis, regimes, ends, [colour[regime] for regime in regimes], table["status"] == "ok",
                         shown=axis is alpha)  # fmt: skip
     alpha.set(xlabel="exponent α (no unit)", ylabel="switch (each keeps those above it)")

@@ -41,10 +41,7 @@ def loss_against_parameters(
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if len(labels) > len(known[regime]):
             floors.add("limit" if law.get("status") == "budget-limited" else "floor")
-        lines = _numbers(law)
-        if few:  # a status before the numbers has a line of its own
-            status = lines[:1] if lines and lines[0].endswith(":") else []
-            lines = [_size_of(rows), *status, "   ".join(lines[len(status) :])]
+        lines = [_size_of(rows)] * few + _numbers(law, few)
         style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
             ends[axis] = labels
@@ -123,13 +120,14 @@ def _size_of(runs):
     return " · ".join(text)
 
 
-def _numbers(law):
-    """The law's exponent and floor as far as they can be read, or why there is none."""
+def _numbers(law, beside):
+    """Lines with the law's exponent and floor as far as they can be read, or why there is none."""
     known, status = readable_columns(law), law.get("status")
     text = [
         f"{sign} = {style.rounded(known[name], known[[f'{name}_low', f'{name}_high']])}"
         for sign, name in (("α", "alpha"), ("c", "c")) if pd.notna(known[name])
     ]  # fmt: skip
+    text = ["   ".join(text)] if text and beside else text
     if status == "ok":
         return text
     if text:
