@@ -25,7 +25,7 @@ from gpu_rates import correctness, load, name_of, rates, say, settings, write_ro
 
 from lib import io
 from lib.data import panel
-from lib.model.sizes import Size
+from lib.model.sizes import Size, recipe
 from lib.train import loop, machine
 
 BUDGET, GRACE = 480, 40
@@ -46,13 +46,11 @@ REHEARSAL = {
 
 def panels(study) -> None:
     """Build, measure and pack the panels of a simulated study, and write what is to be trained on them: plan.json."""
-    from lib.data import simulate
     from lib.train import baselines
 
-    truth, regimes = simulate.truth(study.census.simulate), {}
+    regimes = {}
     for name, regime in study.regimes.items():
-        path = panel.build(study, name)
-        io.write_json(study.folder(name) / "baselines.json", baselines.measure(panel.read(path), truth))
+        baselines.record(study, name, panel.read(panel.build(study, name)))
         packed, train = pack(study, name), study.training(name)
         print(f"{io.shown(packed)}: {packed.stat().st_size / 1e6:.1f} MB", flush=True)
         part = {"train": dict(train), "updates": train.updates, "branches": train.branches}
@@ -100,11 +98,24 @@ def run_folder(plan: dict, regime: str, size: str, seed: int) -> Path:
     return plan["folder"] / regime / "runs" / size / f"seed-{seed}"
 
 
+def shape_of(plan: dict, size: str) -> Size:
+    """The size of that name."""
+    return next(Size(**shape) for shape in plan["sizes"] if shape["name"] == size)
+
+
+def finished(plan: dict, regime: str, size: str, seed: int) -> dict | None:
+    """The record of a run that has ended, on the plan's panel and by its recipe; None where there is none."""
+    path = run_folder(plan, regime, size, seed) / "result.json"
+    record = io.read_json(path) if path.is_file() else {}
+    known = io.read_json(plan["folder"] / regime / "baselines.json")["panel"]["digest"]
+    due = {"panel": known, "recipe": recipe(shape_of(plan, size), settings(plan["regimes"][regime]))}
+    return record if due.items() <= record.items() else None
+
+
 def train(plan: dict, regime: str, size: str, seed: int) -> None:
     """Train one run, in a process of its own."""
-    shape = next(Size(**shape) for shape in plan["sizes"] if shape["name"] == size)
     data, folder = load(plan["folder"] / regime), run_folder(plan, regime, size, seed)
-    loop.train(data, shape, seed, settings(plan["regimes"][regime]), folder)
+    loop.train(data, shape_of(plan, size), seed, settings(plan["regimes"][regime]), folder)
 
 
 def train_all(plan: dict, folder: Path, until: float) -> None:
@@ -112,13 +123,12 @@ def train_all(plan: dict, folder: Path, until: float) -> None:
 
     At `until` all save and stop.
     """
-    waiting = [run for run in plan["runs"] if not (run_folder(plan, *run) / "result.json").is_file()]
-    genes = {name: part["genes"] for name, part in plan["regimes"].items()}
-    shapes, running = {shape["name"]: Size(**shape) for shape in plan["sizes"]}, {}
+    waiting = [run for run in plan["runs"] if not finished(plan, *run)]
+    genes, running = {name: part["genes"] for name, part in plan["regimes"].items()}, {}
     program = [sys.executable, __file__, "--study", plan["study"], "train"]
 
     def small(run):
-        return shapes[run[1]].parameters(genes[run[0]]) < SMALL
+        return shape_of(plan, run[1]).parameters(genes[run[0]]) < SMALL
 
     try:
         while (waiting or running) and time.monotonic() < until:
@@ -154,10 +164,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
     """Write runs.csv: every run that has finished, with the baselines of its regime's validation cells."""
     rows = []
     for regime, size, seed in plan["runs"]:
-        result = run_folder(plan, regime, size, seed) / "result.json"
-        if result.is_file():
+        if record := finished(plan, regime, size, seed):
             known = io.read_json(plan["folder"] / regime / "baselines.json")["validation"]
-            record = {name: value for name, value in io.read_json(result).items() if name != "versions"}
+            record = {name: value for name, value in record.items() if name != "versions"}
             rows.append({"study": plan["study"], "regime": regime, **record, **known})
     if rows:
         write_rows(folder / "runs.csv", rows)

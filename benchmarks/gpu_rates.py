@@ -98,14 +98,14 @@ def precisions(data, part: dict, size: Size, device: torch.device) -> dict[str, 
 
 def correctness(plan: dict, path: Path, device: torch.device) -> None:
     """Write correctness.json; a device that does not compute what a CPU does ends the call with one sentence."""
-    if path.is_file():
+    if path.is_file() and io.read_json(path)["torch"] == stamp(device)["torch"]:
         return
     shapes = PUBLISHED["XS"], Size("padded", 1020, 2, 12, 4)
     errors = {f"width {size.d}": agreement(size, device) for size in shapes}
     if not max(errors.values()) < TOLERANCE:
         raise io.InputError(f"float32 on {name_of(device)} is wrong by {errors}, above {TOLERANCE:g}: nothing was run.")
     regime, part = next(iter(plan["regimes"].items()))
-    size = Size(**plan["sizes"][1])
+    size = Size(**plan["sizes"][min(1, len(plan["sizes"]) - 1)])
     losses = precisions(load(plan["folder"] / regime), part, size, device)
     spread = float(np.std(losses["float32"], ddof=1))
     apart = float(np.mean(losses["bfloat16"]) - np.mean(losses["float32"]))

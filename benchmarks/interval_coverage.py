@@ -150,8 +150,8 @@ def _shares(axis, cells, name, methods, marker):
     for row in cells.itertuples():
         y = methods.index(row.method) + 0.8 * ((row.cell + 0.5) / (cells["cell"].max() + 1) - 0.5)
         share, colour = getattr(row, name), EFFECT[row.size_effect > 0]
-        reach = 1.96 * np.sqrt(share * (1 - share) / row.studies)
-        axis.plot([100 * (share - reach), min(100, 100 * (share + reach))], [y, y], color=colour, linewidth=0.6)
+        low, high = proportion_confint(round(share * row.studies), row.studies, method="wilson")
+        axis.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=0.6)
         axis.plot(100 * share, y, marker[row.design], color=colour, markersize=3.5, markeredgewidth=0.7, zorder=4,
                   markerfacecolor="white" if row.truth == "no floor" else colour)  # fmt: skip
 

@@ -29,7 +29,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.data import panel, simulate
-from lib.fit.intervals import headline_ends
+from lib.fit.intervals import columns_of
 from lib.fit.law import Status
 from lib.fit.summary import fit_laws
 from lib.model.sizes import BUDGETS
@@ -110,15 +110,14 @@ def law(runs):
     metric = UNIT[kind.split(",")[0]]
     table = runs.rename(columns={name: f"{metric}{end}" for name, end in LOSSES.items()}).assign(regime="known")
     fitted = fit_laws(table, 100, 0, metrics=(metric,))["known"][metric]
-    low, high = headline_ends(fitted, "c")
-    limit = fitted["budget"].get("limit", {})
-    limit_low, limit_high = headline_ends(limit, "c") if limit else (None, None)
-    first = runs.iloc[0]
+    limit, first = fitted["budget"].get("limit", {}), runs.iloc[0]
+    ends, of_limit = columns_of(fitted), columns_of(limit) if limit else {}
     return {
         "replicate": first["replicate"], "objective": kind, "code_version": first["code_version"],
-        "status": fitted["status"], "alpha": fitted["alpha"], "c": fitted["c"], "low": low, "high": high,
+        "status": fitted["status"], "alpha": fitted["alpha"], "c": fitted["c"], "low": ends["c_low"],
+        "high": ends["c_high"],
         "half": fitted["budget"].get("half", {}).get("c"), "limit": limit.get("c"), "limit_status": limit.get("status"),
-        "limit_low": limit_low, "limit_high": limit_high, "best": runs["loss"].min(),
+        "limit_low": of_limit.get("c_low"), "limit_high": of_limit.get("c_high"), "best": runs["loss"].min(),
         "converged": (runs["convergence"] == "converged").mean(),
         **first[["exact", "realised", "family", "cells_train"]], "seconds": runs["seconds"].sum(),
     }  # fmt: skip

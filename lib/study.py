@@ -158,6 +158,10 @@ class Census(Strict):
         if self.version is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.version):
             dated = "is not a dated release such as 2025-11-08; moving names cannot be rerun"
             raise ValueError(f"version {self.version!r} {dated}")
+        by = self.sample.by if self.sample else "donor_id"
+        if self.simulate and (self.filter or self.tissues or by not in ("donor_id", "dataset_id")):
+            raise ValueError("a simulated census is taken whole, its floor is that of all cells; drop filter, tissues "
+                             "and sample, or sample by donor_id or dataset_id")  # fmt: skip
         of_files = [key for key in ("donor", "dataset", "tissue", "genes") if key in self.model_fields_set]
         if of_files and not self.sources:
             raise ValueError(f"{of_files[0]} is of user files, under h5ad or files; leave it out")
@@ -321,10 +325,6 @@ class Given(Strict):
     columns: dict[str, str] = {}  # its columns under the names of runs.csv, {theirs: ours}
     regimes: dict[str, dict[str | int, Text]] = {}  # regimes by the values of one column, {column: {value: regime}}
     gene_mean_mse: dict[Text, Positive] = {}  # loss of predicting each gene's mean where it is known, {regime: loss}
-
-    @property
-    def path(self) -> Path:
-        return io.ROOT / self.table
 
 
 class Study(Strict):

@@ -195,10 +195,10 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     expected = {"counts of a cell": 5, "training cells": 2, "parameters": 1, "updates": 3}
     assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
     assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
-    assert all(name in found.verdict for name in expected) and "more seeds" not in found.verdict
+    assert all(name in found.verdict for name in expected)
     steps = found.steps.assign(points_low=-3.0, points_high=[-1.0, 1.0, 1.0, 1.0])
     assert conditions.Bought("", steps).verdict.endswith("none of them, and below for: parameters.")
-    assert conditions.Bought("", steps.assign(points_high=1.0)).verdict.endswith("more seeds would tell.")
+    assert "one seed" in conditions.Bought("", steps.assign(points_low=np.nan, points_high=np.nan)).verdict
     assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
     one = runs[runs["size"] == "d64"].assign(validation_mse_half=np.nan)
     assert conditions.bought(one[one["regime"] == one["regime"].iloc[-1]]).steps is None

@@ -152,7 +152,11 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     data, settings = gpu.load(study.folder("data-rich")), study.training("data-rich")
     for size in study.sizes:  # 03_train finds these runs and would not train them again
         assert runs.loc[size.name, "fingerprint"] == loop.fingerprint(data, size, 7, settings)
-    gpu.table(gpu.read_plan("small"), results)
+    plan = gpu.read_plan("small")
+    gpu.table(plan, results)
+    assert all(gpu.finished(plan, *run) for run in plan["runs"])
+    plan["regimes"]["data-rich"]["train"]["learning_rate"] *= 2
+    assert not any(gpu.finished(plan, *run) for run in plan["runs"]), "runs of an earlier plan would be taken for new"
     laws = io.read_json(results / "laws.json")
     assert laws["data-rich"]["validation_mse"]["status"] == "too few sizes" and (results / "loss.svg").is_file()
 

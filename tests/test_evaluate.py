@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lib import io
-from lib.data import panel, simulate
+from lib.data import panel
 from lib.fit import runs
 from lib.io import write_json
 from lib.study import parse_study
@@ -22,10 +22,9 @@ def done(tmp_path_factory):
     regimes = {"squares": {"genes": 24, "cells": 500}}
     regimes["counts"] = regimes["squares"] | {"train": {"objective": "negative_binomial"}}
     study = parse_study(conftest.TINY | {"regimes": regimes, "genes_from": "squares", "seeds": [7]}, "tiny")
-    truth = simulate.truth(study.census.simulate)
     for regime in regimes:
         adata = panel.read(panel.build(study, regime))
-        write_json(study.folder(regime) / "baselines.json", baselines.measure(adata, truth))
+        baselines.record(study, regime, adata)
         for size in study.sizes:
             folder = study.run_folder(regime, size.name, 7)
             loop.train(panel.arrays(adata), size, 7, study.training(regime), folder)
@@ -40,14 +39,21 @@ def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_t
     for change in ({"cells_seen": 10**6}, {"learning_rate": 1e-4}, {"dropout": 0.5}):
         edited = study.model_copy(update={"train": study.train.model_copy(update=change)})
         assert set(runs.collect(edited)["status"]) == {"interrupted"}
-    path = study.run_folder("squares", "small", 7) / "result.json"
-    record = io.read_json(path)
-    write_json(path, {name: value for name, value in record.items() if name != "recipe"})  # of earlier code
-    states = runs.collect(study.model_copy(update={"train": study.train.model_copy(update={"batch": 9})}))["status"]
-    assert set(states) == {"interrupted"} and set(runs.collect(study)["status"]) == {"ok"}
-    write_json(path, record)
     heads = study.model_copy(update={"sizes": [replace(size, heads=4) for size in study.sizes]})
     assert set(runs.collect(heads)["status"]) == {"interrupted"}
+    thinned = study.regimes | {"counts": study.regimes["counts"].model_copy(update={"thin": 0.5})}
+    states = runs.collect(study.model_copy(update={"regimes": thinned})).groupby("regime")["status"].agg(set)
+    assert dict(states) == {"squares": {"ok"}, "counts": {"interrupted"}}
+
+
+def test_results_on_an_earlier_panel_are_not_compared_with_baselines_of_the_present_one(done):
+    study, _ = done
+    path = study.folder("counts") / "baselines.json"
+    content = io.read_json(path)
+    write_json(path, content | {"panel": content["panel"] | {"digest": "of other cells"}})
+    states = runs.collect(study).groupby("regime")["status"].agg(set)
+    write_json(path, content)
+    assert dict(states) == {"squares": {"ok"}, "counts": {"interrupted"}}
 
 
 def test_a_regime_that_01_data_has_not_run_for_takes_no_other_with_it(done):
@@ -132,3 +138,6 @@ def test_a_probe_finds_cell_types_on_new_donors_and_scores_them_as_scikit_learn_
     confusion = np.zeros((5, 5))
     np.add.at(confusion, (true, predicted), 1)
     assert evaluate.macro_f1(confusion) == pytest.approx(f1_score(true, predicted, average="macro"))
+    values, labels = np.arange(40.0)[:, None], np.array(["a", "b"]).repeat(20)
+    one = evaluate._score(np.tile(values, (2, 1)), np.tile(labels, 2), 40, ["a", "b"], np.zeros(40))
+    assert one["f1"] > 0.9 and np.isnan([one["low"], one["high"]]).all(), "one donor says nothing about others"

@@ -188,6 +188,8 @@ def test_choices_change_the_law_as_stated(rich):
     left_out = refits.loc[refits.index.str.startswith("without"), "alpha"]
     assert (round(left_out.min(), 2), round(left_out.max(), 2)) == (0.42, 0.55)
     assert refits.loc["final loss", "c"] > refits.loc["least squares", "c_high"]
+    few = rich.assign(final_val_mse=rich["final_val_mse"].where(rich["size"].isin(["XS", "S"])))
+    assert published.refits(few).set_index("fit").loc["final loss", "status"] == "too few sizes"
 
 
 def test_two_sizes_or_none_leave_the_tables_empty_rather_than_broken(table):
@@ -260,6 +262,7 @@ def test_tables_of_spreadsheets_and_of_tracking_services_are_read(given_table, t
     ("1.25", "1,25", "line 3 has more values than there are columns"),
     ("crashed", "gone", "line 3: status is 'gone'"), ("1.6451", "inf", "has no run of status ok"),
     ("size", "model", "no column size"), ("status", "gene_mean_mse", "line 2: gene_mean_mse is 'finished'"),
+    ("status", "parameters_without_embeddings", "line 2: parameters_without_embeddings is 'finished'"),
     ("status", "convergence", "line 2: convergence is 'finished'"), ("status", "seed", "column seed more than once"),
     (ROWS.partition("\n")[2], "", "no row"),
 ])  # fmt: skip

@@ -385,7 +385,7 @@ def test_the_small_census_study_goes_from_cells_drawn_on_a_server_to_laws(projec
     assert not proxy.requests and not (project / "data").exists()
     study = load_study("small")
     adata = panel.read(panel.build(study, "data-rich"))
-    io.write_json(study.folder("data-rich") / "baselines.json", baselines.measure(adata))
+    baselines.record(study, "data-rich", adata)
     for size in study.sizes:
         for seed in study.seeds_for(size.name):
             folder = study.run_folder("data-rich", size.name, seed)

@@ -36,6 +36,7 @@ REFUSED = [
     ("census: {uri: a, donor: patient}", "donor is of user files"),
     ("train: {objective: negative_binomial, library_size: panel}", "set library_size: transcriptome"),
     ("census: {version: latest}", "not a dated release"),
+    ("census: {simulate: {cells: 600, genes: 60}, tissues: [lung]}", "its floor is that of all cells"),
     ("sizes: [XXL]", "'XXL' is not a size (did you mean XL?)"),
     ("sizes: [{d: 10, layers: 1, heads: 3}]", "not a multiple of heads = 3"),
     ("sizes: [XS, XS]", "sizes lists xs more than once"),

@@ -55,6 +55,7 @@ ADVICE = {
     "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
     "Not a gzipped file": "it is not packed: take the .gz off its name",
     "No read method": "a newer anndata wrote it: update anndata here, or leave that column out there",
+    "required datasets": "CellBender's remove_background.downstream reads such files, to be written as .h5ad",
     "more than one genome": "write the cells of one species to a file of their own",
     "": "if other programs cannot read it either, it is damaged: copy or download it again",
 }
@@ -282,13 +283,7 @@ def _whole(counts):
 def _read_tenx(path):
     import scanpy
 
-    try:
-        return scanpy.read_10x_h5(path, gex_only=False)
-    except Exception as error:
-        if not isinstance(error.__cause__, KeyError):
-            raise
-        step = "CellBender's cellbender.remove_background.downstream reads such files, to be written as .h5ad"
-        raise InputError(f"{shown(path)} has no {error.__cause__}, which 10x's files have; {step}.") from None
+    return scanpy.read_10x_h5(path, gex_only=False)
 
 
 def _read_folder(path):

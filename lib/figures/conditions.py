@@ -231,7 +231,8 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
     shade, marks = style.shades(sizes["features"]), style.markers(sizes["features"])
     for row in sizes.itertuples():
         bars = style.BARS | {"fmt": marks[row.features], "color": shade[row.features], "capsize": 1.5}
-        keys[row.features] = axis.errorbar(row.loss, row.f1, [[row.f1 - row.low], [row.high - row.f1]], **bars)
+        reach = np.maximum([[row.f1 - row.low], [row.high - row.f1]], 0)
+        keys[row.features] = axis.errorbar(row.loss, row.f1, reach, **bars)
     lines = {"principal components": BASELINES["pca"][1], "all genes": GENE_MEAN}
     for row in table[table["loss"].isna()].itertuples():
         axis.axhline(row.f1, **RULE, **lines[row.features])

@@ -191,7 +191,7 @@ def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | Note:
     regime, means = view
     figure = Figure(style.SINGLE, 76)
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    shown = means[means["excess"] > 0]
+    shown = means[means["excess"] > means["excess"].max() / 100]  # two decades; the others lie below the axis
     bars = style.BARS | {"capsize": 1.5, "color": style.colours([regime])[regime]}
     above.errorbar(shown["parameters"], shown["excess"], 1.96 * shown["se"], **bars)
     above.plot(means["parameters"], means["fitted"], color=bars["color"], linewidth=1)
@@ -200,11 +200,10 @@ def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | Note:
     above.set(title=style.title(regime), ylabel="loss above the floor, L − c", xscale="log", yscale="log")
     below.set(xlabel=style.PARAMETERS, ylabel="residual")
     if len(shown):
-        # Two decades at most, and not where the law, or half a bar, goes to nothing.
-        above.set_ylim(bottom=max(shown["excess"].min() / 2, shown["excess"].max() / 100))
+        above.set_ylim(bottom=shown["excess"].min() / 2)  # not where the law, or half a bar, goes to nothing
     of = f"{len(shown)} of {counted(len(means), 'size')}"
     return style.settle(
         figure,
-        f"Mean loss above the fitted floor, of the {of} that lie above it, with the law; below, what it misses. Bars: "
-        "95 %, as far as the error of a mean is known.",
+        f"Mean loss above the fitted floor, of the {of} that lie well above it, with the law; below, what it misses. "
+        "Bars: 95 %, as far as the error of a mean is known.",
     )

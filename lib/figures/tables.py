@@ -156,7 +156,8 @@ def forms(table: pd.DataFrame) -> Table | Note:
                "loso_rmse": "leave-one-size-out error", "lack_of_fit": "lack of fit (p)"}  # fmt: skip
     caption = (
         "Forms of the law compared: AICc above the best form of the regime, the root mean square error of predicting "
-        "the mean of a size that was left out, and whether sizes scatter about the law by more than their seeds."
+        "the mean of a size that was left out, and whether sizes scatter about the law by more than their seeds, "
+        "whose variance is pooled: one size of unlike seeds hides it."
     )
     shown = table.assign(delta_aicc=_fixed(table["delta_aicc"]))
     return plain(shown, columns, 3, caption, raw=table)

@@ -148,7 +148,8 @@ def bounded(data: Ladder, uninformed: float) -> dict:
     found = optimize.minimize_scalar(rss, bounds=floors[[least - 1, least + 1]], method="bounded")
     df = len(d) - 3
     rim = found.fun + stats.f.ppf(LEVEL, 1, df) * max(found.fun / df, data.known_variance)
-    outside = {"low": floors[:least][scores[:least] > rim], "high": floors[least:][scores[least:] > rim]}
+    above = floors > found.x
+    outside = {"low": floors[~above & (scores > rim)], "high": floors[above & (scores > rim)]}
     low = optimize.brentq(lambda E: rss(E) - rim, outside["low"][-1], found.x) if len(outside["low"]) else -np.inf
     high = optimize.brentq(lambda E: rss(E) - rim, found.x, outside["high"][0]) if len(outside["high"]) else np.inf
     ends = {"alpha": [-np.inf, np.inf], "c": with_cells(found.x, low, high, data)}

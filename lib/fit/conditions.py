@@ -258,11 +258,11 @@ class Bought:
         """Which steps are told from nothing, in one sentence; empty without steps."""
         if self.steps is None:
             return ""
+        if self.steps["points_low"].isna().all():
+            return "With one seed of each size no step has an interval."
         names = self.steps["twice_the"]
         above, below = names[self.steps["points_low"] > 0], names[self.steps["points_high"] < 0]
         more = f", and below for: {', '.join(below)}" if len(below) else ""
-        if not (len(above) or len(below)):
-            more = "; more seeds would tell"
         return f"The interval lies above 0 for: {', '.join(above) or 'none of them'}{more}."
 
 

@@ -106,17 +106,15 @@ def brief(ladder: Ladder) -> dict:
     return {"alpha": law.alpha, "c": law.c, "status": law.status, "intervals": intervals}
 
 
-def headline_ends(law: dict, quantity: str) -> tuple[float | None, float | None]:
-    """Headline interval of `alpha` or `c` in an entry of laws.json; None for an end that does not exist."""
-    return tuple(law["intervals"].get(HEADLINE, {}).get(quantity, (None, None)))
-
-
 def columns_of(law: dict) -> dict:
-    """alpha and c of an entry of laws.json with their headline intervals, as the columns of a table of laws."""
+    """alpha and c of an entry of laws.json with their headline intervals, as the columns of a table of laws.
+
+    None for an end that does not exist.
+    """
     columns = {}
     for name in ("alpha", "c"):
-        columns[name] = law[name]
-        columns[f"{name}_low"], columns[f"{name}_high"] = headline_ends(law, name)
+        low, high = law["intervals"].get(HEADLINE, {}).get(name, (None, None))
+        columns |= {name: law[name], f"{name}_low": low, f"{name}_high": high}
     return columns
 
 

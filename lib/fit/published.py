@@ -86,6 +86,7 @@ def refits(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _refit(runs):
+    runs = usable(runs, "validation_mse")  # the final losses may be of some
     if runs["parameters"].nunique() < 3:
         return {"status": Status.TOO_FEW_SIZES}
     law = brief(ladder(runs))

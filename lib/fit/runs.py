@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from lib import io
-from lib.data import readers
+from lib.data import panel, readers
 from lib.io import InputError
-from lib.model.sizes import BUDGETS, OUTPUTS, PUBLISHED, recipe
+from lib.model.sizes import BUDGETS, PUBLISHED, recipe
 from lib.study import SPLITS, Study
 
 LOSSES = [f"{split}_{unit}" for unit in ("mse", "nll") for split in SPLITS[1:]]
@@ -29,7 +29,7 @@ COLUMNS = [
     "cells_per_second", "device", "status", "reason", "code_version",
 ]  # fmt: skip
 
-WHOLE = ("parameters", "genes", "cells_train", "cells_seen", "updates")
+WHOLE = ("parameters", "parameters_without_embeddings", "genes", "cells_train", "cells_seen", "updates")
 """Columns of whole numbers from 1."""
 MEASURED = ("_mse", "_nll", "_bits", "_se", "_donors", *(f"_{budget}" for budget in BUDGETS))
 """How the columns end that were measured: losses, their errors, baselines, earlier budgets."""
@@ -77,13 +77,11 @@ def _row(study, regime, size, seed):
     record = io.read_json(folder / "result.json") if (folder / "result.json").is_file() else None
     if record is None:
         return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
-    due = {"genes": settings.genes, "recipe": recipe(shape, training)}
-    if "recipe" not in record:  # of before it was recorded
-        due = {name: getattr(training, name) for name in ("updates", "objective", "optimiser", "batch")}
-        due["parameters"] = shape.parameters(settings.genes, OUTPUTS[training.objective])
-    if record["status"] == "ok" and any(record[name] != value for name, value in due.items()):
-        return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
     measured = io.read_json(study.folder(regime) / "baselines.json")
+    made, due = measured.get("panel", {}), {"recipe": recipe(shape, training)}
+    due["panel"] = made.get("digest") if made.get("study_settings") == panel.settings_of(study, regime) else None
+    if record["status"] == "ok" and not due.items() <= record.items():
+        return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
     return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}
 
 
@@ -94,7 +92,7 @@ def given(study: Study) -> pd.DataFrame:
     InputError: it lacks a column or value that the fit needs, or has something else where a number or status belongs.
     """
     source, here = study.runs, f"params/{study.name}.yaml"
-    written = readers.table(source.path)
+    written = readers.table(io.ROOT / source.table)
     table = written.rename(columns={"State": "status", "state": "status"} | source.columns)
     readers.check_once(f"{source.table} has column", table.columns, table.columns.duplicated(), "rename or drop one")
     needed = {*(source.regimes or ["regime"]), "size", "seed", "parameters", "validation_mse"}
@@ -139,7 +137,8 @@ def _width(run):
 
 def _numbers(table, name, commas):
     """The table with numbers for text; `commas`: its decimals may have them, and if one has, a point is no decimal."""
-    read = [column for column in COLUMNS if column in WHOLE or column == "thin" or column.endswith(MEASURED)]
+    others = ("thin", "training_flops_per_cell")
+    read = [column for column in COLUMNS if column in (*WHOLE, *others) or column.endswith(MEASURED)]
     strict = table.columns.intersection(read)
     commas = commas and any(table[column].str.contains(",").any() for column in strict)
     for column in table.columns.difference(["regime", "size", "status"]):

@@ -172,7 +172,7 @@ def relative(study: Study, path: Path) -> str:
 def sources(study: Study) -> list[Path]:
     """The files that a study names, user files or its table of runs."""
     if study.runs:
-        return [study.runs.path]
+        return [io.ROOT / study.runs.table]
     if not study.census.sources:
         return []
     from lib.data import user_files

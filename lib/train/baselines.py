@@ -12,8 +12,10 @@ import pandas as pd
 from scipy import stats
 from scipy.special import log_ndtr
 
+from lib import io
 from lib.data import panel, simulate
 from lib.io import TARGET
+from lib.study import Study
 
 ROWS = 10_000  # training cells held in float64 at a time
 HELD_OUT = 2000  # held-out cells whose errors at every masked gene are held at a time
@@ -39,6 +41,15 @@ class Pca:
     deviation: np.ndarray  # (genes,)
     loadings: np.ndarray  # (genes, components)
     noise: float  # variance of what the components leave over
+
+
+def record(study: Study, regime: str, adata) -> dict[str, dict]:
+    """What `measure` gives of a regime's panel, written to its baselines.json with the panel that it is of."""
+    truth = simulate.truth(study.census.simulate) if study.census.simulate else None
+    measured = measure(adata, truth)
+    made = {"digest": panel.digest(panel.arrays(adata)), "study_settings": panel.settings_of(study, regime)}
+    io.write_json(study.folder(regime) / "baselines.json", measured | {"panel": made})
+    return measured
 
 
 def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:

@@ -239,8 +239,9 @@ def probe(study, runs: pd.DataFrame) -> pd.DataFrame | None:
 
     Of the study's first regime in `runs`, the table of `lib.fit.runs.collect`; a model's features are the mean of its
     last tokens with no gene hidden. The table has features (a size, `principal components` or `all genes`), parameters
-    and loss (validation MSE) of a size, f1, and low and high, its 95 % interval over held-out donors. None where fewer
-    than two labels of cells are known, or that regime has no finished run here.
+    and loss (validation MSE) of a size, f1, and low and high, its 95 % interval over held-out donors (percentiles of a
+    bootstrap; NaN for one donor). None where fewer than two labels of cells are known, or that regime has no finished
+    run here.
     """
     regime = next(iter(study.regimes), None)
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")].sort_values(["parameters", "seed"])
@@ -313,6 +314,8 @@ def _score(values, labels, trained, types, donor):
     np.add.at(confusion, (of, true, predicted), 1)
     times = np.random.default_rng(0).multinomial(len(donors), [1 / len(donors)] * len(donors), RESAMPLES)
     low, high = np.quantile(macro_f1(np.tensordot(times, confusion, 1)), (0.025, 0.975))
+    if len(donors) < 2:
+        low = high = np.nan
     return {"f1": float(macro_f1(confusion.sum(0))), "low": low, "high": high}
 
 

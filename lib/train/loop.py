@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lib import io
+from lib.data import panel
 from lib.io import InputError
 from lib.model import transformer
 from lib.model.sizes import BUDGETS, OUTPUTS, Size, recipe
@@ -40,6 +41,7 @@ def train(data, size: Size, seed: int, settings, folder: Path, progress: Callabl
     identity, result = fingerprint(data, size, seed, settings), folder / "result.json"
     with FileLock(folder / ".lock"):
         if result.is_file() and io.read_json(result)["fingerprint"] == identity:
+            machine.forget(folder)  # checkpoints, where the end of the run was cut short
             return io.read_json(result)
         machine.check_memory(size, data.x.shape[1], machine.device().type)
         for left in (result, *folder.glob(".partial-*")):  # of other settings; of processes that were killed
@@ -91,7 +93,7 @@ class Run:
         self.device = machine.device()
         self.genes, self.k = data.x.shape[1], data.masks["validation"].shape[-1]
         torch.set_num_threads(size.threads(self.genes))
-        self.cells, self.held, self.donor = machine.Cells(data, settings, seed, self.device), data.held, data.donor
+        self.data, self.cells = data, machine.Cells(data, settings, seed, self.device)
         self.unit, self.loss = transformer.UNITS[settings.objective], transformer.LOSSES[settings.objective]
         self.at_once = machine.cells_at_once(size, self.genes, settings.batch, self.device.type)
         torch.manual_seed(seed)
@@ -114,8 +116,7 @@ class Run:
         with io.atomic(self.folder / "weights.safetensors") as partial:
             partial.write_bytes(self.weights())
         io.write_json(self.folder / "result.json", record)
-        for path in machine.checkpoints(self.folder):
-            io.remove(path)
+        machine.forget(self.folder)
         return record
 
     def advance(self, progress: Callable) -> None:
@@ -291,7 +292,7 @@ class Run:
         if self.settings.report == "best":
             means["validation_mse"] = min(point["validation_mse"] for point in self.history)
         ok = math.isfinite(self.last_loss) and all(map(math.isfinite, means.values()))
-        donors, errors = {split: self.donor[rows] for split, rows in self.held.items()}, {}
+        donors, errors = {split: self.data.donor[rows] for split, rows in self.data.held.items()}, {}
         for name, losses in exact.items():
             of = machine.errors_of_mean(losses, donors[name.rpartition("_")[0]])
             errors |= dict(zip((f"{name}_se", f"{name}_donor_se"), of, strict=True))
@@ -312,6 +313,7 @@ class Run:
         """What was trained, how and where."""
         return {
             "fingerprint": self.identity,
+            "panel": panel.digest(self.data),
             "recipe": recipe(self.size, self.settings),
             "size": self.size.name,
             "seed": self.seed,
@@ -361,8 +363,7 @@ class Run:
         """
         saved = machine.load_checkpoint(self.folder, self.device)
         if saved and saved["identity"] != self.identity:
-            for path in machine.checkpoints(self.folder):
-                io.remove(path)
+            machine.forget(self.folder)
         elif saved:
             self.set_state(saved["state"])
             for name in PROGRESS:
@@ -370,16 +371,10 @@ class Run:
 
 
 def fingerprint(data, size: Size, seed: int, settings) -> str:
-    """Digest of all that decides a run's numbers: panel, split, donors, masks, recipe, seed, TRAIN_NUMERICS."""
-    digest = hashlib.sha256()
-    truth = () if settings.objective == "mse" else (data.counts, data.library)
-    donors = [np.unique(data.donor[rows], return_inverse=True)[1] for rows in data.held.values()]
-    for array in (data.x, *truth, data.train, *data.held.values(), *donors, *data.masks.values()):
-        digest.update(np.ascontiguousarray(array))
+    """Digest of all that decides a run's numbers: panel, recipe, seed, TRAIN_NUMERICS."""
     torch_version = torch.__version__.partition("+")[0]  # without its build: a run may go on or be fitted elsewhere
-    words = [io.TRAIN_NUMERICS, recipe(size, settings), seed, torch_version]
-    digest.update(repr(words).encode())
-    return digest.hexdigest()
+    words = [io.TRAIN_NUMERICS, panel.digest(data), recipe(size, settings), seed, torch_version]
+    return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 @contextmanager

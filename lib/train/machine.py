@@ -133,6 +133,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"))
 
 
+def forget(folder: Path) -> None:
+    """Remove all checkpoints in a folder."""
+    for path in checkpoints(folder):
+        io.remove(path)
+
+
 def errors_of_mean(losses: np.ndarray, donor: np.ndarray) -> tuple[float | None, float | None]:
     """Standard errors of the mean loss of cells, (cells,): over cells, and over their donors; None where there is one.
 
