@@ -13,7 +13,7 @@ from lib.fit.law import Status
 from lib.fit.summary import fit_laws, intervals_table, laws_table
 
 FLOOR = 0.13
-GOLDEN = [11, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
+GOLDEN = [12, 1.4647, 1.3458, 1.4962, 1.4664, 0.1292, 0.1192, 0.1357]
 """FIT_NUMERICS; floors of the published runs with their interval, of the bounded form, and in the limit of budgets."""
 
 
