@@ -33,7 +33,7 @@ def matched(view: Matched) -> Figure | Note:
     columns = baseline_columns(view.metric)
     levels = runs.groupby("cells_train")[list(columns.values())].mean()
     ends += _baselines(losses, levels.set_axis(columns, axis=1))
-    losses.set(title="Loss at equal updates", xlabel="training cells (number)", ylabel=loss_label(view.metric),
+    losses.set(title="Loss at the best budget", xlabel="training cells (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     gains = view.gains
     saved.errorbar(gains["cells_train"], gains["gain"], gains["reach"], color=style.INK, **style.BARS)
@@ -44,7 +44,8 @@ def matched(view: Matched) -> Figure | Note:
     return style.settle(
         figure,
         f"Left: loss against training cells, all else equal: {counted(len(runs) + len(few), 'run')} of "
-        f"{runs['size'].nunique()} sizes. Right: what the best size saves against the smallest one.",
+        f"{runs['size'].nunique()} sizes, each at the best of its budgets. Right: what the best size saves against the "
+        "smallest one.",
         keys if len(few) else {},
         {losses: ends},
     )

@@ -15,6 +15,7 @@ from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.law import Status
 from lib.fit.runs import BASELINES, baseline_columns, headline, levels, sees_context, usable
 from lib.io import InputError
+from lib.model.sizes import BUDGETS
 
 METRIC = "validation_mse"
 EQUAL = ["genes", "panel_of", "cells_seen", "protocol", "optimiser", "batch", "split_seed"]
@@ -30,7 +31,8 @@ class Matched:
     """Everything equal but the training cells: does the gain from size vanish because cells are few?
 
     An additive joint law says by construction that size gains as much at any number of cells, so the claim is tested
-    without it first: the loss that size saves at each number of cells, and its trend.
+    without it first: the loss that size saves at each number of cells, and its trend. Every size has the loss of the
+    best of its budgets: where cells are few, longer training undoes what size gains, and no joint law has that in it.
     """
 
     sentence: str
@@ -62,7 +64,7 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
 
     InputError: the regimes differ in more than the training cells.
     """
-    rows = usable(table, metric).assign(loss=lambda rows: rows[metric].astype(float))
+    rows = usable(table, metric).assign(loss=lambda rows: at_best_budget(rows, metric))
     rows = _first_regimes(rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)])
     rows = rows.sort_values("parameters")
     for column in [*EQUAL, "objective"]:
@@ -73,6 +75,14 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
             )
     few = rows["donors"].notna()
     return rows[~few], rows[few]
+
+
+def at_best_budget(rows: pd.DataFrame, metric: str = METRIC) -> pd.Series:
+    """Loss of each run at the budget that is best, in the mean over seeds, for its size in its regime."""
+    budgets = rows[[metric, *(f"{metric}_{name}" for name in BUDGETS)]].astype(float)
+    means = budgets.groupby([rows["regime"], rows["size"]]).transform("mean").fillna(np.inf)
+    best = budgets.to_numpy()[np.arange(len(rows)), means.to_numpy().argmin(axis=1)]
+    return pd.Series(best, rows.index).fillna(budgets[metric])
 
 
 def _first_regimes(rows):
@@ -246,7 +256,7 @@ class Bought:
 
     The share can be compared where losses cannot: it grows with parameters, training cells, counts and updates. Each
     step is the last one that was measured, all else at its largest, divided by its doublings; at each number of cells
-    or counts it is the best size that counts, because a size that overfits few cells makes more of them look better.
+    or counts the best size counts, at the best of its budgets: overfitting few cells makes more of them look better.
     """
 
     sentence: str = "Without the gene mean's error nothing can be said of what more would buy."
@@ -280,12 +290,12 @@ def bought(table: pd.DataFrame) -> Bought:
     largest, steps = rows[same.all(axis=1)], []
     for column, name in TWICE.items():
         sizes, beside = column == "parameters", same.drop(columns={column, "parameters"}).all(axis=1)
-        line = rows[beside] if sizes else _best_sizes(rows[beside], column)
-        ends = line.groupby(column)[["explained", "untrained"]].agg(["mean", "size"]).tail(2)
+        line, of = (rows[beside], "explained") if sizes else (_best_sizes(rows[beside], column), "at_best")
+        ends = line.groupby(column)[[of, "untrained"]].agg(["mean", "size"]).tail(2)
         if len(ends) == 2:
             compared = rows[beside & (sizes | rows[column].isin(ends.index))]
-            reach = _reach(compared, "explained") * np.sqrt((1 / ends["explained", "size"]).sum())
-            gain, baseline = (ends[of, "mean"].diff().iloc[-1] for of in ("explained", "untrained"))
+            reach = _reach(compared, of) * np.sqrt((1 / ends[of, "size"]).sum())
+            gain, baseline = (ends[name, "mean"].diff().iloc[-1] for name in (of, "untrained"))
             steps.append((name, *ends.index, gain, reach, np.nan if sizes else baseline))
     if (second := largest["second_half"]).notna().all():
         most, beside = largest["updates"].max(), rows[same[["cells_train", "depth"]].all(axis=1)]
@@ -302,7 +312,7 @@ def bought(table: pd.DataFrame) -> Bought:
 
 def _best_sizes(rows, column):
     """Of every value of `column` the runs of the size that explains most."""
-    means = rows.groupby([column, "parameters"])["explained"].mean()
+    means = rows.groupby([column, "parameters"])["at_best"].mean()
     best = means.groupby(column).idxmax()
     return rows[pd.MultiIndex.from_frame(rows[[column, "parameters"]]).isin(best)]
 
@@ -325,6 +335,7 @@ def _like_the_largest(table):
     rows = rows.assign(
         depth=rows["thin"].astype(float).fillna(1), cells_train=rows["cells_train"].astype(float).fillna(1),
         explained=1 - (rows[METRIC] / rows["gene_mean_mse"]).astype(float),
+        at_best=1 - at_best_budget(rows) / rows["gene_mean_mse"].astype(float),
         untrained=1 - rows[["pca_mse", "gaussian_mse"]].astype(float).min(axis=1) / rows["gene_mean_mse"].astype(float),
         second_half=((rows[f"{METRIC}_half"] - rows[METRIC]) / rows["gene_mean_mse"]).astype(float),
     ).dropna(subset="explained").sort_values([*TWICE][::-1], kind="stable")  # fmt: skip
