@@ -58,7 +58,7 @@ notebooks: .venv/installed
 	  $(BIN)/papermill notebooks/$$name data/demo/$$name --cwd notebooks --no-progress-bar --log-level ERROR \
 	    2> data/demo/$$name.log || { cat data/demo/$$name.log; exit 1; }; \
 	  $(NORMALISE) data/demo/$$name; mv data/demo/$$name notebooks/$$name; done
-	set -e; for study in $(notdir $(wildcard data/results/*)); do mkdir -p data/$$study/notebooks; \
+	set -e; for study in $(notdir $(wildcard data/results/*)); do test -f params/$$study.yaml || continue; mkdir -p data/$$study/notebooks; \
 	  $(BIN)/papermill notebooks/04_fit.ipynb data/$$study/notebooks/04_fit.ipynb --cwd notebooks -p study $$study \
 	    --no-progress-bar --log-level ERROR 2> data/$$study/04_fit.log || { cat data/$$study/04_fit.log; exit 1; }; \
 	  $(BIN)/python -m lib keep $$study; $(NORMALISE) data/results/$$study/*.ipynb; done

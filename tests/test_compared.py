@@ -103,6 +103,15 @@ def test_a_large_size_that_overfits_few_cells_does_not_make_more_of_them_look_be
     assert points["training cells"] == pytest.approx(expected, rel=0.05) and of_d32["training cells"] < expected
 
 
+def test_sizes_that_longer_training_makes_worse_are_compared_at_their_best_budget():
+    runs = table(apart)
+    runs["validation_mse_half"] = runs[METRIC] + np.where(runs["cells_train"] < 1000, 0.0, 0.05)
+    runs["validation_mse_eighth"] = runs[METRIC] + 0.1
+    worse = np.where(runs["cells_train"] < 1000, 0.01, 0.0) * np.log(runs["parameters"])
+    spoiled = runs.assign(validation_mse=runs[METRIC] + worse)
+    pd.testing.assert_frame_equal(conditions.matched(spoiled).gains, conditions.matched(runs).gains)
+
+
 def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():
     unlike = pd.concat([table(apart, (200, 500)), table(apart, (3000,), genes=128)])
     assert "not matched: genes" in conditions.matched(unlike).sentence and conditions.matched(unlike).gains is None
