@@ -50,10 +50,12 @@ def panels(study) -> None:
 
     regimes = {}
     for name, regime in study.regimes.items():
-        baselines.record(study, name, panel.read(panel.build(study, name)))
+        adata = panel.read(panel.build(study, name))
+        baselines.record(study, name, adata)
         packed, train = pack(study, name), study.training(name)
         print(f"{io.shown(packed)}: {packed.stat().st_size / 1e6:.1f} MB", flush=True)
         part = {"train": dict(train), "updates": train.updates, "branches": train.branches}
+        part["panel"] = panel.arrays(adata).digest
         regimes[name] = part | {"genes": regime.genes, "masked": study.masking.genes(regime.genes)}
     plan = {"study": study.name, "sizes": [asdict(size) for size in study.sizes], "regimes": regimes}
     plan |= {"runs": in_order(study), "resamples": study.fit.resamples}
@@ -106,15 +108,16 @@ def shape_of(plan: dict, size: str) -> Size:
 def finished(plan: dict, regime: str, size: str, seed: int) -> dict | None:
     """The record of a run that has ended, on the plan's panel and by its recipe; None where there is none."""
     path = run_folder(plan, regime, size, seed) / "result.json"
-    record = io.read_json(path) if path.is_file() else {}
-    known = io.read_json(plan["folder"] / regime / "baselines.json")["panel"]["digest"]
-    due = {"panel": known, "recipe": recipe(shape_of(plan, size), settings(plan["regimes"][regime]))}
+    record, part = io.read_json(path) if path.is_file() else {}, plan["regimes"][regime]
+    due = {"panel": part["panel"], "recipe": recipe(shape_of(plan, size), settings(part))}
     return record if due.items() <= record.items() else None
 
 
 def train(plan: dict, regime: str, size: str, seed: int) -> None:
     """Train one run, in a process of its own."""
     data, folder = load(plan["folder"] / regime), run_folder(plan, regime, size, seed)
+    if data.digest != plan["regimes"][regime]["panel"]:
+        raise io.InputError(f"panel.npz of {regime} is not the one of plan.json; copy both again.")
     loop.train(data, shape_of(plan, size), seed, settings(plan["regimes"][regime]), folder)
 
 

@@ -110,6 +110,10 @@ def test_sizes_that_longer_training_makes_worse_are_compared_at_their_best_budge
     worse = np.where(runs["cells_train"] < 1000, 0.01, 0.0) * np.log(runs["parameters"])
     spoiled = runs.assign(validation_mse=runs[METRIC] + worse)
     pd.testing.assert_frame_equal(conditions.matched(spoiled).gains, conditions.matched(runs).gains)
+    worse = np.where(runs["cells_train"] == 8000, 0.05, 0.0)
+    spoiled = runs.assign(validation_mse=runs[METRIC] + worse, validation_mse_half=runs[METRIC] + 0.1 * (worse == 0))
+    points, expected = (conditions.bought(of).steps.set_index("twice_the")["points"] for of in (spoiled, runs))
+    assert points["training cells"] == pytest.approx(expected["training cells"])
 
 
 def test_regimes_that_differ_in_more_than_cells_are_not_a_data_axis():
@@ -207,7 +211,7 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     assert all(name in found.verdict for name in expected)
     steps = found.steps.assign(points_low=-3.0, points_high=[-1.0, 1.0, 1.0, 1.0])
     assert conditions.Bought("", steps).verdict.endswith("none of them, and below for: parameters.")
-    assert "one seed" in conditions.Bought("", steps.assign(points_low=np.nan, points_high=np.nan)).verdict
+    assert "two seeds" in conditions.Bought("", steps.assign(points_low=np.nan, points_high=np.nan)).verdict
     assert conditions.bought(runs.assign(gene_mean_mse=np.nan)).steps is None
     one = runs[runs["size"] == "d64"].assign(validation_mse_half=np.nan)
     assert conditions.bought(one[one["regime"] == one["regime"].iloc[-1]]).steps is None

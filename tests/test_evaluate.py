@@ -41,6 +41,9 @@ def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_t
         assert set(runs.collect(edited)["status"]) == {"interrupted"}
     heads = study.model_copy(update={"sizes": [replace(size, heads=4) for size in study.sizes]})
     assert set(runs.collect(heads)["status"]) == {"interrupted"}
+    simulated = study.census.simulate.model_copy(update={"seed": 9})
+    census = study.census.model_copy(update={"simulate": simulated})
+    assert set(runs.collect(study.model_copy(update={"census": census}))["status"]) == {"interrupted"}
     thinned = study.regimes | {"counts": study.regimes["counts"].model_copy(update={"thin": 0.5})}
     states = runs.collect(study.model_copy(update={"regimes": thinned})).groupby("regime")["status"].agg(set)
     assert dict(states) == {"squares": {"ok"}, "counts": {"interrupted"}}

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,15 @@ class Arrays:
     train: np.ndarray  # int64: indices into cells
     held: dict[str, np.ndarray]  # those of every held-out split, in the order of `split.SPLITS`
     masks: dict[str, np.ndarray]  # of every held-out split, (its cells, per_cell, k) int32: the masked genes, sorted
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides a run's numbers. Counts stand for x, whose last bits differ from machine to machine."""
+        found = hashlib.sha256(repr(io.PANEL_NUMERICS).encode())
+        donors = [np.unique(self.donor[rows], return_inverse=True)[1] for rows in self.held.values()]
+        for array in (self.counts, self.library, self.train, *self.held.values(), *donors, *self.masks.values()):
+            found.update(np.ascontiguousarray(array))
+        return found.hexdigest()
 
 
 # ---------------------------------------------------------------- read
@@ -77,15 +87,6 @@ def arrays(adata) -> Arrays:
 def _arrays(x, counts, library, donor, rows, masks):
     held = {name: found for name, found in rows.items() if name != "train"}  # in the order of split.SPLITS
     return Arrays(x, counts, library, donor, rows["train"], held, {name: masks[name] for name in held})
-
-
-def digest(data: Arrays) -> str:
-    """Digest of all of a panel that decides a run's numbers. Counts stand for x, whose last bits differ by machine."""
-    found = hashlib.sha256()
-    donors = [np.unique(data.donor[rows], return_inverse=True)[1] for rows in data.held.values()]
-    for array in (data.counts, data.library, data.train, *data.held.values(), *donors, *data.masks.values()):
-        found.update(np.ascontiguousarray(array))
-    return found.hexdigest()
 
 
 def load(folder: Path) -> Arrays:
@@ -148,10 +149,12 @@ def _fingerprint(study, regime):
 
 
 def settings_of(study: "Study", regime: str) -> str:
-    """Digest of what a study file says of a regime's panel, but for the files that its counts are from."""
+    """Digest of what a study file says of a regime's panel, but for the files of counts, which may have moved since."""
     from lib.data import user_files
 
-    return user_files.fingerprint(study.panel_settings(regime), io.PANEL_NUMERICS)
+    census = study.census.model_dump(mode="json", exclude={"h5ad", "files"})
+    numerics = [io.SIMULATE_NUMERICS, io.FILES_NUMERICS, io.PANEL_NUMERICS]
+    return user_files.fingerprint([census, study.panel_settings(regime)], numerics)
 
 
 def made_by(path: Path) -> str | None:

@@ -181,8 +181,8 @@ def own_columns(study: study_file.Study) -> list[str]:
     return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
 
 
-def fingerprint(settings: Any, numerics: int) -> str:
-    """SHA-256 of settings (JSON types) and of a number that is raised when the same settings give other results."""
+def fingerprint(settings: Any, numerics: int | list[int]) -> str:
+    """SHA-256 of settings (JSON types) and of numbers that are raised when the same settings give other results."""
     return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
 
 

@@ -241,8 +241,9 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
     axis.set(xlabel=loss_label("validation_mse"), ylabel="macro F1 of cell types (no unit)")
     return style.settle(
         figure,
-        f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out donors, "
-        "against the loss of the same run. Bars: 95 % over donors. Lines: the same on features without a model.",
+        f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out cells, "
+        "against the loss of the same run. Bars: 95 % over donors, where there are several. Lines: the same on "
+        "features without a model.",
         keys,
         {axis: ends},
     )

@@ -78,11 +78,11 @@ def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, 
 
 
 def at_best_budget(rows: pd.DataFrame, metric: str = METRIC) -> pd.Series:
-    """Loss of each run at the budget that is best, in the mean over seeds, for its size in its regime."""
+    """Loss of each run at the best, in the mean over seeds, of the budgets at which all seeds of its size have one."""
     budgets = rows[[metric, *(f"{metric}_{name}" for name in BUDGETS)]].astype(float)
-    means = budgets.groupby([rows["regime"], rows["size"]]).transform("mean").fillna(np.inf)
-    best = budgets.to_numpy()[np.arange(len(rows)), means.to_numpy().argmin(axis=1)]
-    return pd.Series(best, rows.index).fillna(budgets[metric])
+    by_size = budgets.fillna(np.inf).groupby([rows["regime"], rows["size"]])
+    best = by_size.transform("mean").to_numpy().argmin(axis=1)
+    return pd.Series(budgets.to_numpy()[np.arange(len(rows)), best], rows.index)
 
 
 def _first_regimes(rows):
@@ -269,7 +269,7 @@ class Bought:
         if self.steps is None:
             return ""
         if self.steps["points_low"].isna().all():
-            return "With one seed of each size no step has an interval."
+            return "Without two seeds of a large size no step has an interval."
         names = self.steps["twice_the"]
         above, below = names[self.steps["points_low"] > 0], names[self.steps["points_high"] < 0]
         more = f", and below for: {', '.join(below)}" if len(below) else ""

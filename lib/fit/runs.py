@@ -81,7 +81,7 @@ def _row(study, regime, size, seed):
     made, due = measured.get("panel", {}), {"recipe": recipe(shape, training)}
     due["panel"] = made.get("digest") if made.get("study_settings") == panel.settings_of(study, regime) else None
     if record["status"] == "ok" and not due.items() <= record.items():
-        return {**asked, "status": "interrupted", "reason": "trained for another version of the study file"}
+        return {**asked, "status": "interrupted", "reason": "of another panel or version of the study file"}
     return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}
 
 
@@ -181,7 +181,7 @@ def histories(study: Study, regime: str) -> pd.DataFrame:
 
 
 def baselines(study: Study) -> dict:
-    """What 01_data measured, {regime: {split: {...}}}; for runs that were given, what the study file says."""
+    """What 01_data measured, {regime: {split: {...}}}, under `panel` of what; of given runs what the file says."""
     if study.runs:
         return {regime: {"validation": {"gene_mean_mse": loss}} for regime, loss in study.runs.gene_mean_mse.items()}
     if kept(study):

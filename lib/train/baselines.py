@@ -47,7 +47,7 @@ def record(study: Study, regime: str, adata) -> dict[str, dict]:
     """What `measure` gives of a regime's panel, written to its baselines.json with the panel that it is of."""
     truth = simulate.truth(study.census.simulate) if study.census.simulate else None
     measured = measure(adata, truth)
-    made = {"digest": panel.digest(panel.arrays(adata)), "study_settings": panel.settings_of(study, regime)}
+    made = {"digest": panel.arrays(adata).digest, "study_settings": panel.settings_of(study, regime)}
     io.write_json(study.folder(regime) / "baselines.json", measured | {"panel": made})
     return measured
 

@@ -16,7 +16,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lib import io
-from lib.data import panel
 from lib.io import InputError
 from lib.model import transformer
 from lib.model.sizes import BUDGETS, OUTPUTS, Size, recipe
@@ -313,7 +312,7 @@ class Run:
         """What was trained, how and where."""
         return {
             "fingerprint": self.identity,
-            "panel": panel.digest(self.data),
+            "panel": self.data.digest,
             "recipe": recipe(self.size, self.settings),
             "size": self.size.name,
             "seed": self.seed,
@@ -373,7 +372,7 @@ class Run:
 def fingerprint(data, size: Size, seed: int, settings) -> str:
     """Digest of all that decides a run's numbers: panel, recipe, seed, TRAIN_NUMERICS."""
     torch_version = torch.__version__.partition("+")[0]  # without its build: a run may go on or be fitted elsewhere
-    words = [io.TRAIN_NUMERICS, panel.digest(data), recipe(size, settings), seed, torch_version]
+    words = [io.TRAIN_NUMERICS, data.digest, recipe(size, settings), seed, torch_version]
     return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
