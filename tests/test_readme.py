@@ -489,7 +489,7 @@ def test_the_account_of_the_published_runs_has_the_fitted_numbers():
     table = given(load_study("published-runs"))
     headline = fit_laws(table, 100, 0, metrics=("validation_mse",))["data-rich"]["validation_mse"]
     low, high = headline["intervals"]["profile_size_means"]["alpha"]
-    assert f"gives 0.529, and {headline['alpha']:.2f} ({low:.2f} or more) without XXS" in TEXT
+    assert f"gives 0.529, without XXS {headline['alpha']:.2f} ({low:.2f} or more)" in TEXT
     open_end = f"alpha is {headline['alpha']:.2f} and its 95 % interval goes from {low:.2f} without an upper end"
     assert open_end in TEXT and high is None
     table = table.drop(columns="width")
