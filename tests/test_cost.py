@@ -155,8 +155,15 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     plan = gpu.read_plan("small")
     gpu.table(plan, results)
     assert all(gpu.finished(plan, *run) for run in plan["runs"])
-    plan["regimes"]["data-rich"]["train"]["learning_rate"] *= 2
-    assert not any(gpu.finished(plan, *run) for run in plan["runs"]), "runs of an earlier plan would be taken for new"
+    part = plan["regimes"]["data-rich"]
+    rate = part["train"] | {"learning_rate": 2 * part["train"]["learning_rate"]}
+    for other in ({"train": rate}, {"panel": "another"}):
+        later = plan | {"regimes": {"data-rich": part | other}}
+        assert not any(gpu.finished(later, *run) for run in plan["runs"]), (
+            "runs of an earlier plan would be taken for new"
+        )
+    with pytest.raises(io.InputError, match="copy both again"):
+        gpu.train(later, *plan["runs"][0])
     laws = io.read_json(results / "laws.json")
     assert laws["data-rich"]["validation_mse"]["status"] == "too few sizes" and (results / "loss.svg").is_file()
 

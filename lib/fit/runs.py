@@ -79,7 +79,8 @@ def _row(study, regime, size, seed):
         return {**asked, "status": "interrupted"} if (folder / "history.csv").is_file() else None
     measured = io.read_json(study.folder(regime) / "baselines.json")
     made, due = measured.get("panel", {}), {"recipe": recipe(shape, training)}
-    due["panel"] = made.get("digest") if made.get("study_settings") == panel.settings_of(study, regime) else None
+    current = made.get("study_settings") == panel.settings_of(study, regime)
+    due["panel"] = made.get("digest") if current else None  # no run's
     if record["status"] == "ok" and not due.items() <= record.items():
         return {**asked, "status": "interrupted", "reason": "of another panel or version of the study file"}
     return {**record, **{name: measured["validation"].get(name) for name in BASELINES}, **asked}
