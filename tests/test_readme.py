@@ -1,6 +1,5 @@
 """The README and docs/ are true: its results are those of the kept tables, its commands and links are there."""
 
-import itertools
 import re
 import tomllib
 
@@ -82,22 +81,16 @@ def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(st
         assert list(steps.index[steps["points_low"] > 0]) == clear, "README: updates in pbmc, neither in marrow"
 
 
-def test_the_shares_and_steps_on_test_donors_are_those_of_the_kept_studies():
-    shares, steps = {}, {}
+def test_the_steps_in_size_on_test_donors_are_those_of_the_kept_studies_and_none_is_clear():
+    steps = {}
     for study in ("marrow", "marrow-noise", "pbmc", "ladder"):
         runs, known = (read_kept(study), io.read_json(RESULTS / study / "baselines.json"))
-        regime = runs["regime"].iloc[0]
-        of, largest = known[regime]["test"], runs[runs["regime"] == regime].nlargest(1, "parameters", keep="all")
-        losses = largest["test_mse"].mean(), best_baseline(of)
-        shares[study] = [f"{100 * (1 - loss / of['gene_mean_mse']):.1f}" for loss in losses]
         judged = {name: [known[of]["test"][name] for of in runs["regime"]] for name in COMPARED}
         on_test = conditions.bought(runs.assign(validation_mse=runs["test_mse"], **judged)).steps.set_index("twice_the")
         digits = 2 if study == "ladder" else 1
         steps[study] = "{0:.{3}f} ({1:.{3}f} to {2:.{3}f})".format(*on_test.loc["parameters", ADDED], digits)
-        assert on_test.loc["parameters", "points_low"] < 0, "README: no step in size is clear"
-    sentence = "explains {} in marrow (best baseline {}), {} in marrow-noise ({}), and {} in pbmc ({})."
-    assert sentence.format(*itertools.chain(*shares.values())) in TEXT
-    of = "adds {} points in marrow, {} in marrow-noise and {} in pbmc, in the ladder {}, and the largest size"
+        assert on_test.loc["parameters", "points_low"] < 0
+    of = "adds {} points in marrow, {} in marrow-noise and {} in pbmc, in the ladder {}: no step is clear."
     assert of.format(*steps.values()) in TEXT
 
 
@@ -134,10 +127,9 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     over = f"{largest['validation_mse_donor_se']:.3f} over the donors and {largest['validation_mse_se']:.3f} over their"
     low, high = law["intervals"]["profile_size_means"]["c"]
     assert over in TEXT and f"no better than {low:.3f} to {high:.3f}" in TEXT
-    assert f"It lies {100 * (1 - largest['validation_mse'] / law['c']):.1f} % below the floor" in TEXT
-    assert f"the exponent is {number(law, 'alpha', '.2f')}, and without d4 no floor is identified" in TEXT
+    assert f"XS lies {100 * (1 - largest['validation_mse'] / law['c']):.1f} % below the floor" in TEXT
+    assert f"the exponent is {number(law, 'alpha', '.2f')}." in TEXT
     assert law["sensitivity"]["smallest size left out"]["status"] == "floor not identified"
-    assert f"sees none (p = {law['lack_of_fit']['p']:.2f})" in TEXT and law["lack_of_fit"]["p"] > 0.05
     linear = f"(conditional Gaussian {largest['gaussian_mse']:.3f}, PCA {largest['pca_mse']:.3f}); XS"
     means = runs.groupby("width")["validation_mse"].mean()
     assert linear in TEXT and (means[means.index >= 8] < largest["pca_mse"]).all()
@@ -150,7 +142,8 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     assert f"XS explains {both} {other:.0f} %" in TEXT
     assert runs.query("size == 'd64'")["test_mse"].mean() < largest["test_mse"], "docs: where d64 is as good"
     seeds = runs.query("width == 4")["validation_mse"]
-    assert f"Seeds of d4 differ by {100 * (seeds.max() / seeds.min() - 1):.0f} %" in TEXT
+    apart = f"{100 * (seeds.max() / seeds.min() - 1):.0f} %"
+    assert f"without d4, whose seeds differ by {apart}, no floor is identified" in TEXT
     f1 = pd.read_csv(RESULTS / "marrow" / "probe.csv", comment="#").set_index("features")["f1"]
     assert f"rises from {f1['d4']:.2f} (d4) to {f1['d64']:.2f} (d64), and no further (XS {f1['XS']:.2f})" in TEXT
     assert f"principal components ({f1['principal components']:.2f}) match it within error" in TEXT
@@ -189,14 +182,7 @@ def test_the_account_of_the_ladder_on_test_donors_has_the_numbers_of_the_kept_st
     law, of_test = laws["test_mse"], known["test"]
     low, high = law["intervals"]["profile_size_means"]["c"]
     exact, realised = of_test["bayes_mse"], of_test["bayes_realised_mse"]
-    misses = f"does not hold the exact floor, {exact:.3f}, nor that of these cells, {realised:.3f} (three standard"
-    apart = []
-    for path in RESULTS.glob("*/baselines.json"):
-        splits = [of for regime in io.read_json(path).values() for of in regime.values()]
-        apart += [(of["bayes_realised_mse"] - of["bayes_mse"]) / of["bayes_realised_mse_se"] for of in splits
-                  if of.get("bayes_realised_mse")]  # fmt: skip
-    assert round(max(map(abs, apart))) == 3 == round((realised - exact) / of_test["bayes_realised_mse_se"])
-    assert f"the largest difference of the {len(apart)} that are known" in TEXT
+    misses = f"does not hold the exact floor, {exact:.3f}, nor that of these cells, {realised:.3f}."
     assert f"test donors, {low:.3f} to {high:.3f}, is not" in TEXT and misses in TEXT and not law["budget"]
     assert low > realised > exact and law["status"] == "ok"
 
@@ -243,9 +229,6 @@ def test_the_account_of_coverage_and_of_the_sweep_has_the_numbers_of_their_table
     fast = swept.query("factor == 2 and optimiser == 'muon' and batch == 16").groupby("width")["validation_mse"].min()
     gains = 100 * (rule["validation_mse"] / fast - 1)
     assert f"twice the rate did up to {gains.max():.1f} % better" in TEXT and (gains > 0).all()
-    marrow = read_kept("marrow").groupby("size")[["validation_mse", "updates"]].mean()
-    assert marrow["validation_mse"]["d16"] / marrow["validation_mse"]["d64"] - 1 < gains.max() / 100
-    assert 50 < marrow["updates"]["d64"] / rule["updates"][64] < 60, "docs: after fifty times the updates"
 
 
 def test_the_account_of_finite_cells_has_the_numbers_of_the_pairs():
@@ -295,7 +278,7 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
     assert f"remove {part:.0f} % of the excess over the exact floor, {exact:.3f}" in TEXT
     assert d64["updates"] < tuned < linear
     assert f"above the linear model ({small:.3f}, {linear:.3f}), tuned ones below it ({tuned:.3f})" in TEXT
-    assert f"[lower still](docs/how-sure.md) ({d64['updates']:.3f})" in TEXT
+    assert f"[lower still](docs/findings.md) ({d64['updates']:.3f})" in TEXT
     apparent = io.read_json(RESULTS / "protocol" / "laws.json")["initialisation"]["validation_mse"]
     assert f"The floor of {apparent['c']:.3f} that" in TEXT and apparent["status"] == "convergence not known"
     muon, longer = d64["optimiser"], d64["updates"]
@@ -351,7 +334,7 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     pays = runs.query("size == 'd64'").groupby("regime")["validation_mse"]
     assert pays.max()["data-rich"] < pays.min()["cells-3000"], "README: four times the cells did pay"
     of_few = f"({few.min():.3f}, baseline {best['cells-800']:.3f})"
-    assert f"with 800 {few.idxmin()} ends lowest {of_few}" in TEXT
+    assert f"With 800 {few.idxmin()} ends lowest {of_few}" in TEXT
     gene_mean = known["data-limited"]["validation"]["gene_mean_mse"]
     assert f"no size is below the gene mean's {gene_mean:.3f}" in TEXT
     few_cells = runs[(runs["regime"] == "data-limited") & (runs["width"] >= 16)]
@@ -368,8 +351,6 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     said = "sets d64 is {:.1f} % below the best baseline with 12,000 training cells; "
     said += "with 3,000 no size is ({:.3f}, {:.3f})"
     assert said.format(below, *none) in TEXT and none[0] > none[1]
-    assert f"lower squared error too ({means.loc['counts', 'd64']:.3f})" in TEXT
-    assert means.loc["counts", "d64"] < rich["d64"]
     again = read(RESULTS / "pbmc" / "runs_again.csv")
     moved = (again["validation_mse"] / runs["validation_mse"] - 1).abs()
     assert again[["regime", "size", "seed"]].equals(read(RESULTS / "pbmc" / "runs.csv")[["regime", "size", "seed"]])
@@ -379,7 +360,8 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     )
     status = {name: next(iter(law.values()))["status"] for name, law in fit_laws(again, 100, 0).items()}
     assert [name for name in status if status[name] == "ok"] == ["cells-3000"], "docs: one of the five regimes"
-    saved = conditions.matched(runs).gains.set_index("cells_train")["gain"]
+    gains = conditions.matched(runs).gains
+    saved = gains.set_index("cells_train")["gain"]
     grows = f"from {saved[200]:.3f} with 200 cells over {saved[800]:.3f} with 800 to {saved[12000]:.3f} with 12,000"
     assert grows in TEXT
     of_d8 = [at_best_budget(runs[runs["regime"] == name]) for name in ("data-rich", "cells-800")]
@@ -391,7 +373,7 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     said = f"falls from {few['d4']:.3f} (d4) to {few['d64']:.3f} (d32 and d64); with 200 from {fewer['d4']:.3f} to"
     assert f"{said} {fewer['d64']:.3f}, still no better than the gene mean" in TEXT and fewer["d64"] > gene_mean
     assert f"{few['d32']:.3f}" == f"{few['d64']:.3f}" == f"{few.min():.3f}" and fewer.idxmin() == "d64"
-    slope = conditions.trend(conditions.matched(runs).gains)
+    slope = conditions.trend(gains)
     assert "by {slope:.3f} ({low:.3f} to {high:.3f}) for tenfold cells".format(**slope) in TEXT
     laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
     assert [next(iter(law.values()))["status"] for law in laws] == ["budget-limited"] * 3 + ["overfitted"] * 2
@@ -466,15 +448,6 @@ def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
         in TEXT
     )
     assert f"(with d32 at both numbers of cells {same_size:.1f}); twice the parameters" in TEXT
-    means = runs.groupby(["regime", "size"])["validation_mse"].mean()
-    few, rich = means["cells-2000"], means["all-counts"]
-    best = runs.loc[runs["regime"] == "all-counts", ["pca_mse", "gaussian_mse"]].min().min()
-    early = at_best_budget(runs[(runs["regime"] == "cells-2000") & (runs["width"] >= 4)])
-    said = f"ends at {few['d64']:.3f}, like d8, but had {early['d64']:.3f} after half of its updates, the least of all"
-    assert said in TEXT and early.idxmin() == "d64" and f"{few['d8']:.3f}" == f"{few['d64']:.3f}"
-    half = runs.query("regime == 'cells-2000' and size == 'd64'")["validation_mse_half"].mean()
-    assert early["d64"] == half and f"with 7,900 it ends as the best ({rich['d64']:.3f}; best" in TEXT
-    assert few["d64"] > few["d8"] and rich.idxmin() == "d64" and f"best baseline {best:.3f}). Of its" in TEXT
     converged = (runs["convergence"] == "converged").sum()
     assert f"Of its {len(runs)} runs {converged} have converged, and no law is named" in TEXT
     laws = io.read_json(RESULTS / "marrow-noise" / "laws.json").values()
