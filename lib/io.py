@@ -1,11 +1,14 @@
 """Where things lie, and how they are written: to a temporary name first, then renamed."""
 
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +25,7 @@ ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
 
 SIMULATE_NUMERICS = PANEL_NUMERICS = 1
 FILES_NUMERICS = 4
-TRAIN_NUMERICS, FIT_NUMERICS = 3, 12
+TRAIN_NUMERICS, FIT_NUMERICS = 3, 13
 """What the results of each step are found by, besides their settings: a person raises one when the same study gives
 other numbers. Golden tests fail when one should have been raised. They stand here to be read without loading torch."""
 
@@ -110,10 +113,16 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
 
 
+def fingerprint(settings: Any, numerics: int | list[int]) -> str:
+    """SHA-256 of settings (JSON types) and of numbers that are raised when the same settings give other results."""
+    return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
+
+
 def parse_yaml(text: str) -> Any:
     """Plain data from YAML. A key given twice is refused: else the last one would win in silence.
 
-    A number is one only where it is written plainly: YAML 1.1 makes 8 of the label 010, 12 of 1_2, 750.5 of 12:30.5.
+    A number is one only where it is written plainly: YAML 1.1 makes 8 of the label 010, 12 of 1_2, 750.5 of 12:30.5. A
+    date stays text.
     """
     import yaml
 
@@ -132,7 +141,7 @@ def parse_yaml(text: str) -> Any:
             plain = "." in node.value and not re.search("[_:]", node.value)
             return self.construct_yaml_float(node) if plain else node.value
 
-    for kind in ("int", "float"):
+    for kind in ("int", "float", "timestamp"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.number)
     return yaml.load(text, Loader)  # noqa: S506 (it is a SafeLoader)
 
@@ -161,6 +170,19 @@ def code_version() -> str:
     except (OSError, subprocess.CalledProcessError, ValueError):  # ValueError: a notebook that is being written
         return "unknown"
     return f"{commit}-modified" if modified or changed else commit
+
+
+def stop_after(parent: int, group: bool = False) -> None:
+    """Interrupt this process (or its whole group) soon after process `parent` has ended, in whatever way it did."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(0 if group else os.getpid(), signal.SIGINT)
+        time.sleep(20)
+        os.kill(0 if group else os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def versions() -> dict[str, str]:

@@ -185,6 +185,8 @@ def test_a_regime_trained_for_counts_has_its_law_in_bits_first_and_others_have_n
     laws = fit_laws(rows, 100, 0)
     assert list(laws["counts"]) == ["validation_nll", "validation_mse"] and list(laws["squares"]) == ["validation_mse"]
     assert runs.headline(rows) == {"squares": "validation_mse", "counts": "validation_nll"}
+    statuses = [laws["squares"]["validation_mse"]["status"], laws["counts"]["validation_mse"]["status"]]
+    assert statuses == ["ok", "convergence not known"], "nobody asked whether the squared error still falls"
     bits = laws["counts"]["validation_nll"]
     assert bits["floor_bits"]["value"] == bits["c"]
 
@@ -209,6 +211,8 @@ def test_what_a_doubling_of_depth_cells_size_or_updates_buys_is_what_the_law_say
     assert bought["points"].to_dict() == pytest.approx(expected, abs=0.2) and "d64, explains 30" in found.sentence
     assert (bought["points_low"] < bought["points"]).all() and (bought["points"] < bought["points_high"]).all()
     assert all(name in found.verdict for name in expected)
+    given = conditions.bought(runs.assign(updates=np.nan)).steps.set_index("twice_the")
+    assert given.loc["updates", "points"] == bought.loc["updates", "points"], "a doubling, whatever the number"
     steps = found.steps.assign(points_low=-3.0, points_high=[-1.0, 1.0, 1.0, 1.0])
     assert conditions.Bought("", steps).verdict.endswith("none of them, and below for: parameters.")
     assert "two seeds" in conditions.Bought("", steps.assign(points_low=np.nan, points_high=np.nan)).verdict

@@ -78,6 +78,7 @@ def make_examined():
     return View(run="d64, seed 7, of counts", genes=genes, bits=bits, sentence="")
 
 
+@cache
 def make_matched():
     few = test_compared.table(test_compared.apart, (200, 500), donors=2)
     return conditions.matched(pd.concat([test_compared.table(test_compared.apart), few]))

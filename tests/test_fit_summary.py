@@ -10,7 +10,6 @@ import pytest
 from lib import io
 from lib.fit import published, runs, summary
 from lib.fit.intervals import HEADLINE
-from lib.fit.law import ladder
 from lib.fit.summary import fit_laws, floor_bits, gaussian_bits, laws_table
 from lib.io import InputError
 from lib.run import cli
@@ -70,6 +69,8 @@ def test_failed_copied_and_shuffled_rows_change_nothing_but_the_count(table):
     left_out = {name: law.pop("n_left_out") for name, law in found.items()}
     assert left_out == {"clean": 0, "shuffled": 0, "twice": 18, "failed": 3}
     assert all(law == found["clean"] for law in found.values())
+    means = [runs.summary(rows)["loss"].to_numpy() for rows in tables.values()]
+    assert all(np.allclose(of, means[0]) for of in means), "what is printed is what is fitted"
 
 
 def test_a_regime_with_too_few_sizes_does_not_take_the_others_with_it(table):
@@ -112,8 +113,6 @@ def test_scaling_and_floor_are_seen_where_they_are(loss, scaling, floor):
 def test_tables_that_hold_no_law_are_refused(table):
     with pytest.raises(InputError, match="no run has status ok"):
         fit_laws(table.assign(status="diverged"), 200, 0)
-    with pytest.raises(InputError, match="not positive"):
-        ladder(table.assign(parameters=0))
 
 
 def test_the_curve_of_a_law_is_that_of_its_numbers_inside_its_band(laws):
@@ -173,12 +172,6 @@ def test_the_published_fit_is_reproduced(table):
     assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
     assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
     assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
-
-
-def test_the_criterion_climbs_to_the_edge_and_no_law_on_it_is_near_least_squares(rich):
-    curve = published.criterion(rich)
-    assert len(curve) == 300 and curve["r2"].is_monotonic_increasing
-    assert curve["rss"].min() > 50 * summary.runs_law(ladder(rich)).rss
 
 
 def test_choices_change_the_law_as_stated(rich):

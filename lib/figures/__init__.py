@@ -2,17 +2,8 @@
 
 from lib.figures import tables
 from lib.figures.conditions import (
-    budget,
-    by_gene,
-    compute,
-    conversions,
-    depth,
-    held_out,
-    matched,
-    probe,
-    protocols,
-    published_audit,
-)
+    budget, by_gene, compute, conversions, depth, held_out, matched, probe, protocols, published_audit,
+)  # fmt: skip
 from lib.figures.inputs import architecture, realism, recipe, splits
 from lib.figures.study import closeness, learning_curves, loss_against_parameters
 from lib.figures.style import Figure, save, section, use

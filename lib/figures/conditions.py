@@ -9,7 +9,7 @@ from matplotlib.patheffects import withStroke
 
 from lib.figures import style
 from lib.figures.study import draw_runs
-from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, floor_label, key, loss_label
+from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, key, loss_label
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
 from lib.fit.runs import baseline_columns, usable
@@ -105,8 +105,8 @@ def budget(view: Budgets | None) -> Figure | Note:
     names = [name if name == "limit" else f"{cells:,.0f} cells seen" for name, cells in seen]
     found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float)
     near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max() + np.ptp(found))  # else it leaves the axis
-    floors.set(xlim=style.around([found.min(), *near, view.exact]), xlabel=floor_label(view.metric),
-               ylabel="law (by budget)")  # fmt: skip
+    floors.set(xlim=style.around([found.min(), *near, view.exact]), ylabel="law (by budget)",
+               xlabel=f"floor c ({'bits' if view.metric.endswith('nll') else 'MSE'})")  # fmt: skip
     style.intervals(floors, names, known, solid=view.table["status"] == "ok")
     keys = {}
     if view.exact is not None:

@@ -353,11 +353,6 @@ def loss_label(metric: str) -> str:
     return f"{SPLIT_NAMES.get(split, split)} {LOSS_NAMES[kind]}"
 
 
-def floor_label(metric: str) -> str:
-    """Axis label of the floor of a law of that loss."""
-    return f"floor c ({'bits' if metric.endswith('nll') else 'MSE'})"
-
-
 def counted(number: int, thing: str) -> str:
     """1 run, 12 runs, 1,200 runs."""
     return f"{number:,} {thing}{'s' * (number != 1)}"

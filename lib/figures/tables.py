@@ -112,8 +112,9 @@ def laws(table: pd.DataFrame) -> Table:
         "exact_floor": "exact floor", "baseline": "best baseline", "largest": "loss of the largest", "status": "status",
     }  # fmt: skip
     caption = (
-        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with 95 % profile-likelihood intervals "
-        "in brackets; beside it the loss of the largest size, and of the best training-free baseline."
+        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with 95 % intervals in brackets: "
+        "profile likelihood, extended to the limit of the budget, for c with the error over held-out donors or cells; "
+        "beside it the loss of the largest size, and of the best training-free baseline."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)
@@ -140,10 +141,8 @@ def runs(table: pd.DataFrame) -> Table:
         f"Mean loss of every size over its seeds, {len(table):,} size means, and how much of the way from "
         "each gene's mean (0) to the exact floor (100, or no loss where none is known) it has come."
     )
-    shown = table.assign(
-        metric=table["metric"].map(losses(table["metric"])),
-        **{name: _fixed(100 * table[name]) for name in shares},
-    )
+    fixed = {name: _fixed(100 * table[name]) for name in shares}
+    shown = table.assign(metric=table["metric"].map(losses(table["metric"])), **fixed)
     return plain(shown, columns | shares, 4, caption, raw=table)
 
 

@@ -19,6 +19,8 @@ from lib.model.sizes import BUDGETS
 
 DECAYS = np.geomspace(0.05, 4, 120)
 """Exponents b that are tried, of a loss that falls as budget^-b."""
+ROUNDING = 1e-6
+"""Part of a loss below which it is not said to fall."""
 
 
 def rising(rows: pd.DataFrame) -> pd.Series:
@@ -85,20 +87,19 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
     variance = scores / df / (x**2).sum(1)
     laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], variance=data.variance + variance[i]))
             for i in some}  # fmt: skip
-    ends = span(laws.values())
-    status = Status.EXPONENT_AT_EDGE if best in (0, len(DECAYS) - 1) else widened(laws[best]["status"], ends)
-    return laws[best] | {"b": float(DECAYS[best]), "intervals": {HEADLINE: ends}, "status": status}
+    if best == 0 and slopes[:, 0].max() > ROUNDING * losses.max():  # it falls as much at every doubling, or more
+        laws[best]["intervals"][HEADLINE]["c"][0] = -np.inf
+    law = widened(laws[best], laws.values()) | {"b": float(DECAYS[best])}
+    return law | {"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else law
 
 
-def widened(status: str, ends: dict[str, list[float]]) -> str:
-    """The status of a law whose interval was widened to `ends`: no floor where that of c has an open end now."""
-    return Status.NO_FLOOR if status == Status.OK and not np.isfinite(ends["c"]).all() else status
-
-
-def span(laws: Iterable[dict]) -> dict[str, list[float]]:
-    """From the lowest to the highest end of the headline intervals of these laws."""
-    ends = [law["intervals"][HEADLINE] for law in laws]
-    return {name: [min(of[name][0] for of in ends), max(of[name][1] for of in ends)] for name in ("alpha", "c")}
+def widened(law: dict, laws: Iterable[dict]) -> dict:
+    """`law` with the headline interval from the lowest to the highest end of `laws`: no floor if that of c is open."""
+    each = [of["intervals"][HEADLINE] for of in laws]
+    ends = {name: [min(of[name][0] for of in each), max(of[name][1] for of in each)] for name in ("alpha", "c")}
+    lost = law["status"] == Status.OK and not np.isfinite(ends["c"]).all()
+    status = Status.NO_FLOOR if lost else law["status"]
+    return law | {"intervals": law["intervals"] | {HEADLINE: ends}, "status": status}
 
 
 # ---------------------------------------------------------------- what a law hangs on
@@ -192,7 +193,8 @@ def budgets(table: pd.DataFrame, laws: dict, baselines: dict) -> Budgets | None:
         return None
     rows, parts = [], []
     for name, of in law["budget"].items():
-        seen, status = of.get("share", np.inf) * runs["cells_seen"], (law if name == "whole" else of)["status"]
+        seen = of.get("share", np.inf) * runs["cells_seen"]
+        status = {"whole": law["status"], "limit": of["status"]}.get(name, Status.UNJUDGED)
         rows.append({"name": name, "cells_seen": seen.max(), **columns_of(of), "status": status})
         if "share" in of:
             losses = runs[metric if name == "whole" else f"{metric}_{name}"].astype(float)

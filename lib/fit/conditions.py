@@ -13,7 +13,7 @@ from scipy import stats
 from lib.fit.intervals import columns_of, readable
 from lib.fit.joint import frontier, joint_law, outlook
 from lib.fit.law import Status
-from lib.fit.runs import BASELINES, baseline_columns, headline, levels, sees_context, usable
+from lib.fit.runs import BASELINES, baseline_columns, headline, levels, of_metric, sees_context, usable
 from lib.io import InputError
 from lib.model.sizes import BUDGETS
 
@@ -298,7 +298,8 @@ def bought(table: pd.DataFrame) -> Bought:
             gain, baseline = (ends[name, "mean"].diff().iloc[-1] for name in (of, "untrained"))
             steps.append((name, *ends.index, gain, reach, np.nan if sizes else baseline))
     if (second := largest["second_half"]).notna().all():
-        most, beside = largest["updates"].max(), rows[same[["cells_train", "depth"]].all(axis=1)]
+        most = largest["updates"].astype(float).fillna(1).max()  # a doubling, whatever the number
+        beside = rows[same[["cells_train", "depth"]].all(axis=1)]
         reach = _reach(beside, "second_half") / np.sqrt(len(largest))
         steps.append(("updates", most / 2, most, second.mean(), reach, np.nan))
     if not steps:
@@ -378,12 +379,8 @@ def protocols(table: pd.DataFrame, laws: dict, baselines: dict) -> pd.DataFrame:
     """
     if not _switches(table):
         return pd.DataFrame()
-    ran = set(usable(table, METRIC)["regime"])
-    rows = [
-        {"regime": regime, **columns_of(by_metric[METRIC]), "status": by_metric[METRIC]["status"]}
-        for regime, by_metric in laws.items()
-        if regime in ran
-    ]
+    ran, of_law = set(usable(table, METRIC)["regime"]), of_metric(laws, METRIC)
+    rows = [{"regime": name, **columns_of(of), "status": of["status"]} for name, of in of_law.items() if name in ran]
     names = {name: f"relative_{name}" for name in ("c", "c_low", "c_high")}
     steps = readable(pd.DataFrame(rows)).rename(columns=names)
     unit = steps["regime"].map(lambda regime: levels(baselines, regime, METRIC)["gene_mean"]).astype(float)

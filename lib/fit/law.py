@@ -17,7 +17,6 @@ from scipy import stats
 from scipy.optimize import elementwise
 
 from lib.fit.runs import usable
-from lib.io import InputError
 
 GRID = np.geomspace(0.01, 100, 100)
 """alpha times the span of log P. Below it the law is straight in log P; above it only the smallest size differs."""
@@ -110,13 +109,11 @@ class Ladder:
 
 
 def ladder(runs: pd.DataFrame, metric: str = "validation_mse") -> Ladder:
-    """Collect the `usable` runs of one regime, at least one; InputError for a parameter count that is not positive.
+    """Collect the `usable` runs of one regime, at least one, whose parameters are positive.
 
     Of a mean is known the variance between seeds, and of a uniform variate up to what the last half of updates changed.
     """
     rows = usable(runs, metric)
-    if not (rows["parameters"] > 0).all():
-        raise InputError("column 'parameters' holds a count that is not positive: correct the table of runs")
     rows = rows.sort_values(["parameters", metric], kind="stable")
     parameters, first, index = np.unique(rows["parameters"].to_numpy(float), return_index=True, return_inverse=True)
     losses, seeds = rows[metric].to_numpy(float), np.bincount(index)
@@ -235,12 +232,19 @@ def fit_many(d: np.ndarray, y: np.ndarray, w: np.ndarray, floor: bool = True) ->
 
 def _refine(d, y, w, grid, best, floor):
     """Move alpha from the grid point `best` to the stationary point beside it; also -1 or 1 at an end of the grid."""
-    weight = w.sum(0)
+    weight, sums = w.sum(0), np.stack([np.ones_like(d), d])
     centred = y - (w * y).sum(0) / weight * floor
     bracket = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
 
     def slope(alpha, i):
-        return _slope(d, centred[:, i], w[:, i], weight[i], alpha, floor)
+        """Half the derivative of the residual sum of squares by alpha, as sums that are matrix products."""
+        e = np.exp(np.multiply.outer(-d, alpha))
+        we = w[:, i] * e
+        parts = we, we * e, we * centred[:, i]
+        (first, d_first), (second, d_second), (cross, d_cross) = (sums @ part for part in parts)
+        centre = first / weight[i] * floor
+        amplitude = cross / (second - first * centre)
+        return amplitude * (d_cross - amplitude * (d_second - centre * d_first))
 
     root = roots(slope, *bracket)
     edge = np.where(np.isnan(root), (best == len(grid) - 1) * 1 - (best == 0) * 1, 0)
@@ -259,17 +263,6 @@ def _explained(d, y, w, grid, floor):
     spread = (e * e) @ w - (e @ w) ** 2 / weight * floor
     explained = (e @ (w * (y - (w * y).sum(0) / weight * floor))) ** 2
     return np.divide(explained, spread, out=np.zeros_like(explained), where=spread > 0)
-
-
-def _slope(d, centred, w, weight, alpha, floor):
-    """Half the derivative of the residual sum of squares by alpha, (datasets,), as sums that are matrix products."""
-    e = np.exp(np.multiply.outer(-d, alpha))
-    we = w * e
-    sums = np.stack([np.ones_like(d), d])
-    (first, d_first), (second, d_second), (cross, d_cross) = (sums @ part for part in (we, we * e, we * centred))
-    centre = first / weight * floor
-    amplitude = cross / (second - first * centre)
-    return amplitude * (d_cross - amplitude * (d_second - centre * d_first))
 
 
 # ---------------------------------------------------------------- the region of laws that are not rejected
@@ -376,7 +369,7 @@ def power_law(
     parameters: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, form: str = "power + floor",
     variance: float = 0.0,
 ) -> Law:  # fmt: skip
-    """Fit one law at its global least-squares optimum; InputError for fewer sizes than its form has parameters.
+    """Fit one law, to as many sizes as its form has parameters at least, at its global least-squares optimum.
 
     `parameters`, positive, and `losses`, (n,), are those of runs or of size means; `weights`, (n,), are inverse
     variances (`curve_fit` wants standard deviations instead), by default equal. The status heeds `variance`, see
@@ -385,9 +378,6 @@ def power_law(
     P, L = np.asarray(parameters, float).ravel(), np.asarray(losses, float).ravel()
     w = np.ones_like(L) if weights is None else np.asarray(weights, float).ravel()
     sizes, index = np.unique(P, return_inverse=True)
-    if len(sizes) < PARAMETERS[form]:
-        needed = f"{form!r} has {PARAMETERS[form]} parameters and there are only {len(sizes)} model sizes"
-        raise InputError(f"{needed}: train more sizes")
     alpha, status = None, Status.OK
     if form.startswith("power"):
         d, weight = np.log(sizes / sizes[0]), np.bincount(index, w)

@@ -35,11 +35,9 @@ def criterion(table: pd.DataFrame) -> pd.DataFrame:
         x, losses = np.log(runs["parameters"].to_numpy(float)), runs["validation_mse"].to_numpy(float)
         c = np.linspace(0, 0.99 * losses.min(), POINTS)
         y = np.log(losses - c[:, None])
-        dx, dy = x - x.mean(), y - y.mean(1, keepdims=True)
-        slope = dy @ dx / (dx @ dx)
-        a = np.exp(y.mean(1) - slope * x.mean())
+        slope, intercept = np.polyfit(x, y.T, 1)
+        a, r2 = np.exp(intercept), slope**2 * x.var() / y.var(1)
         rss = ((losses - a[:, None] * np.exp(slope[:, None] * x) - c[:, None]) ** 2).sum(1)
-        r2 = slope**2 * (dx @ dx) / (dy**2).sum(1)
         curves.append(pd.DataFrame({"regime": regime, "c": c, "r2": r2, "alpha": -slope, "a": a, "rss": rss}))
     return pd.concat(curves[1:] or curves, ignore_index=True)
 

@@ -216,7 +216,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for regime, metric in headline(table).items():
-        rows = table[(table["status"] == "ok") & (table["regime"] == regime)]
+        rows = usable(table[table["regime"] == regime], metric)
         by_size = rows.groupby(["regime", "parameters", "size"], sort=True)
         test = metric.replace("validation", "test")
         part = by_size.agg(seeds=("seed", "nunique"), loss=(metric, "mean"), test=(test, "mean"))
@@ -244,10 +244,7 @@ def with_provenance(laws: dict, study: Study) -> dict:
         origin["census"] = study.census.model_dump(mode="json", exclude_none=True)
         origin["split"], origin["seeds"] = study.split.model_dump(mode="json"), study.seeds
         origin["errors"] = study.fit.errors
-    return {
-        regime: {metric: {**law, "provenance": origin} for metric, law in by_metric.items()}
-        for regime, by_metric in laws.items()
-    }
+    return {regime: {metric: law | {"provenance": origin} for metric, law in of.items()} for regime, of in laws.items()}
 
 
 CONTEXT = 4

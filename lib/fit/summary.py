@@ -10,18 +10,7 @@ from scipy import stats
 
 from lib.fit import capacity, intervals
 from lib.fit.intervals import HEADLINE, METHODS, columns_of, curve, readable, readable_columns
-from lib.fit.law import (
-    FEWEST_SIZES,
-    LEVEL,
-    PARAMETERS,
-    SPEAKING,
-    Ladder,
-    Law,
-    Status,
-    ladder,
-    means_law,
-    power_law,
-)  # fmt: skip
+from lib.fit.law import FEWEST_SIZES, LEVEL, PARAMETERS, SPEAKING, Ladder, Law, Status, ladder, means_law, power_law
 from lib.fit.runs import levels, of_metric, sees_context, usable
 from lib.io import InputError
 from lib.study import SPLITS
@@ -38,17 +27,17 @@ NOTHING = dict.fromkeys(("alpha", "a", "c", "rss", "r2")) | {
 
 
 def fit_laws(
-    table: pd.DataFrame, resamples: int, seed: int, metrics: tuple[str, ...] = METRICS,
-    errors: str = "donors",
-) -> dict:  # fmt: skip
+    table: pd.DataFrame, resamples: int, seed: int, metrics: tuple[str, ...] = METRICS, errors: str = "donors"
+) -> dict:
     """{regime: {metric: law}}: power + floor, fitted to the metrics that the runs of a regime have, the headline first.
 
     It is weighted least squares over size means, the centre of the region behind the headline interval. A regime that
     cannot be fitted has status "too few sizes" and nulls.
 
-    `table` has columns of runs.csv: `regime`, `parameters` and a metric at least; rows that are not `usable` are left
-    out and counted. `resamples` and `seed` are those of every bootstrap. All sizes
-    share the `errors` of the losses over held-out "donors" or "cells", and c has them.
+    `table` has columns of runs.csv: `regime`, `size`, `parameters` and a metric at least; rows that are not `usable`
+    are left out and counted. `resamples` and `seed` are those of every bootstrap. All sizes share the `errors` of the
+    losses over held-out "donors" or "cells", and c has them. Convergence is known of the loss that was trained for: no
+    law of another unit is ok.
     """
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
@@ -58,9 +47,10 @@ def fit_laws(
     laws = {}
     for regime, rows in table.groupby("regime", sort=False):
         fitted = [metric for metric in present if len(usable(rows, metric))] or present[:1]
-        laws[str(regime)] = {
-            metric: _law(rows, metric, resamples, seed, headline=metric == fitted[0]) for metric in fitted
-        }
+        laws[str(regime)] = {of: _law(rows, of, resamples, seed, headline=of == fitted[0]) for of in fitted}
+        for metric, law in laws[str(regime)].items():
+            if metric[-3:] != fitted[0][-3:] and law["status"] == Status.OK:
+                law["status"] = Status.UNJUDGED
     return laws
 
 
@@ -77,8 +67,7 @@ def _law(rows, metric, resamples, seed, headline):
         if "limit" in content["budget"]:
             # Converged runs too would still gain a little; on simulated cells the intervals of one budget missed the
             # exact floor from above.
-            content["intervals"][HEADLINE] = ends = capacity.span([content, content["budget"]["limit"]])
-            content["status"] = capacity.widened(content["status"], ends)
+            content = capacity.widened(content, [content, content["budget"]["limit"]])
         content["status"] = capacity.judged(good, content["status"])
     content = plain(content)
     columns = columns_of(content)
@@ -151,14 +140,10 @@ def runs_law(data: Ladder, form: str = "power + floor") -> Law:
 
 def loso_rmse(data: Ladder, form: str) -> float | None:
     """Root mean square error of predicting each size mean from the other sizes; None with too few of them."""
-    m = len(data.d)
-    if m - 1 < PARAMETERS[form]:
+    if len(data.d) <= PARAMETERS[form]:
         return None
-    misses = []
-    for left_out in range(m):
-        law = means_law(data.only(np.arange(m) != left_out), form)
-        misses.append(law.predict(data.parameters[left_out]) - data.means[left_out])
-    return float(np.sqrt(np.mean(np.square(misses))))
+    predicted = [means_law(data.only(data.parameters != P), form).predict(P) for P in data.parameters]
+    return float(np.sqrt(np.mean((predicted - data.means) ** 2)))
 
 
 def lack_of_fit(data: Ladder) -> dict | None:
@@ -263,9 +248,7 @@ def comparison_table(laws: dict) -> pd.DataFrame:
 
 def rollout_table(laws: dict) -> pd.DataFrame:
     """What the smaller sizes predict for the largest ones, and what was seen there."""
-    return pd.DataFrame(
-        [{"regime": regime, **row} for regime, law in of_metric(laws).items() for row in law["rollout"]]
-    )
+    return pd.DataFrame([{"regime": name, **row} for name, law in of_metric(laws).items() for row in law["rollout"]])
 
 
 def laws_table(laws: dict, baselines: dict) -> pd.DataFrame:
