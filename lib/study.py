@@ -1,6 +1,5 @@
 """One YAML file is one study: its typed, validated parameters, and the folders that follow from its names."""
 
-import datetime
 import difflib
 import math
 import os
@@ -25,9 +24,7 @@ def folder_name(name: str) -> str:
 
 
 def _text(value):
-    """YAML reads 2024 as a number and 2025-11-08 as a date, where a name was meant."""
-    if isinstance(value, datetime.date):
-        return value.isoformat()
+    """YAML reads 2024 as a number where a name was meant."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -431,7 +428,6 @@ class Study(Strict):
         return io.ROOT / "figures" / self.name
 
     def folder(self, regime: str) -> Path:
-        """Folder of one regime."""
         self.regime(regime)
         return self.data / str(regime)
 
@@ -439,15 +435,12 @@ class Study(Strict):
         return self.folder(regime) / "runs" / str(size) / f"seed-{seed}"
 
     def regime(self, name: str) -> Regime:
-        """The regime of that name."""
         return self._named("regime", name, self.regimes)
 
     def size(self, name: str) -> Size:
-        """The size of that name."""
         return self._named("size", name, {size.name: size for size in self.sizes})
 
     def seeds_for(self, size: str) -> list[int]:
-        """Seeds of the size of that name."""
         return self.seeds_of.get(str(size), self.seeds)
 
     def _named(self, kind, name, among):
@@ -466,7 +459,7 @@ def load_study(name: str) -> Study:
         raise InputError(f"there is no study {name!r}{_nearest(name, studies)}; params/ has {', '.join(studies)}.")
     try:
         content = io.parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8
         raise InputError(f"params/{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise InputError(f"params/{path.name} should hold keys such as census and sizes.")

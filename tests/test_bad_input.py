@@ -227,8 +227,10 @@ def test_a_10x_folder_with_a_part_missing_empty_packed_or_unpacked_unlike_its_na
 @pytest.mark.parametrize("part, old, new, said", [
     *((part, b"", "é".encode("latin-1"), "it is not UTF-8 text") for part in PARTS[1:]),
     *((part, b"", b"a header\n", "without a header (the first line is 'a header')") for part in PARTS[1:]),
-    ("matrix.mtx", b"%%MatrixMarket", b"%%Matrix", ""), ("matrix.mtx", b"30 200 ", b"200 30 ", ""),
-    ("matrix.mtx", b"\n1 1 2\n", b"\n31 1 2\n", ""), ("matrix.mtx", b"\n1 1 2\n", b"\n", ""),
+    ("matrix.mtx", b"%%MatrixMarket", b"%%Matrix", ""),
+    ("matrix.mtx", b"30 200 ", b"200 30 ", "its rows are cells, and should be genes"),
+    ("matrix.mtx", b"\n1 1 2\n", b"\n31 1 2\n", ""),
+    ("matrix.mtx", b"\n1 1 2\n", b"\n", "entries and its header says"),
 ])  # fmt: skip
 def test_a_10x_folder_with_a_mistake_in_a_part(folder, refused_files, part, old, new, said):
     content = (folder / part).read_bytes()

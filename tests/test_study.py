@@ -26,11 +26,10 @@ def study_with(text):
     return parse_study(GOOD | io.parse_yaml(text), "mine")
 
 
-LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "12:30.5", "1_2.5", "2024-01-02"]
+LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "12:30.5", "1_2.5", "2024-01-02", "2024-01-02 10:00:00"]
 REFUSED = [
     ("train: {learning_rte: 1.0}", "train: learning_rte is not a known key (did you mean learning_rate?)"),
     ("census: {files: [{path: a, doner_id: b}]}", "census.files.0: doner_id is not a known key (did you mean donor"),
-    ("census: {files: [{donor_id: b}]}", "census.files.0.path: Field required"),
     ("census: {uri: a, files: [b.h5]}", "needs exactly one of simulate, version, uri, h5ad or files"),
     ("census: {}", "has none of them"),
     ("census: {uri: a, donor: patient}", "donor is of user files"),
@@ -50,7 +49,6 @@ REFUSED = [
     ("split: {by: random, related: family}", "by: random holds out single cells"),
     ("{split: {random: 0.1}, regimes: {few: {genes: 20, cells: 500, donors: 3}}}", "few has a few; drop one"),
     ("split: {by: dataset_id, dataset: 0.1}", "drop dataset, or split by donor_id"),
-    ("masking: {share: 1.5}", "masking.share: Input should be less than 1, not 1.5"),
     ("train: {protocol: tunde}", "'tuned' or 'published', not 'tunde'"),
     ("train: {learning_rate: .nan}", "finite number"),
     ("train: {protocol: published, objective: negative_binomial}", "set report: final"),
@@ -139,7 +137,6 @@ NOT_A_STUDY = {
     "not YAML": ("seeds: [", "is not valid YAML"),
     "a key given twice": ("regimes:\n  a: {genes: 2}\n  a: {genes: 3}", "a is given twice in .*line 3"),
     "a program": ("seeds: !!python/object/apply:os.getpid []", "is not valid YAML"),
-    "no date": ("version: 2025-13-08", "is not valid YAML"),
     "another encoding": ("filter: \udce9", "is not valid YAML"),
     "a list": ("- XS", "should hold keys such as census and sizes"),
     "nothing": ("", "should hold keys such as census and sizes"),

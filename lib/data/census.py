@@ -201,7 +201,7 @@ def human(collection):
 def describe(collection) -> dict[str, Any]:
     """Which Census this is, for the provenance of a result; a local folder is named relative to the project."""
     about, tables = summary(collection), (human(collection).obs, human(collection).ms["RNA"].var)
-    cells, genes = (1 + last for _, last in fetch(collection, lambda: [ids(table) for table in tables]))
+    cells, genes = (1 + last for _, last in fetch(collection, lambda: [each.non_empty_domain()[0] for each in tables]))
     return {
         "uri": shown(collection.uri),
         "version": about.get("census_build_date", "unknown"),
@@ -210,11 +210,6 @@ def describe(collection) -> dict[str, Any]:
         "cells": cells,
         "genes": genes,
     }
-
-
-def ids(table) -> tuple[int, int]:
-    """First and last soma_joinid of an open table. Its `count` would stop all of Python's threads while it waits."""
-    return table.non_empty_domain()[0]
 
 
 def sources(collection) -> pd.DataFrame:
@@ -271,8 +266,6 @@ def _kept(path, block):
         return block()
     try:
         return sparse.load_npz(path)
-    except MemoryError:
-        raise
     except Exception:
         counts = block()
     with io.atomic(path) as partial, partial.open("wb") as file:
@@ -360,7 +353,6 @@ def _fill(uri, columns, **options):
 
 def _write_table(parent, name, frame):
     """Add a DataFrame to a collection, numbered by soma_joinid."""
-
     frame = pd.DataFrame({"soma_joinid": np.arange(len(frame))}).join(frame.reset_index(drop=True))
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     with soma.open(parent, "w") as collection:

@@ -145,16 +145,14 @@ def _fingerprint(study, regime):
     """What a panel is found by: the Census, the study's settings for it and PANEL_NUMERICS."""
     from lib.data import user_files
 
-    return user_files.fingerprint([user_files.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
+    return io.fingerprint([user_files.made_from(study), study.panel_settings(regime)], io.PANEL_NUMERICS)
 
 
 def settings_of(study: "Study", regime: str) -> str:
     """Digest of what a study file says of a regime's panel, but for the files of counts, which may have moved since."""
-    from lib.data import user_files
-
     census = study.census.model_dump(mode="json", exclude={"h5ad", "files"})
     numerics = [io.SIMULATE_NUMERICS, io.FILES_NUMERICS, io.PANEL_NUMERICS]
-    return user_files.fingerprint([census, study.panel_settings(regime)], numerics)
+    return io.fingerprint([census, study.panel_settings(regime)], numerics)
 
 
 def made_by(path: Path) -> str | None:

@@ -111,7 +111,7 @@ def opened(path: Path) -> Iterator[Counts]:
     """
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
-        adata = _reader(path)(path)
+        adata = _reader(path)
         try:
             yield _counts(adata, shown(path))
         finally:
@@ -121,17 +121,19 @@ def opened(path: Path) -> Iterator[Counts]:
 
 
 def _reader(path):
-    """What reads the path as an AnnData."""
+    """The path as an AnnData."""
     inside = _inside(path)
     for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read
         if inside & {name, f"/{name}"}:
             raise InputError(f"{shown(path)} {what}; {step}.")
     if {"/obs", "/var"} <= inside:
-        return _read_h5ad
+        return _read_h5ad(path)
     if any(name.endswith("/barcodes") for name in inside):
-        return _read_tenx
+        import scanpy
+
+        return scanpy.read_10x_h5(path, gex_only=False)
     if _is_folder(path):
-        return _read_folder
+        return _read_folder(path)
     wrong = "is no known kind of file; give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
     if path.suffix in (".gz", ".tar", ".zip"):
         wrong = "is packed; unpack it first, with gunzip, tar -x or unzip"
@@ -168,7 +170,7 @@ def check_access(path: Path) -> None:
 def _inside(path):
     """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own."""
     if not h5py.is_hdf5(path):
-        return {path.name, *(os.listdir(path) if path.is_dir() else [path.suffix.lower()])}
+        return {*os.listdir(path)} if path.is_dir() else {path.name, path.suffix.lower()}
     names = set()
     with h5py.File(path) as h5:
         h5.visit(lambda name: names.add(f"/{name}"))
@@ -275,15 +277,7 @@ def _best(places, genes):
 def _whole(counts):
     """Whether these are whole numbers, and some above 1: of a dense or sparse matrix, or its values."""
     values = getattr(counts, "data", counts) if sparse.issparse(counts) else counts
-    return (
-        values.dtype.kind in "biuf" and (values > 1).any() and (values >= 0).all() and (values == np.rint(values)).all()
-    )
-
-
-def _read_tenx(path):
-    import scanpy
-
-    return scanpy.read_10x_h5(path, gex_only=False)
+    return values.dtype.kind in "biuf" and (values > 1).any() and (values >= 0).all() and (values % 1 == 0).all()
 
 
 def _read_folder(path):

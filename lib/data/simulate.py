@@ -161,7 +161,6 @@ def predictive(truth, columns, counts, library, masked, scale=1e4, tolerance=1e-
     counts ends where less probability is left: leaving out probability r changes the mean of y = log1p(scale x / l) by
     about r max(y), its second moment by r max(y)^2 and the entropy by r log2(1 / r).
     """
-    columns, masked = np.asarray(columns), np.asarray(masked)
     proportions = truth.proportions(columns)
     batch = max(1, WORKSPACE // (len(proportions) * max(len(columns), masked[0].size)))
     parts = []

@@ -53,8 +53,8 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     names = list(dict.fromkeys([*COLUMNS, *columns(study.split), *by]))
     if absent := [name for name in names if name not in obs.schema.names]:
         raise InputError(f"the Census has no obs column {absent[0]!r}; it has {', '.join(obs.schema.names)}.")
-    passing, parts, rows = condition(collection, source), [], 0
-    first, last = census.fetch(collection, lambda: census.ids(obs))
+    passing, parts, rows = condition(collection, obs, source), [], 0
+    first, last = census.fetch(collection, lambda: obs.non_empty_domain()[0])  # its `count` would stop all threads
     for start in range(first, last + 1, ROWS):
         asked = {"coords": (slice(start, min(start + ROWS - 1, last)),), "column_names": names, "value_filter": passing}
         part = census.fetch(collection, lambda asked=asked: obs.read(**asked).concat().to_pandas())
@@ -72,14 +72,13 @@ def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, found
 
 
-def condition(collection, source: Census) -> str:
+def condition(collection, obs, source: Census) -> str:
     """The filter in force: that of the study or the default of this Census, and census.tissues.
 
     The default is primary data, and in a public release from normal tissue by an assay that counts molecules. Of user
     files it stays primary data, unless the filter says otherwise: their copies are marked so. Refused is a filter that
     names a column or a label which the Census lacks: it would give no cells, and no error either.
     """
-    obs = census.fetch(collection, lambda: census.human(collection).obs)
     primary = "is_primary_data == True"  # no copies of other data sets
     clauses = [primary if source.filter is None else source.filter]
     if source.sources and "is_primary_data" not in clauses[0]:
@@ -191,12 +190,11 @@ def columns(split: Split) -> list[str]:
 
 def related(*labels: Iterable) -> np.ndarray:
     """Number of each cell's group, (cells,) int: connected components of cells with an equal label in any column."""
-
     nodes, size = [], 0
     for column in labels:
         nodes.append(size + pd.factorize(column, use_na_sentinel=False)[0])  # what has no label counts as one group
         size = nodes[-1].max() + 1
-    pairs = pd.DataFrame(nodes).T.drop_duplicates()  # one edge for each combination of labels, not for each cell
+    pairs = pd.DataFrame(dict(enumerate(nodes))).drop_duplicates()  # one edge for each combination of labels
     ends = np.repeat(pairs[0].to_numpy(), len(nodes)), pairs.to_numpy().ravel()
     graph = sparse.coo_matrix((np.ones(len(ends[0]), bool), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][nodes[0]]

@@ -2,14 +2,12 @@
 
 import ast
 import glob
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,16 +102,11 @@ def survey(settings: study_file.Census, own: Iterable[str] = ()) -> Pool:
             "donors": labels["donor_id"].nunique(),
             "datasets": labels["dataset_id"].nunique(),
             "libraries": labels.index.str.extract(r"[ACGT]{12,}-(\d+)$", expand=False).nunique(),
-            "primary_cells": int(_primary(labels).sum()),
+            "primary_cells": int(labels["is_primary_data"].sum()),
             "median_counts": float(read["total"].median()),
             "empty_cells": int((read["total"] == 0).sum()),
         }
     return Pool(paths, obs, _var(genes, keys, chosen), placed, pd.DataFrame(rows))
-
-
-def _primary(labels):
-    """Which cells are primary data, (cells,) bool: all where the file says nothing."""
-    return labels.get("is_primary_data", pd.Series(True, labels.index)).to_numpy()
 
 
 def overview(pool: Pool) -> str:
@@ -142,7 +135,8 @@ def overview(pool: Pool) -> str:
 def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
     """The files that a study names, each once, in the order of their paths, and the labels it gives to their cells."""
     found, resolved = {}, {}
-    for sample, where in _samples(settings):
+    samples = (_sheet(given) if _is_sheet(given) else [(given, "census")] for given in settings.sources)
+    for sample, where in chain.from_iterable(samples):
         exact = os.path.lexists(io.ROOT / sample.path)  # then brackets in it are part of a name
         matches = [sample.path] if exact else glob.glob(sample.path, root_dir=io.ROOT, recursive=True)
         if not matches:
@@ -172,24 +166,13 @@ def made_from(study: study_file.Study) -> str:
         labels = [(shown(path), given) for path, given in sources(study.census).items()]
         source |= {"h5ad": None, "files": labels + [io.mark(path) for path in inputs(study.census)]}
         source["own"] = sorted({*own_columns(study), *filtered(study.census.filter)})
-    return fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
+    return io.fingerprint(source, io.SIMULATE_NUMERICS if study.census.simulate else io.FILES_NUMERICS)
 
 
 def own_columns(study: study_file.Study) -> list[str]:
     """obs columns by which a study splits or samples, beside those that every file has or is given."""
     by = {study.split.by, study.split.related, study.census.sample and study.census.sample.by}
     return sorted(by - {None, "random", "donor_id", "dataset_id", "tissue", "tissue_general"})
-
-
-def fingerprint(settings: Any, numerics: int | list[int]) -> str:
-    """SHA-256 of settings (JSON types) and of numbers that are raised when the same settings give other results."""
-    return hashlib.sha256(json.dumps([settings, numerics], sort_keys=True).encode()).hexdigest()
-
-
-def _samples(settings):
-    """Every path of a study with its labels, those of its sample sheets included, and where it stands."""
-    for given in settings.sources:
-        yield from _sheet(given) if _is_sheet(given) else [(given, "census")]
 
 
 def _is_sheet(given):
@@ -229,7 +212,7 @@ def _labels(counts, given, settings, own):
                 advice = f"name another by census.{setting}, or give each file its own, {{path: ..., {column}: ...}}, "
                 advice += "in census.files or in a sample sheet"
             raise InputError(f"{counts.name} has no obs column {key!r} (it has: {has}); {advice}.")
-    obs = obs.assign(**given)
+    obs = obs.assign(is_primary_data=obs.get("is_primary_data", True), **given)
     return obs.assign(tissue_general=obs.get("tissue_general", obs["tissue"])) if "tissue" in obs else obs
 
 
@@ -279,7 +262,7 @@ def _name_datasets(paths, obs):
     names = [path.name if path.is_dir() else path.stem.removesuffix("matrix.mtx").rstrip("_.") for path in paths]
     for path, name, labels in zip(paths, names, obs, strict=True):
         if "dataset_id" not in labels:
-            labels["dataset_id"] = name if names.count(name) == 1 else shown(path)
+            labels["dataset_id"] = name if name and names.count(name) == 1 else shown(path)
 
 
 # ---------------------------------------------------------------- genes
@@ -414,7 +397,7 @@ def _check_copies(paths, obs, cells):
         names = pd.Series(labels.index, dtype=object)
         barcode = _or(names.str.extract("([ACGT]{12,})", expand=False), names)
         part = read[["seen", "mark"]].assign(path=shown(path), name=names, barcode=barcode)
-        parts.append(part[_primary(labels)])
+        parts.append(part[labels["is_primary_data"].to_numpy()])
     table = pd.concat(parts, ignore_index=True)
     for least, same in ((SAME_BARCODE, ["mark", "barcode"]), (ANY_BARCODE, ["mark"])):
         rich = table[table["seen"] >= least]
