@@ -22,7 +22,7 @@ study.data.mkdir(parents=True, exist_ok=True)
 if workflow.is_main_process:  # a job on a cluster reads this file too, and must not judge what other jobs write
     plan.forget_lost(study)
     if plan.RUNNER in os.environ:
-        plan.stop_after(int(os.environ[plan.RUNNER]), group=True)
+        io.stop_after(int(os.environ[plan.RUNNER]), group=True)
 os.environ.update(plan.ENVIRONMENT)
 workdir: study.data
 wildcard_constraints: regime="[^/]+", size="[^/]+"

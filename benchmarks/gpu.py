@@ -247,6 +247,7 @@ def main(words=None) -> None:
     elif given.command == "table":
         table(read_plan(given.study), Path(given.arguments[0]))
     elif given.command == "train":
+        io.stop_after(os.getppid())  # `run`, when it is killed outright, stops no child
         *run_of, seed = given.arguments
         train(read_plan(given.study), *run_of, int(seed))
     else:

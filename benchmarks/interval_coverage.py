@@ -33,18 +33,9 @@ EFFECT = {False: style.PALETTE[4], True: "#7A0000"}
 
 
 def simulate(truth, sizes, seeds, size_effect, studies, rng):
-    """Losses of simulated studies.
+    """Losses of simulated studies: parameters (sizes,), and losses (studies, sizes, seeds).
 
-    Parameters
-    ----------
-    truth : (alpha, amplitude, c)
-    sizes, seeds, studies : int
-    size_effect : float
-        Standard deviation of what the seeds of one size share.
-
-    Returns
-    -------
-    parameters (sizes,), losses (studies, sizes, seeds)
+    `truth` is (alpha, amplitude, c); `size_effect` is the standard deviation of what the seeds of one size share.
     """
     alpha, amplitude, c = truth
     parameters = np.geomspace(SMALLEST, LARGEST, sizes)

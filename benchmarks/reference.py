@@ -47,10 +47,9 @@ class Cells(Dataset):
         return self.x[cell], hidden
 
 
-def train(model, cells, updates, learning_rate=3.125e-5, weight_decay=0.01, clip=1.0, optimiser=None):
+def train(model, cells, updates, optimiser=None):
     """Train for some updates of MICRO_BATCH x ACCUMULATION cells; returns the mean loss of the last one."""
-    adamw = {"lr": learning_rate, "weight_decay": weight_decay}
-    optimiser = optimiser or torch.optim.AdamW(model.parameters(), **adamw)
+    optimiser = optimiser or torch.optim.AdamW(model.parameters(), lr=3.125e-5, weight_decay=0.01)
     model.train()
     batches = iter(DataLoader(cells, MICRO_BATCH, sampler=_endless(len(cells))))
     for _ in range(updates):
@@ -60,7 +59,7 @@ def train(model, cells, updates, learning_rate=3.125e-5, weight_decay=0.01, clip
             loss = (model(x, hidden) - x)[hidden].square().mean() / ACCUMULATION
             loss.backward()
             total += loss.item()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
     return total

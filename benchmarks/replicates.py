@@ -145,18 +145,10 @@ def exact(data, truth, columns, objective):
 
 
 def family_excess(probability, x):
-    """Bits that the best negative binomial costs beyond the entropy of each distribution of a count.
+    """Bits that the best negative binomial costs beyond the entropy of each distribution of a count, one after another.
 
-    For any dispersion the best mean is that of the distribution.
-
-    Parameters
-    ----------
-    probability : (..., counts)
-        Of the counts `x`, (counts,).
-
-    Returns
-    -------
-    array of the leading shape, at least 0 but for rounding
+    `probability` is (..., counts), of the counts `x`, (counts,). For any dispersion the best mean is that of the
+    distribution.
     """
     probability = probability.reshape(-1, len(x)) / probability.reshape(-1, len(x)).sum(1, keepdims=True)
     mean = (probability * x).sum(1, keepdims=True)

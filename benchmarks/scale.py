@@ -174,7 +174,8 @@ def cost(study):
             total["training"] += seeds * size.training_flops(regime.genes, settings)
             total["evaluation"] += seeds * passes * forward
             small = 3 * settings.batch * forward < LAUNCH_BOUND
-            total["small_updates"] += seeds * settings.updates * small
+            updates = settings.updates + sum(end - leaves for leaves, end in settings.branches.values())
+            total["small_updates"] += seeds * updates * small
     return total
 
 
@@ -187,39 +188,23 @@ def of_published_runs():
     )
 
 
-def bill(size, genes, cells, passes=1.0, peak=H100, shares=SHARES, rates=None):
-    """What training one model on a panel of many cells would take.
+def bill(size, genes, cells, rates=None):
+    """What training one model on a panel of many cells, each seen once, would take.
 
-    Parameters
-    ----------
-    size : lib.model.sizes.Size
-    genes, cells : int
-        Of the panel.
-    passes : float
-        Times that every cell is seen.
-    peak : float
-        FLOPs a second of one GPU.
-    shares : pair of float
-        Of the peak that training is expected to reach, from a bad case to a good one.
-    rates : dict, optional
-        Measured costs of a cell, by the names of `RATES`; what is left out has those of `RATES`.
-
-    Returns
-    -------
-    dict
-        flops, parameters; hours of one GPU as [most, least]; bytes: panel (its file), compact, network (what a Census
-        sends: all values of every cell, twice, for the genes' statistics and for the panel), labels (memory while the
-        panel is made), order (memory for the order of a pass), checkpoints (on disk), gpu (memory for weights, moments
-        and a batch of 32 cells in float32), gradient (what several GPUs exchange for each update); and seconds:
-        reading (one process making the panel), hashing (before each run, of all values), saving (one checkpoint).
+    `rates` are measured costs of a cell, by the names of `RATES`, which has those that are left out. The bill: flops,
+    parameters; hours of one GPU, [most, least]; bytes: panel (its file), compact, network (what a Census sends: all
+    values of every cell, twice, for the genes' statistics and for the panel), labels (memory while the panel is made),
+    order (memory for the order of a pass), checkpoints (on disk), gpu (memory for weights, moments and a batch of 32
+    cells in float32), gradient (what several GPUs exchange for each update); and seconds: reading (one process making
+    the panel), hashing (before each run, of all values), saving (one checkpoint).
     """
     rate = RATES | (rates or {})
     parameters = size.parameters(genes)
-    work = 3 * size.forward_flops(genes) * cells * passes
+    work = 3 * size.forward_flops(genes) * cells
     state = 4 * 3 * parameters  # weights and two moments, float32
     activations = 4 * 32 * size.layers * genes * size.d * (8 + 2 * size.ff_mult)
     return {
-        "flops": work, "parameters": parameters, "hours": [work / peak / share / 3600 for share in shares],
+        "flops": work, "parameters": parameters, "hours": [work / H100 / share / 3600 for share in SHARES],
         "panel": 8 * genes * cells, "compact": rate["compact"] * cells, "network": 2 * rate["network"] * cells,
         "labels": rate["labels"] * cells, "order": rate["order"] * cells,
         "checkpoints": 2 * 2 * state,  # two are kept, and half-way each holds the state twice

@@ -49,14 +49,8 @@ def seconds(work, updates):
 
 def ours(size, arrays, dropout, folder):
     """A function that makes some updates of our training loop."""
-    run = loop.Run(
-        arrays,
-        size,
-        7,
-        Train(dropout=dropout, batch=32, optimiser="adamw", cells_seen=32 * 10**6),
-        Path(folder),
-        "benchmark",
-    )
+    settings = Train(dropout=dropout, batch=32, optimiser="adamw", cells_seen=32 * 10**6)
+    run = loop.Run(arrays, size, 7, settings, Path(folder), "benchmark")
 
     def work(updates):
         torch.set_num_threads(size.threads(arrays.x.shape[1]))

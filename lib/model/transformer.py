@@ -41,10 +41,10 @@ class Block(nn.Module):
         if positions is None:
             query, key, value = self.qkv(normed).chunk(3, dim=-1)
         else:
-            d = tokens.shape[-1]
+            d, at = tokens.shape[-1], positions.unsqueeze(-1)
             key, value = linear(normed, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=-1)
-            query = linear(_take(normed, positions), self.qkv.weight[:d], self.qkv.bias[:d])
-            tokens = _take(tokens, positions)
+            query = linear(normed.take_along_dim(at, 1), self.qkv.weight[:d], self.qkv.bias[:d])
+            tokens = tokens.take_along_dim(at, 1)
         by_head = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         seen = scaled_dot_product_attention(*by_head, dropout_p=chance).transpose(1, 2).flatten(-2)
         tokens = tokens + dropout(self.out(seen), chance)
@@ -144,8 +144,3 @@ def _log_mean(raw: Tensor, library: Tensor) -> Tensor:
 
 def _bounded(raw: Tensor, name: str) -> Tensor:
     return BOUNDS[name] * torch.tanh(raw / BOUNDS[name])
-
-
-def _take(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Tokens (cells, genes, d) at `positions` (cells, k)."""
-    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

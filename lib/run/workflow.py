@@ -10,10 +10,7 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
-import threading
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,19 +193,6 @@ def forget_lost(study: Study) -> None:
             marker.unlink()
 
 
-def stop_after(parent: int, group: bool = False) -> None:
-    """Interrupt this process (or its whole group) soon after process `parent` has ended, in whatever way it did."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(0 if group else os.getpid(), signal.SIGINT)
-        time.sleep(20)
-        os.kill(0 if group else os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def execute(notebook: str, executed: str, marker: str, parameters: dict, results: list[str]) -> int:
     """Execute one notebook, then write its marker, which holds a checksum of each result. Returns the exit code.
 
@@ -249,6 +233,6 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
 
 
 if __name__ == "__main__":
-    stop_after(os.getppid())
+    io.stop_after(os.getppid())
     words, results = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     sys.exit(execute(*words[:3], dict(word.split("=", 1) for word in words[3:]), results))

@@ -113,7 +113,7 @@ class Run:
         self.advance(progress)
         record = self.record()
         with io.atomic(self.folder / "weights.safetensors") as partial:
-            partial.write_bytes(self.weights())
+            partial.write_bytes(save(self.model.state_dict()))
         io.write_json(self.folder / "result.json", record)
         machine.forget(self.folder)
         return record
@@ -195,8 +195,9 @@ class Run:
         if positions is None:
             return transformer.squared_error(predicted, x)[hidden]
         with torch.autocast(self.device.type, enabled=False):
-            truth = self.cells.truth(rows, x).gather(1, positions)
-            return self.loss(predicted, truth, self.cells.library[rows].to(self.device))
+            counts = self.cells.counts
+            truth = x if counts is None else counts[rows].to(self.device).float()
+            return self.loss(predicted, truth.gather(1, positions), self.cells.library[rows].to(self.device))
 
     def branch(self) -> None:
         """Leave the trunk for the next branch, or measure the loss at its end and come back, where it is time."""
@@ -244,8 +245,6 @@ class Run:
 
     def squared_errors(self, split: str) -> np.ndarray:
         """The same for the squared error of the log-normalised expression, whose mean follows from a count's."""
-        if self.cells.counts is None:
-            return self.losses(split)
         from lib.train import evaluate  # needs SciPy
 
         rows, masks = self.cells.held[split], self.cells.masks[split]
@@ -284,9 +283,9 @@ class Run:
 
     def record(self) -> dict:
         """Everything that is known of the finished run."""
-        exact = {f"{split}_mse": self.squared_errors(split) for split in self.cells.held}
+        exact = {f"{split}_{self.unit}": self.losses(split) for split in self.cells.held}
         if self.unit != "mse":
-            exact |= {f"{split}_{self.unit}": self.losses(split) for split in self.cells.held}
+            exact |= {f"{split}_mse": self.squared_errors(split) for split in self.cells.held}
         means = {name: float(losses.mean()) for name, losses in exact.items()}
         if self.settings.report == "best":
             means["validation_mse"] = min(point["validation_mse"] for point in self.history)
@@ -302,7 +301,7 @@ class Run:
             **{name: value if ok else None for name, value in (means | errors).items()},
             **{f"{split}_donors": len(np.unique(of)) for split, of in donors.items()},
             **{f"{loss}_{name}": earlier.get(name) for name in BUDGETS},
-            "weights_sha256": hashlib.sha256(self.weights()).hexdigest(),
+            "weights_sha256": hashlib.sha256(save(self.model.state_dict())).hexdigest(),
             "convergence": convergence(earlier.get("half"), means[loss], self.settings.tolerance),
             "status": "ok" if ok else "diverged",
             "reason": "" if ok else f"its loss was no longer finite after {self.update:,} updates",
@@ -331,10 +330,6 @@ class Run:
             "code_version": io.code_version(),
             "versions": io.versions(),
         }
-
-    def weights(self) -> bytes:
-        """Content of weights.safetensors."""
-        return save({name: weight.contiguous() for name, weight in self.model.state_dict().items()})
 
     def state(self) -> dict:
         """A copy of where weights and optimiser stand."""

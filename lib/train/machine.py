@@ -191,10 +191,6 @@ class Cells:
         """Log-normalised expression (cells, genes) on the device."""
         return self.x[rows].to(self.device)
 
-    def truth(self, rows: Tensor, x: Tensor) -> Tensor:
-        """What a model predicts, (cells, genes): expression, or counts."""
-        return x if self.counts is None else self.counts[rows].to(self.device).float()
-
 
 def hours(study) -> "pandas.DataFrame":
     """Hours that each size takes on this machine, all of its seeds one after another.
