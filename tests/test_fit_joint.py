@@ -73,12 +73,11 @@ def test_what_lies_beyond_the_reach_has_no_number(law):
     assert np.isnan(frontier(law, [2e9])).all()
 
 
-@pytest.mark.parametrize("by_size", [0.0, 0.005])
-def test_draws_hold_the_truth_even_when_a_size_shares_an_error(by_size):
+def test_draws_hold_the_truth_even_when_a_size_shares_an_error():
     truth = loss(1e6, 2e4) - loss(2e6, 2e4)
     held = []
     for seed in range(20):
-        draws = joint_law(grid(seed=seed, by_size=by_size), resamples=100, seed=seed).draws
+        draws = joint_law(grid(seed=seed, by_size=0.005), resamples=100, seed=seed).draws
         low, high = np.quantile(draws.predict(1e6, 2e4) - draws.predict(2e6, 2e4), [0.025, 0.975])
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.85

@@ -1,14 +1,12 @@
 """The five notebooks: as they lie in the repository, and executed for a whole study as a user runs it, in seconds."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 from conftest import STUDY
+from papermill.execute import execute_notebook
 
 from lib import io
 from lib.fit import runs
@@ -78,33 +76,29 @@ def fit_and_draw(root, study, *copied):
     for name in (f"params/{study}.yaml", *copied):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(re.sub(r"resamples: \d+", "resamples: 100", (io.CODE / name).read_text()))
-    words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR"]
-    environment = os.environ | {"SCALING_ROOT": str(root)}
     for name in ("04_fit", "05_figures"):
-        command = [*words, NOTEBOOKS[name], root / f"{name}.ipynb", "-p", "study", study]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr
+        execute_notebook(NOTEBOOKS[name], root / f"{name}.ipynb", {"study": study}, cwd=root, progress_bar=False)
 
 
-def test_a_kept_study_is_fitted_and_drawn_where_nothing_of_it_was_trained(tmp_path):
+def test_a_kept_study_is_fitted_and_drawn_where_nothing_of_it_was_trained(project):
     kept = "data/results/noise"
     files = ("runs.csv", "baselines.json", "origin.json", "probe.csv")
-    fit_and_draw(tmp_path, "noise", *(f"{kept}/{of}" for of in files))
-    table, runs_now = (runs.read(folder / "runs.csv") for folder in (io.CODE / kept, tmp_path / "data/noise"))
+    fit_and_draw(project, "noise", *(f"{kept}/{of}" for of in files))
+    table, runs_now = (runs.read(folder / "runs.csv") for folder in (io.CODE / kept, project / "data/noise"))
     assert runs_now["validation_mse"].equals(table["validation_mse"])
-    laws, now = (io.read_json(folder / "laws.json") for folder in (io.CODE / kept, tmp_path / "data/noise"))
+    laws, now = (io.read_json(folder / "laws.json") for folder in (io.CODE / kept, project / "data/noise"))
     statuses = {regime: of["validation_mse"]["status"] for regime, of in laws.items()}
     assert {regime: of["validation_mse"]["status"] for regime, of in now.items()} == statuses
-    assert len(set(statuses.values())) > 1 and "not trained here" in (tmp_path / "04_fit.ipynb").read_text()
+    assert len(set(statuses.values())) > 1 and "not trained here" in (project / "04_fit.ipynb").read_text()
     for name in ("loss_against_parameters", "depth", "probe"):
-        assert (tmp_path / f"figures/noise/{name}.svg").is_file()
+        assert (project / f"figures/noise/{name}.svg").is_file()
 
 
-def test_the_published_runs_are_fitted_audited_and_drawn(tmp_path):
-    fit_and_draw(tmp_path, "published-runs", "data/published_runs.csv")
-    law = json.loads((tmp_path / "data/published-runs/laws.json").read_text())["data-rich"]["validation_mse"]
+def test_the_published_runs_are_fitted_audited_and_drawn(project):
+    fit_and_draw(project, "published-runs", "data/published_runs.csv")
+    law = json.loads((project / "data/published-runs/laws.json").read_text())["data-rich"]["validation_mse"]
     assert law["sensitivity"]["with sizes that see no context"]["c"] == pytest.approx(1.470, abs=5e-4)
-    assert (tmp_path / "figures/published-runs/published_audit.svg").is_file()
+    assert (project / "figures/published-runs/published_audit.svg").is_file()
 
 
 KEPT = [*NOTEBOOKS.values(), *sorted((io.CODE / "data" / "results").glob("*/*.ipynb"))]

@@ -218,7 +218,7 @@ def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_
 PROGRAM = """
 import os, random, signal, sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {benchmarks!r}]
+sys.path.insert(0, {tests!r})
 from test_train import panel, settings, SIZE
 from lib.train import loop
 folder, data, chosen = Path({folder!r}), panel(), settings(dropout=0.2)
@@ -236,21 +236,36 @@ while not (folder / "result.json").is_file():
         os.kill(child, signal.SIGKILL)
         kills += 1
     os.waitpid(child, 0)
-print(kills)
+print(kills, flush=True)
+steps, step, other = [], loop.Run.step, os.fork()
+loop.Run.step = lambda self: (steps.append(1), step(self))[1]
+loop.train(data, SIZE, 7, chosen, folder / "twice")
+print(len(steps), flush=True)
+os.wait() if other else os._exit(0)
 """
-PATHS = {"tests": str(io.CODE / "tests"), "benchmarks": str(io.CODE / "benchmarks")}
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(data, tmp_path):
-    program = PROGRAM.format(folder=str(tmp_path / "killed"), **PATHS)
-    (tmp_path / "killed").mkdir()
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """The folder of PROGRAM's runs, and the numbers that it said."""
+    folder = tmp_path_factory.mktemp("forked")
+    program = PROGRAM.format(folder=str(folder), tests=str(io.CODE / "tests"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=io.CODE)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3, "the run was over before it could be killed"
-    whole = run(data, tmp_path / "whole", dropout=0.2)
-    assert exact(io.read_json(tmp_path / "killed" / "result.json")) == exact(whole)
-    histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
-    assert histories[0] == histories[1]
+    return folder, [int(number) for number in done.stdout.split()]
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights_and_losses(data, tmp_path, forked):
+    folder, (kills, *_) = forked
+    assert kills >= 3, "the run was over before it could be killed"
+    whole = run(data, tmp_path, dropout=0.2)
+    assert exact(io.read_json(folder / "result.json")) == exact(whole)
+    assert (folder / "history.csv").read_text() == (tmp_path / "history.csv").read_text()
+
+
+def test_two_processes_that_ask_for_the_same_run_train_it_once(forked):
+    _, (_, *both) = forked
+    assert min(both) == 0 and max(both) >= 100 and len(both) == 2
 
 
 @pytest.fixture
@@ -301,22 +316,6 @@ def test_a_full_disk_is_named_and_costs_no_checkpoint(data, tmp_path, cut, monke
             run(data, tmp_path / "cut")
     resumed = run(data, tmp_path / "cut", progress=lambda done, *state: seen.append(done))
     assert exact(resumed) == exact(whole) and seen[0] > 50
-
-
-def test_two_processes_that_ask_for_the_same_run_train_it_once(tmp_path):
-    program = f"""
-import os, sys
-sys.path[:0] = [{PATHS["tests"]!r}, {PATHS["benchmarks"]!r}]
-from pathlib import Path
-from test_train import loop, panel, run
-steps, step, other = [], loop.Run.step, os.fork()
-loop.Run.step = lambda self: (steps.append(1), step(self))[1]
-run(panel(), Path({str(tmp_path)!r}))
-print(len(steps), flush=True)
-os.wait() if other else os._exit(0)
-"""
-    both = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert min(map(int, both)) == 0 and max(map(int, both)) >= 100 and len(both) == 2
 
 
 def test_when_memory_gives_out_the_batch_is_split_and_training_goes_on(data, tmp_path, monkeypatch):
