@@ -1,5 +1,7 @@
 """Where things lie, and how they are written: to a temporary name first, then renamed."""
 
+import atexit
+import gc
 import glob
 import hashlib
 import json
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 CODE = Path(__file__).resolve().parents[1]
 ROOT = Path(os.environ.get("SCALING_ROOT", CODE)).resolve()
 """Folder that holds params/, data/ and figures/: the project itself, unless SCALING_ROOT names another."""
+
+atexit.register(gc.freeze)  # a process ends a second or two sooner, a study starts dozens: nothing is left to collect
 
 SIMULATE_NUMERICS = PANEL_NUMERICS = 1
 FILES_NUMERICS = 4

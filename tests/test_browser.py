@@ -1,4 +1,4 @@
-"""Notebooks as a person meets them: opened in JupyterLab in a real browser, Run > Run All Cells, saved."""
+"""A notebook as a person meets it: opened in JupyterLab in a real browser, Run > Run All Cells, saved."""
 
 import os
 import re
@@ -25,10 +25,8 @@ from lib import io
 from lib.run import workflow
 from lib.study import load_study
 
-DEFAULTS = {"train": ["data-rich", "d16"], "fit": []}
-"""Regime and size of a notebook's default parameters, by rule: of the one that trains, and of the one that answers."""
-WRITES = {"train": r"data/demo/[\w-]+/runs/d16/", "fit": r"data/demo/(runs\.csv|laws\.json|examined|probe)"}
-"""What they write into a finished study."""
+DEFAULTS = ["data-rich", "d16"]
+"""Regime and size of 03_train's default parameters."""
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE = 400  # seconds; a busy machine needs many
 RUN_ALL, SAVE = ("Run", "runmenu:run-all"), ("File", "docmanager:save")  # menu, and the command of its item
@@ -212,19 +210,17 @@ def page(place):
         yield page
 
 
-@pytest.mark.parametrize("rule", DEFAULTS)
 def test_run_all_in_jupyterlab_shows_what_the_study_showed_and_writes_only_what_is_its_own(
-    rule, page, place, project, monkeypatch
+    page, place, project, monkeypatch
 ):
     monkeypatch.setattr(io, "ROOT", project)
-    name, promised = workflow.NOTEBOOKS[rule], workflow.Step(load_study("demo"), rule, *DEFAULTS[rule]).file(".ipynb")
-    before = written(project)
-    assert sum(pictures(promised)), f"{name} promises no figure"
-    opened = copied(io.CODE / "notebooks" / f"{name}.ipynb", place.folder)
+    promised, before = workflow.Step(load_study("demo"), "train", *DEFAULTS).file(".ipynb"), written(project)
+    assert sum(pictures(promised)), "it promises no figure"
+    opened = copied(io.CODE / "notebooks" / "03_train.ipynb", place.folder)
     run_all(page, place, opened)
     outputs = [output for cell in code(opened) for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert all(cell["execution_count"] for cell in code(opened)) and pictures(opened) == pictures(promised)
     assert displayed(opened) == displayed(promised)
     changed = [path for path, when in written(project).items() if before.get(path) != when]
-    assert changed and [path for path in changed if not re.match(WRITES[rule], path)] == []
+    assert changed and [path for path in changed if not re.match(r"data/demo/[\w-]+/runs/d16/", path)] == []
