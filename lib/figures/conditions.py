@@ -124,7 +124,8 @@ def budget(view: Budgets | None) -> Figure | Note:
 def _statuses(laws):
     """What a legend says of the solid and the open dots of a table of laws."""
     ok, dot = laws["status"] == "ok", {"color": style.INK, "marker": "o", "linestyle": ""}
-    names = {"status ok": (ok.any(), {}), "status not ok": (not ok.all(), OPEN)}
+    others = ", ".join(laws["status"][~ok].unique())
+    names = {"status: ok": (ok.any(), {}), f"status: {others}": (not ok.all(), OPEN)}
     return {name: key(**dot | face) for name, (there, face) in names.items() if there}
 
 
