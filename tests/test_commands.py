@@ -141,6 +141,7 @@ def one_page(page, command):
     images = [image["src"] for image in html.find_all("img")]
     assert len(html.find_all("h1")) == 5 and len(images) > 10 and all(src.startswith("data:image/") for src in images)
     assert "Takeaways" in html.get_text() and "load_study" not in html.get_text()
+    assert not [link for link in html.find_all("a") if ".ipynb" in link["href"]], "a link to what is not sent"
 
 
 def cleaned(page, command):

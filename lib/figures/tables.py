@@ -35,7 +35,8 @@ class Table(Shown):
     def content(self) -> tuple[dict, dict]:
         with pd.option_context("display.max_colwidth", None):
             shown = self.printed.to_html(index=False, border=0, justify="left")
-        shown = shown.replace("<td>", '<td style="text-align: left">')
+        for cell in ("th", "td"):  # Jupyter's own style puts them right
+            shown = shown.replace(f"<{cell}>", f'<{cell} style="text-align: left">')
         return {"text/html": shown, "text/plain": self.printed.to_string(index=False)}, {}
 
     def write(self, folder: Path, name: str) -> None:

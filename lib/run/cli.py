@@ -217,6 +217,7 @@ def report(study: str) -> None:
         cell["id"] = f"cell-{number}"
     hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
     html, _ = HTMLExporter(**hidden, embed_images=True).from_notebook_node(page, {"metadata": {"name": study.name}})
+    html = re.sub(r'<a href="0\d_\w+\.ipynb">(.*?)</a>', r"\1", html)  # no notebooks lie beside it
     path = study.figures / "report.html"
     with io.atomic(path) as partial:
         partial.write_text(html, encoding="utf-8")
