@@ -267,6 +267,14 @@ def test_two_files_of_one_name_are_two_data_sets(h5ad, project, counts):
     assert [*pool.presence] == ["input/one/same.h5ad", "input/two/same.h5ad"]
 
 
+def test_a_10x_folder_may_have_any_name_and_a_matrix_in_it_names_its_data_set(tenx, counts):
+    tenx("mod", counts, "mtx.gz")  # as a group of a MuData file is called
+    pool = user_files.survey(Census(files=[{"path": "input/mod", "donor_id": "A"}]))
+    assert [*pool.presence] == ["mod"]
+    pool = user_files.survey(Census(files=[{"path": "input/mod/matrix.mtx.gz", "donor_id": "A"}]))
+    assert [*pool.presence] == ["input/mod/matrix.mtx.gz"]
+
+
 def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     barcodes = [f"{name[:-2]}-{1 + at % 4}" for at, name in enumerate(bases(200))]
     path = tenx("aggr", counts, barcodes=barcodes)
