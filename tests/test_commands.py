@@ -58,7 +58,7 @@ def page(executed, tmp_path_factory):
 def shell(folder, command):
     """Run a command as a person does who stands in that folder; what it said."""
     path = f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}"
-    unset = ("STUDY", "JOBS", "ARGS", "MAKEFLAGS", "MAKELEVEL", "PYTEST_ADDOPTS")
+    unset = ("STUDY", "JOBS", "ARGS", "MAKEFLAGS", "MAKELEVEL", "PYTEST_ADDOPTS", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"SCALING_ROOT": str(folder), "PATH": path}
     words = ["bash", "-c", command]

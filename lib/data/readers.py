@@ -111,7 +111,7 @@ def opened(path: Path) -> Iterator[Counts]:
     """
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
-        adata = _reader(path)
+        adata = _read(path)
         try:
             yield _counts(adata, shown(path))
         finally:
@@ -120,7 +120,7 @@ def opened(path: Path) -> Iterator[Counts]:
                 file.close()
 
 
-def _reader(path):
+def _read(path):
     """The path as an AnnData."""
     inside = _inside(path)
     for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read

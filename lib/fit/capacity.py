@@ -87,8 +87,8 @@ def limit(data: Ladder, losses: np.ndarray, shares: np.ndarray) -> dict:
     variance = scores / df / (x**2).sum(1)
     laws = {i: brief(replace(data, means=losses[:, -1] - slopes[:, i], variance=data.variance + variance[i]))
             for i in some}  # fmt: skip
-    if best == 0 and slopes[:, 0].max() > ROUNDING * losses.max():  # it falls as much at every doubling, or more
-        laws[best]["intervals"][HEADLINE]["c"][0] = -np.inf
+    if region[0] == 0 and slopes[:, 0].max() > ROUNDING * losses.max():  # may fall as much at every doubling: no limit
+        laws[0]["intervals"][HEADLINE]["c"][0] = -np.inf
     law = widened(laws[best], laws.values()) | {"b": float(DECAYS[best])}
     return law | {"status": Status.EXPONENT_AT_EDGE} if best in (0, len(DECAYS) - 1) else law
 

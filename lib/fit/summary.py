@@ -36,8 +36,7 @@ def fit_laws(
 
     `table` has columns of runs.csv: `regime`, `size`, `parameters` and a metric at least; rows that are not `usable`
     are left out and counted. `resamples` and `seed` are those of every bootstrap. All sizes share the `errors` of the
-    losses over held-out "donors" or "cells", and c has them. Convergence is known of the loss that was trained for: no
-    law of another unit is ok.
+    losses over held-out "donors" or "cells", and c has them.
     """
     present = [metric for metric in metrics if metric in table and len(usable(table, metric))]
     if not present:
@@ -47,10 +46,7 @@ def fit_laws(
     laws = {}
     for regime, rows in table.groupby("regime", sort=False):
         fitted = [metric for metric in present if len(usable(rows, metric))] or present[:1]
-        laws[str(regime)] = {of: _law(rows, of, resamples, seed, headline=of == fitted[0]) for of in fitted}
-        for metric, law in laws[str(regime)].items():
-            if metric[-3:] != fitted[0][-3:] and law["status"] == Status.OK:
-                law["status"] = Status.UNJUDGED
+        laws[str(regime)] = {metric: _law(rows, metric, resamples, seed, headline=fitted[0]) for metric in fitted}
     return laws
 
 
@@ -62,13 +58,15 @@ def _law(rows, metric, resamples, seed, headline):
     if content["n_sizes"] >= 3:
         content |= _fitted(ladder(good, metric), resamples, seed)
         content["budget"] = capacity.of_budgets(good, metric)
-        if headline:
+        if metric == headline:
             content["sensitivity"] = capacity.sensitivity(usable_rows, metric)
         if "limit" in content["budget"]:
             # Converged runs too would still gain a little; on simulated cells the intervals of one budget missed the
             # exact floor from above.
             content = capacity.widened(content, [content, content["budget"]["limit"]])
         content["status"] = capacity.judged(good, content["status"])
+        if metric[-3:] != headline[-3:] and content["status"] == Status.OK:  # convergence is of the loss trained for
+            content["status"] = Status.UNJUDGED
     content = plain(content)
     columns = columns_of(content)
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
