@@ -157,23 +157,31 @@ def write_csv(path: str | Path, table: "pandas.DataFrame"):
 
 
 def code_version() -> str:
-    """Commit of the code, `-modified` when code, sources of notebooks or params differ; `unknown` outside git."""
+    """Commit of the code, `-modified` where code, notebooks or study files differ from it; `unknown` outside git.
+
+    Outputs of notebooks and the study that they open make no difference, nor does a study file that is new.
+    """
 
     def git(*words):
         return subprocess.run(["git", "-C", str(CODE), *words], capture_output=True, text=True, check=True).stdout
 
-    def sources(notebook):
-        return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
-
     try:
         commit = git("rev-parse", "--short=12", "HEAD").strip()
-        modified = git("status", "--porcelain", "--", "lib", "params", "Snakefile")
+        changes = git("status", "--porcelain", "--", "lib", "params", "Snakefile").splitlines()
         names = git("diff", "-z", "--name-only", "--relative", "--diff-filter=M", "HEAD", "--", "notebooks").split("\0")
         now = {name: (CODE / name).read_text(encoding="utf-8") for name in names[:-1]}
-        changed = any(sources(git("show", f"HEAD:./{name}")) != sources(text) for name, text in now.items())
+        changes = [change for change in changes if not change.startswith("?? params/")]
+        changes += [name for name, text in now.items() if sources(git("show", f"HEAD:./{name}")) != sources(text)]
     except (OSError, subprocess.CalledProcessError, ValueError):  # ValueError: a notebook that is being written
         return "unknown"
-    return f"{commit}-modified" if modified or changed else commit
+    return f"{commit}-modified" if changes else commit
+
+
+def sources(notebook: str) -> list[tuple[str, str]]:
+    """Kind and text of a notebook's cells, but for the one that names its study (papermill's parameters)."""
+    cells = json.loads(notebook)["cells"]
+    kept = (cell for cell in cells if "parameters" not in cell.get("metadata", {}).get("tags", []))
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in kept]
 
 
 def stop_after(parent: int, group: bool = False) -> None:

@@ -311,8 +311,9 @@ def _size(given):
             raise ValueError(f"{given!r} is not a size{_nearest(given, PUBLISHED)}; allowed: {sizes}")
         return PUBLISHED[given]
     shape = SizeShape.model_validate(given)
-    name = shape.name or f"d{shape.d}-l{shape.layers}-h{shape.heads}-f{shape.ff_mult}"
-    return Size(name, shape.d, shape.layers, shape.heads, shape.ff_mult)
+    parts = {"l": (shape.layers, 1), "h": (shape.heads, 1), "f": (shape.ff_mult, 4)}
+    made = f"d{shape.d}" + "".join(f"-{key}{value}" for key, (value, usual) in parts.items() if value != usual)
+    return Size(shape.name or made, shape.d, shape.layers, shape.heads, shape.ff_mult)
 
 
 class Given(Strict):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from lib import io
 from lib.io import InputError
-from lib.model import sizes
 from lib.model.sizes import PUBLISHED
 from lib.study import Train, load_study, parse_study
 
@@ -72,7 +71,7 @@ def test_impossible_studies_are_refused_in_one_sentence(text, expected):
 def test_a_good_study_is_read_as_written():
     study = parse_study(GOOD, "mine")
     assert study.size("XXS") == PUBLISHED["XXS"]
-    assert study.size("d32-l2-h4-f4").parameters(20) == 20 * 32 + 3 * 32 + 33 + 2 * (12 * 32**2 + 13 * 32)
+    assert study.size("d32-l2-h4").parameters(20) == 20 * 32 + 3 * 32 + 33 + 2 * (12 * 32**2 + 13 * 32)
     assert study.run_folder("data-rich", "XXS", 7) == io.ROOT / "data/mine/data-rich/runs/XXS/seed-7"
     for unknown, nearest in ((study.folder, "data-rch"), "data-rich"), ((study.size, "XSS"), "XXS"):
         with pytest.raises(InputError, match=rf"did you mean {nearest}\?"):
@@ -119,11 +118,6 @@ def test_a_regime_trains_by_the_studys_settings_under_its_own():
 @pytest.mark.parametrize("name", sorted(file.stem for file in (io.CODE / "params").glob("*.yaml")))
 def test_shipped_studies_are_valid(name):
     assert load_study(name).name == name
-
-
-def test_a_study_of_given_runs_trains_no_size_and_says_so():
-    with pytest.raises(InputError, match="trains no size: its runs are given"):
-        sizes.table(load_study("published-runs"))
 
 
 def test_a_missing_study_names_the_nearest_and_a_name_of_digits_only_is_one(project):

@@ -237,16 +237,11 @@ def table(path: Path) -> pd.DataFrame:
 
 
 def _read_h5ad(path):
-    """Cells and genes by anndata, the counts left in the file; files of before anndata 0.7, which are small, whole."""
+    """Cells and genes by anndata, the counts left in the file."""
     import anndata
     from anndata.io import read_elem, sparse_dataset
 
     h5 = h5py.File(path)
-    if isinstance(h5["obs"], h5py.Dataset):
-        old = anndata.read_h5ad(path)
-        parts = {"X": old} if old.raw is None else {"X": old, "raw/X": old.raw.to_adata()}
-        parts = {place: part for place, part in parts.items() if part.X is not None} or parts
-        return parts[_best({place: part.X for place, part in parts.items()}, lambda place: parts[place].n_vars)]
     place = _counts_in(h5, shown(path))
     matrix = sparse_dataset(h5[place]) if isinstance(h5[place], h5py.Group) else h5[place]
     var = h5["raw/var"] if place == "raw/X" else h5["var"]
@@ -254,7 +249,10 @@ def _read_h5ad(path):
 
 
 def _counts_in(h5, name):
-    """Where the counts of an .h5ad file are."""
+    """Where the counts of an .h5ad file are: the first place of whole numbers, some above 1, else the first.
+
+    raw.X goes before an X of whole numbers where it has more genes: those of X have been chosen from them.
+    """
     first, layers = {}, [f"layers/{name}" for name in h5.get("layers", ()) if re.fullmatch(LAYERS, name)]
     for place in [place for place in ("X", "raw/X", *layers) if place in h5]:
         data = h5[place].get("data") if hasattr(h5[place], "keys") else h5[place]
@@ -262,21 +260,13 @@ def _counts_in(h5, name):
             first[place] = data[: 1 + 100_000 // (1 + data[:1].size)]
     if not first:
         raise InputError(f"{name} has no counts: neither X nor raw.X nor layers['counts'] is there; put them in X.")
-    return _best(first, lambda place: h5[place].attrs.get("shape", getattr(h5[place], "shape", (0, 0)))[-1])
+    whole = [place for place, values in first.items() if _whole(values)]
+    genes = {place: h5[place].attrs.get("shape", getattr(h5[place], "shape", (0, 0)))[-1] for place in whole}
+    return "raw/X" if genes.get("raw/X", 0) > genes.get("X", np.inf) else [*whole, *first][0]
 
 
-def _best(places, genes):
-    """The first of the places whose values are whole numbers, some above 1, else the first; `genes` gives its width.
-
-    raw.X goes before an X of whole numbers where it has more genes: those of X have been chosen from them.
-    """
-    whole = {place: genes(place) for place, values in places.items() if _whole(values)}
-    return "raw/X" if whole.get("raw/X", 0) > whole.get("X", np.inf) else [*whole, *places][0]
-
-
-def _whole(counts):
-    """Whether these are whole numbers, and some above 1: of a dense or sparse matrix, or its values."""
-    values = getattr(counts, "data", counts) if sparse.issparse(counts) else counts
+def _whole(values):
+    """Whether these are whole numbers, and some above 1."""
     return values.dtype.kind in "biuf" and (values > 1).any() and (values >= 0).all() and (values % 1 == 0).all()
 
 

@@ -114,8 +114,10 @@ def _check(collection, obs, clause, key):
     categorical = {field.name for field in obs.schema if pa.types.is_dictionary(field.type)}
     for node in ast.walk(ast.parse(clause, mode="eval")):
         parts = list(ast.walk(node)) if isinstance(node, ast.Compare) else []
-        for column in {part.id for part in parts if isinstance(part, ast.Name)} & categorical:
-            labels = _labels(collection, obs, column)
+        calls = [part for part in parts if isinstance(part, ast.Call) and ast.unparse(part.func) == "attr"]
+        quoted = {part.args[0].value for part in calls}  # attr("cell type")
+        for column in ({part.id for part in parts if isinstance(part, ast.Name)} | quoted) & categorical:
+            labels = {*_labels(collection, obs, column), *quoted}
             if missing := [part.value for part in parts if isinstance(part, ast.Constant) and part.value not in labels]:
                 near = "".join(difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0))
                 lacks = f"the Census has no {column} {missing[0]!r}; the nearest label is {near!r}"
@@ -266,8 +268,10 @@ def _order(assigned, number, donors, seed, donor):
     return order[np.isin(codes, first)]
 
 
-def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
-    """What a study would train on and hold out of checked files: how `cells` were chosen, and a row for each regime.
+def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame, int]:
+    """What a study would train on and hold out of checked files.
+
+    How `cells` were chosen; a row for each regime; and of its splits of held-out donors the fewest donors.
 
     InputError: what building its panels would be refused for, as far as it can be known without the counts.
     """
@@ -277,7 +281,7 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
         census.write(path, pool.var, no_counts, {})
         with open_soma(uri=str(path)) as collection:
             table, found = cells(collection, study)
-    rows, presence = [], pool.presence
+    rows, fewest, presence = [], np.inf, pool.presence
     for name, regime in study.regimes.items():
         assigned = assign(table, study.split_of(name))
         chosen = draw(assigned, regime, study.split, study.census.seed, table["donor_id"])
@@ -286,10 +290,12 @@ def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame]:
         if regime.genes > measured:
             most = f"ask for at most the {measured:,} that all data sets have measured"
             raise InputError(f"{name} asks for {regime.genes:,} genes; {most}.")
-        drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen])
-        counted = {SPLITS[number]: f"{len(cells):,} ({cells.nunique():,} donors)" for number, cells in drawn}
+        drawn = table["donor_id"].iloc[chosen].groupby(assigned[chosen]).agg(["size", "nunique"])
+        drawn.index = [SPLITS[number] for number in drawn.index]
+        fewest = min(fewest, *drawn["nunique"].drop(["train", "test_random"], errors="ignore"))
+        counted = {split: f"{cells:,} ({donors:,} donors)" for split, cells, donors in drawn.itertuples()}
         rows.append({"regime": name, "genes": regime.genes} | counted)
-    return found, pd.DataFrame(rows)
+    return found, pd.DataFrame(rows), int(fewest)
 
 
 def held_out(assigned: np.ndarray, split: Split) -> str:

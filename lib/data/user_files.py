@@ -36,6 +36,8 @@ LARGEST = 2**24
 """Above this, float32 (the type of a Census' counts) no longer holds every integer."""
 EMPTY = LEVEL = 0.5
 """Larger shares of cells without a count are those of unfiltered droplets; of cells of one total, normalised data."""
+FEW_GENES = 10_000
+"""Shorter lists of genes look like a selection."""
 LITTLE = 0.1
 """Files whose genes meet in no larger share of the shorter list name them in different ways."""
 SAME_BARCODE, ANY_BARCODE = 10, 100
@@ -118,6 +120,8 @@ def overview(pool: Pool) -> str:
         f"genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
     ]
     for row, obs in zip(pool.report.to_dict("records"), pool.obs, strict=True):
+        if row["genes"] < FEW_GENES:
+            lines.append(f"{row['file']}: {row['genes']:,} genes; library sizes lack all others: give the full list.")
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
         if not row["primary_cells"]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from lib import io
@@ -61,6 +62,10 @@ def run(study: str, jobs: int | None = None, profile: str | None = None) -> int:
         folder = io.ROOT / "profiles" / profile
         if not (folder / "config.yaml").is_file():
             raise InputError(f"there is no profile {profile!r}: {io.shown(folder)}/config.yaml is missing.")
+        executor = io.parse_yaml((folder / "config.yaml").read_text()).get("executor", "local")
+        if executor != "local" and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+            install = f".venv/bin/pip install -c constraints.txt snakemake-executor-plugin-{executor}"
+            raise InputError(f"profile {profile} needs a plugin of Snakemake; install it: {install}")
         options = ["--profile", workflow.relative(study, folder), *(["--jobs", str(jobs)] if jobs else [])]
     workflow.sources(study)
     if study.runs:
@@ -186,9 +191,12 @@ def check(study: str) -> None:
     if study.census.sources:
         pool = user_files.survey(study.census, user_files.own_columns(study))
         print(pool.report.to_string(index=False), user_files.overview(pool), sep="\n")
-        found, regimes = split.outlook(study, pool)
+        found, regimes, fewest = split.outlook(study, pool)
         print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
         print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
+        if fewest < 4:
+            advice = "for an interval over donors hold out four or more: raise the shares of split, or change its seed"
+            print(f"Fewest donors in a held-out split: {fewest}; {advice}.")
     elif not study.census.simulate:
         print("The labels of all cells of the Census are read, then cells twice: all genes to choose some, then those.")
         for name, regime in study.regimes.items():
@@ -241,7 +249,8 @@ def keep(study: str) -> None:
     trained = sorted(runs["code_version"].dropna().unique())
     ran = [io.code_version(), *trained]
     if lost := [version for version in ran if version == "unknown" or version.endswith("-modified")]:
-        raise InputError(f"no commit holds the code that ran {study.name} ({lost[0]}); commit it, and run again.")
+        again = f"commit it, then make clean STUDY={study.name}, and run it again"
+        raise InputError(f"no commit holds the code that ran {study.name} ({lost[0]}); {again}.")
     made = [laws, study.data / "notebooks" / "04_fit.ipynb"]
     if not kept(study):
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}

@@ -18,6 +18,7 @@ from pathlib import Path
 import filelock
 
 from lib import io
+from lib.model.sizes import recipe
 from lib.study import Study
 
 ENVIRONMENT = {
@@ -74,7 +75,7 @@ class Step:
     def settings(self) -> str:
         """What the results depend on, as canonical JSON: part of the study file, numbers of the code, the notebook.
 
-        Outputs of the notebook do not count: running it in JupyterLab changes no result.
+        Outputs of the notebook, and the study that it opens, do not count: running it in JupyterLab changes no result.
         """
         study, content = self.study, self.study.model_dump(mode="json", include={"census", "fit", "runs"})
         chosen = {}
@@ -88,9 +89,8 @@ class Step:
             chosen |= {"size": asdict(study.size(self.size)), "seeds": study.seeds_for(self.size)}
         elif self.rule == "fit":
             chosen = {"fit": content["fit"], "runs": content["runs"]}
-        cells = io.read_json(io.CODE / "notebooks" / f"{NOTEBOOKS[self.rule]}.ipynb")["cells"]
-        text = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in cells])
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        notebook = (io.CODE / "notebooks" / f"{NOTEBOOKS[self.rule]}.ipynb").read_text(encoding="utf-8")
+        digest = hashlib.sha256(json.dumps(io.sources(notebook)).encode()).hexdigest()
         return json.dumps([chosen, NUMERICS.get(self.rule), digest], sort_keys=True)
 
     @property
@@ -134,7 +134,12 @@ class Step:
         if self.failure():
             return "failed"
         files = [self.file(".done")] if self.rule == "figures" else [self.study.data / name for name in self.results]
-        return "done" if all(file.is_file() for file in files) else "not yet"
+        if not all(file.is_file() for file in files):
+            return "not yet"
+        if self.rule == "train":  # results of an earlier recipe may still lie there
+            due = recipe(self.study.size(self.size), self.study.training(self.regime))
+            return "done" if all(io.read_json(file)["recipe"] == due for file in files) else "not yet"
+        return "done"
 
     @property
     def cells_seen(self) -> int:
@@ -187,10 +192,21 @@ def held(lock: Path) -> bool:
 
 
 def forget_lost(study: Study) -> None:
-    """Remove the marker of a notebook when one of its results is gone, so that it runs again."""
+    """Remove the marker of a notebook when a result is gone, or a table is not what it wrote, so that it runs again.
+
+    A notebook that is run in JupyterLab, of a study file that was changed for it, leaves other tables.
+    """
     for marker in (study.data / "notebooks").rglob("*.done"):
-        if not all((study.data / name).is_file() for name in io.read_json(marker)):
-            marker.unlink()
+        for name, checksum in io.read_json(marker).items():
+            path, table = study.data / name, name.endswith((".json", ".csv")) and not name.startswith("..")
+            if not path.is_file() or (table and _checksum(path) != checksum):
+                marker.unlink()
+                break
+
+
+def _checksum(path):
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def execute(notebook: str, executed: str, marker: str, parameters: dict, results: list[str]) -> int:
@@ -226,8 +242,7 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
         for file in files:
             if file.suffix == ".html" or file.is_dir():  # the report is made of the notebooks; JupyterLab makes folders
                 continue
-            with file.open("rb") as content:
-                checksums[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
+            checksums[str(file)] = _checksum(file)
         io.write_json(marker, checksums)
     return 0
 
