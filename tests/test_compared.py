@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.api import OLS, add_constant
 
 from lib import figures
 from lib.fit import conditions, runs
@@ -39,15 +38,15 @@ def vanishing(N, D):
     return 0.21 - 0.02 * np.log(N / 85) / np.log(640) * np.log10(D / 200)
 
 
-def test_a_gain_that_vanishes_with_few_cells_is_found_and_an_equal_one_shows_no_trend():
+def test_a_gain_that_vanishes_with_few_cells_is_found_and_an_equal_one_does_not_grow():
     equal = conditions.gains(conditions.data_axis(table(apart))[0])
-    assert equal["gain"].std() < 3e-4 and conditions.trend(equal)["low"] < 0 < conditions.trend(equal)["high"]
-    rows, _ = conditions.data_axis(table(vanishing))
-    trend, gains = conditions.trend(conditions.gains(rows)), conditions.gains(rows)["gain"]
-    assert trend["slope"] == pytest.approx(0.02, rel=0.05) and trend["low"] > 0.018
-    assert gains.iloc[0] == pytest.approx(0, abs=3e-4) and gains.iloc[-1] == pytest.approx(0.04, rel=0.05)
-    line = OLS(gains.to_numpy(), add_constant(np.log10(CELLS))).fit()
-    assert list(trend.values()) == pytest.approx([line.params[1], *line.conf_int()[1]], rel=1e-9)
+    *_, change, reach = conditions.growth(equal)
+    assert equal["gain"].std() < 3e-4 and abs(change) < reach
+    gains = conditions.gains(conditions.data_axis(table(vanishing))[0])
+    *ends, change, reach = conditions.growth(gains)
+    assert ends == [CELLS[0], CELLS[-1]] and abs(change - 0.04) < 0.002 and 0 < reach < 0.002
+    assert gains["gain"].iloc[0] == pytest.approx(0, abs=3e-4)
+    assert reach == pytest.approx(np.hypot(*gains["reach"].iloc[[0, -1]]))
 
 
 def test_runs_on_cells_of_few_donors_are_shown_apart():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import figures, io
+from lib import io
 from lib.fit import capacity
 from lib.fit.intervals import HEADLINE
 from lib.fit.law import Status
@@ -156,14 +156,17 @@ def test_budgets_that_fall_in_no_power_determine_no_limit_and_the_law_no_floor()
     assert law["budget"]["limit"]["b"] > 0.1 and law["intervals"][HEADLINE]["c"][0] is None
 
 
-def test_a_floor_that_is_lost_without_a_size_hangs_on_it_and_one_of_too_few_sizes_does_not():
+def test_a_law_that_hangs_on_an_end_of_its_sizes_cannot_be_cited_and_one_of_too_few_sizes_can():
     laws = fit_laws(trained(), 100, 0)
-    assert capacity.hanging(laws) == []
+    assert capacity.citable(laws) == {"floor": ["r"], "alpha": ["r"]}
     for end in ("smallest size left out", "largest size left out"):
-        for status, found in ((Status.TOO_FEW_SIZES, []), (Status.NO_FLOOR, ["r"])):
+        for change, floors, exponents in (
+            ({"status": Status.TOO_FEW_SIZES}, ["r"], ["r"]), ({"status": Status.NO_FLOOR}, [], []),
+            ({"alpha": 9.0}, ["r"], []),
+        ):  # fmt: skip
             changed = copy.deepcopy(laws)
-            changed["r"]["validation_mse"]["sensitivity"][end]["status"] = status
-            assert capacity.hanging(changed) == found
+            changed["r"]["validation_mse"]["sensitivity"][end] |= change
+            assert capacity.citable(changed) == {"floor": floors, "alpha": exponents}
 
 
 def test_a_law_is_judged_by_runs_of_every_size_or_its_convergence_is_not_known():
@@ -173,21 +176,6 @@ def test_a_law_is_judged_by_runs_of_every_size_or_its_convergence_is_not_known()
         (["not converged", None, None, None], "budget-limited"), ([None] * 4, "convergence not known"),
     ):  # fmt: skip
         assert capacity.judged(runs.assign(convergence=states), "ok") == status
-
-
-def test_every_budget_of_runs_that_saw_unlike_cells_costs_what_it_took():
-    table = pd.read_csv(io.CODE / "data/results/ladder/runs.csv")
-    laws = io.read_json(io.CODE / "data/results/ladder/laws.json")
-    largest = table["parameters"] == table["parameters"].max()
-    unlike = table.assign(cells_seen=table["cells_seen"].where(~largest, table["cells_seen"] // 8))
-    whole, less = (capacity.budgets(runs, laws, {}).runs for runs in (table, unlike))
-    of = whole["parameters"] == table["parameters"].max()
-    assert np.allclose(less["flops"][of] * 8, whole["flops"][of], rtol=1e-3) and (less[~of] == whole[~of]).all(
-        axis=None
-    )
-    assert capacity.budgets(table.assign(cells_seen=np.nan), laws, {}) is None
-    named = {text.get_text() for text in figures.compute(capacity.budgets(unlike, laws, {})).axes[0].texts}
-    assert {*whole["size"]} <= named, "every size is named"
 
 
 def test_the_frontier_holds_the_runs_that_no_cheaper_one_reaches():

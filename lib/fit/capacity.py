@@ -217,11 +217,19 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     return readable(pd.DataFrame(rows)) if several else pd.DataFrame()
 
 
-def hanging(laws: dict) -> list[str]:
-    """Regimes whose law is ok, and whose floor is not identified without the smallest size, or without the largest."""
-    ends = ("smallest size left out", "largest size left out")
+def citable(laws: dict) -> dict[str, list[str]]:
+    """Regimes whose floor, and whose alpha, can be cited: the law is ok, and does not hang on an end of its sizes.
+
+    Without the smallest or the largest size the floor is still identified, and alpha inside its interval.
+    """
     sound = (Status.OK, Status.TOO_FEW_SIZES)  # of four sizes nobody knows
-    return [
-        regime for regime, law in of_metric(laws).items() if law["status"] == Status.OK
-        and any(law["sensitivity"][end]["status"] not in sound for end in ends)
-    ]  # fmt: skip
+    found = {"floor": [], "alpha": []}
+    for regime, law in of_metric(laws).items():
+        if law["status"] == Status.OK:
+            without = [law["sensitivity"][f"{end} size left out"] for end in ("smallest", "largest")]
+            low, high = law["intervals"][HEADLINE]["alpha"]
+            if all(of["status"] in sound for of in without):
+                found["floor"].append(regime)
+                if None not in (low, high) and all(low <= of["alpha"] <= high for of in without):
+                    found["alpha"].append(regime)
+    return found

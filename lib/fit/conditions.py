@@ -31,8 +31,8 @@ class Matched:
     """Everything equal but the training cells: does the gain from size vanish because cells are few?
 
     An additive joint law says by construction that size gains as much at any number of cells, so the claim is tested
-    without it first: the loss that size saves at each number of cells, and its trend. Every size has the loss of the
-    best of its budgets: where cells are few, longer training undoes what size gains, and no joint law has that in it.
+    without it first: the loss that size saves at each number of cells. Every size has the loss of the best of its
+    budgets: where cells are few, longer training undoes what size gains, and no joint law has that in it.
     """
 
     sentence: str
@@ -55,8 +55,10 @@ def matched(table: pd.DataFrame, seed: int = 0) -> Matched:
     saved = gains(all_donors)
     if law.status == Status.OK:
         saved["crossover"] = frontier(law, saved["cells_train"])
-    sentence = "Per tenfold training cells what size saves changes by {slope:+.4f} ({low:+.4f} to {high:+.4f})."
-    return Matched(sentence.format(**trend(saved)), all_donors, few_donors, saved, metric, *outlook(law))
+    few, many, change, reach = growth(saved)
+    sentence = f"From {few:,} to {many:,} training cells what size saves changes by {change:+.4f}"
+    sentence += "." if np.isnan(reach) else f" ({change - reach:+.4f} to {change + reach:+.4f})."
+    return Matched(sentence, all_donors, few_donors, saved, metric, *outlook(law))
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -109,11 +111,14 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"gain": gain, "reach": reach, "relative": gain / smallest["loss"]}).reset_index()
 
 
-def trend(table: pd.DataFrame) -> dict[str, float]:
-    """How the gain from size, of `gains`, changes per tenfold cells: least-squares slope with its 95 % interval."""
-    line = stats.linregress(np.log10(table["cells_train"].astype(float)), table["gain"])
-    reach = stats.t.ppf(0.975, len(table) - 2) * line.stderr
-    return {"slope": line.slope, "low": line.slope - reach, "high": line.slope + reach}
+def growth(table: pd.DataFrame) -> tuple[int, int, float, float]:
+    """Fewest and most cells of `gains`, how the gain changes between them, and half the 95 % interval of that.
+
+    Two ends and no line through all: the gain need not grow with the logarithm of the cells, and levels off.
+    """
+    few, many = table.iloc[0], table.iloc[-1]
+    reach = np.hypot(few["reach"], many["reach"])
+    return int(few["cells_train"]), int(many["cells_train"]), many["gain"] - few["gain"], reach
 
 
 # ---------------------------------------------------------------- held-out splits
