@@ -115,19 +115,6 @@ def test_shrinkage_is_that_of_ledoit_and_wolf_on_standardised_genes(adata):
     np.testing.assert_allclose(covariance, expected * np.outer(deviation, deviation), rtol=1e-5, atol=1e-9)
 
 
-def test_only_training_cells_are_fitted_and_masked_values_are_not_seen(adata):
-    data = panel.arrays(adata)
-    x = data.x.copy()
-    x[np.concatenate(list(data.held.values()))] += 5
-    before, after = baselines.fit_gaussian(data.x, data.train), baselines.fit_gaussian(x, data.train)
-    np.testing.assert_array_equal(before.precision, after.precision)
-    seen, masked = data.x[data.held["test"]], data.masks["test"][:, :1]
-    changed = seen.copy()
-    np.put_along_axis(changed, masked[:, 0], 9.0, axis=1)
-    found = [baselines.predict_gaussian(before, values, masked)[0] for values in (seen, changed)]
-    np.testing.assert_array_equal(*found)
-
-
 def test_blocks_of_cells_change_nothing(adata, monkeypatch):
     data = panel.arrays(adata)
     whole = baselines.measure(adata)

@@ -1,6 +1,5 @@
 """A local Census: what is written comes back through the unmodified client, and is built once."""
 
-import itertools
 import os
 
 import cellxgene_census
@@ -16,28 +15,13 @@ from lib.io import InputError
 HUMAN = "homo_sapiens"
 
 
-def gene_table(genes):
-    return pd.DataFrame({"feature_id": [f"ENSG{gene:011d}" for gene in range(genes)], "feature_name": "same"})
-
-
-def pieces(counts, obs, cuts):
-    edges = [0, *cuts, len(obs)]
-    return [(obs.iloc[a:b], sparse.csr_matrix(counts[a:b])) for a, b in itertools.pairwise(edges)]
-
-
-def written(folder, counts, obs, cuts=(), summary=None):
-    census.write(folder / "soma", gene_table(counts.shape[1]), pieces(counts, obs, cuts), summary or {})
-    return cellxgene_census.open_soma(uri=str(folder / "soma"))
-
-
-@pytest.fixture
-def labels():
+def test_counts_and_categories_come_back_through_the_client_and_survive_a_move(tmp_path, counts):
     donors, datasets = np.repeat(["B", "A", "C"], [90, 60, 50]), np.repeat(["y", "x"], 100)
-    return pd.DataFrame({"donor_id": donors, "dataset_id": datasets})
-
-
-def test_counts_and_categories_come_back_through_the_client_and_survive_a_move(tmp_path, counts, labels):
-    written(tmp_path, counts, labels, cuts=(1, 77)).close()
+    obs = pd.DataFrame({"donor_id": donors, "dataset_id": datasets})
+    genes = pd.DataFrame({"feature_id": [f"ENSG{gene:011d}" for gene in range(counts.shape[1])]})
+    pieces = [slice(0, 1), slice(1, 77), slice(77, 200)]
+    written = ((obs.iloc[rows], sparse.csr_matrix(counts[rows])) for rows in pieces)
+    census.write(tmp_path / "soma", genes.assign(feature_name="same"), written, {})
     (tmp_path / "soma").rename(tmp_path / "elsewhere")
     with cellxgene_census.open_soma(uri=str(tmp_path / "elsewhere")) as collection:
         adata = cellxgene_census.get_anndata(collection, "Homo sapiens", var_coords=list(range(4, 20)))

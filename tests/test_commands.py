@@ -144,13 +144,6 @@ def one_page(page, command):
     assert not [link for link in html.find_all("a") if ".ipynb" in link["href"]], "a link to what is not sent"
 
 
-def cleaned(page, command):
-    """A rule for what is deleted: the study's folder is gone."""
-    (page / "data" / "name").mkdir()
-    shell(page, command)
-    assert not (page / "data" / "name").exists()
-
-
 def installed(page, command):
     """A rule for pip: it would install what is installed here, in exactly these versions."""
     extras = re.search(r"\.\[(\w+)\]", command)[1]
@@ -188,7 +181,7 @@ RULES = {
     r"make report STUDY=demo": one_page,
     r"make status( STUDY=demo)?": runs("8 of 8 notebooks done"),
     r"make keep STUDY=matched": runs("-m lib keep matched", {"make": "make -n"}),  # test_fit_summary keeps one
-    r"make clean STUDY=name": cleaned,
+    r"make clean STUDY=name": runs(),
     r"make gpu(-panels|-rehearsal)?": runs("benchmarks/gpu.py", {"make": "make -n"}),  # test_cost runs it in small
     r"source \.venv/bin/activate": runs("/.venv", {"activate": "activate && echo $VIRTUAL_ENV"}),
     r"papermill notebooks/03_train.ipynb .*": runs(),

@@ -18,7 +18,8 @@ from lib.train import baselines, evaluate, loop
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A small study, one regime for squared error and one for counts, trained; and its table of runs."""
-    before, io.ROOT = io.ROOT, tmp_path_factory.mktemp("study")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(io, "ROOT", tmp_path_factory.mktemp("study"))
     regimes = {"squares": {"genes": 24, "cells": 500}}
     regimes["counts"] = regimes["squares"] | {"train": {"objective": "negative_binomial"}}
     study = parse_study(conftest.TINY | {"regimes": regimes, "genes_from": "squares", "seeds": [7]}, "tiny")
@@ -29,7 +30,7 @@ def done(tmp_path_factory):
             folder = study.run_folder(regime, size.name, 7)
             loop.train(panel.arrays(adata), size, 7, study.training(regime), folder)
     yield study, runs.collect(study)
-    io.ROOT = before
+    patch.undo()
 
 
 def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_this(done):
@@ -59,15 +60,6 @@ def test_results_on_an_earlier_panel_are_not_compared_with_baselines_of_the_pres
     assert dict(states) == {"squares": {"ok"}, "counts": {"interrupted"}}
 
 
-def test_a_regime_that_01_data_has_not_run_for_takes_no_other_with_it(done):
-    study, _ = done
-    baselines = {regime: study.folder(regime) / "baselines.json" for regime in study.regimes}
-    content = baselines["counts"].read_bytes()
-    baselines["counts"].unlink()
-    assert list(runs.baselines(study)) == ["squares"]
-    baselines["counts"].write_bytes(content)
-
-
 @pytest.fixture(scope="module")
 def examined(done):
     return evaluate.examine(*done)
@@ -95,7 +87,6 @@ def test_genes_add_up_to_the_loss_and_carry_all_of_it(done, examined):
     for column, whole in {"residual": "validation_mse", "floor": "bayes_mse"}.items():
         assert np.average(genes[column], weights=times) == pytest.approx(row[whole], rel=1e-4), column
     assert genes["share"].sum() == pytest.approx(1) and genes["floor_share"].sum() == pytest.approx(1)
-    assert "genes carry half" in examined.sentence
 
 
 def test_rules_that_leave_out_less_cost_less_on_the_exact_posterior(examined):
@@ -114,7 +105,7 @@ def test_an_examination_is_made_once(done, examined, monkeypatch):
     monkeypatch.setattr(evaluate, "_examined", lambda *run: pytest.fail("a run was examined twice"))
     pd.testing.assert_frame_equal(evaluate.examine(study, table).genes, examined.genes)
     none = evaluate.examine(study, table.assign(status="diverged"))
-    assert "No run of counts" in none.sentence and none.genes is None
+    assert none is None
 
 
 def test_the_mean_on_the_log_scale_is_that_of_the_whole_sum(monkeypatch):

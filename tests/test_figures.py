@@ -2,9 +2,8 @@
 
 import itertools
 import re
-from base64 import b64decode
 from functools import cache
-from io import BytesIO, StringIO
+from io import StringIO
 from types import SimpleNamespace as View
 
 import interval_coverage
@@ -14,7 +13,6 @@ import pytest
 import test_compared
 from conftest import read_kept
 from matplotlib.text import Text
-from PIL import Image
 
 from lib import figures, io
 from lib.figures import conditions as beside
@@ -75,7 +73,7 @@ def make_examined():
     rows += [("exact posterior", rule, 0.6 + 0.02 * n if n != 1 else 2.6) for n, rule in enumerate(rules)]
     bits = pd.DataFrame(rows, columns=["predictor", "rule", "bits"])
     bits["rule"] = pd.Categorical(bits["rule"], rules)
-    return View(run="d64, seed 7, of counts", genes=genes, bits=bits, sentence="")
+    return View(run="d64, seed 7, of counts", genes=genes, bits=bits)
 
 
 @cache
@@ -141,28 +139,10 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
     assert "2 runs without a final loss" in drawn["loss"].caption
 
 
-def test_many_regimes_fit_a_page_too():
-    regimes = [f"regime {n}" for n in range(9)]
-    rows = pd.concat([LADDER.assign(regime=regime) for regime in regimes])
-    laws = dict.fromkeys(regimes, LAWS["data-rich"])
-    figure = figures.loss_against_parameters(rows, summary.curves(laws), {}, laws)
-    assert len(figure.axes) == 9 and figure.get_figheight() * 25.4 <= 120 + 1e-6
-
-
-def test_a_notebook_shows_a_small_sharp_png_and_under_it_the_caption(drawn, monkeypatch):
-    seen, figure = [], drawn["learning"]
-    monkeypatch.setattr("IPython.display.display", lambda what, **how: seen.append((what, how)))
-    figure._ipython_display_()
-    (data, how), (caption, _) = seen
-    png, shown = b64decode(data["image/png"]), how["metadata"]["image/png"]
-    assert shown["alt"] == figure.caption and figure.caption in caption.data
-    assert len(png) < 60_000 and Image.open(BytesIO(png)).width > 1.5 * shown["width"]
-
-
 def test_what_a_study_has_no_runs_for_is_a_note_and_an_earlier_figure_of_it_goes(tmp_path, drawn):
     failed, empty = RUNS.assign(status="diverged", validation_mse=np.nan), pd.DataFrame()
-    nothing = View(sentence="three numbers of cells", gains=None, genes=None, bits=None, sizes=[])
-    notes = [figures.matched(nothing), figures.by_gene(nothing), figures.conversions(nothing), figures.budget(None),
+    nothing = View(sentence="three numbers of cells", gains=None, sizes=[])
+    notes = [figures.matched(nothing), figures.by_gene(None), figures.conversions(None), figures.budget(None),
              figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, LAWS),
              figures.architecture(nothing), figures.held_out(empty, empty), tables.sizes(empty), tables.plain(empty),
              tables.plain(None), tables.rollout(empty), tables.forms(empty)]  # fmt: skip

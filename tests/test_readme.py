@@ -150,6 +150,17 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
 
 def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     law = io.read_json(RESULTS / "ladder" / "laws.json")["data-rich"]["validation_mse"]
+    of = read_kept("ladder").groupby("size")[
+        ["validation_mse", "validation_mse_half", "bayes_mse", "validation_mse_se"]
+    ]
+    of = of.mean().astype(float)
+    (smaller, _, exact, error), (loss, half, *_) = of.loc["d96"], of.loc["d128"]
+    took = (
+        f"took {100 * (half - loss) / (half - exact):.0f} % of what d128 lay above the exact floor in the ladder, more"
+    )
+    assert f"{took} than the step from d96 to d128 ({100 * (smaller - loss) / (smaller - exact):.0f} %)" in TEXT
+    low, high = law["intervals"]["profile_size_means"]["c"]
+    assert round(4 * 2 * 1.96 * error / (high - low)) == 3, "docs: three quarters"
     runs = pd.read_csv(RESULTS / "ladder" / "runs.csv").query("width >= 4")
     exact, (low, high) = runs["bayes_mse"].mean(), law["intervals"]["profile_size_means"]["c"]
     assert "eleven sizes" in TEXT and law["n_sizes"] == 11 and low < exact < high
@@ -203,6 +214,12 @@ def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hol
     assert f"above the exact one in {above} of the {len(squares)}, and above what the best predictor scores" in TEXT
     assert f"on these very cells in {on_cells}, by {median:.1f} % in the median. In the median an interval of" in TEXT
     assert f"an interval of status ok is {width:.0f} % of the floor wide" in TEXT
+    runs = pd.read_csv(io.CODE / "data" / "replicate_runs.csv").query("objective == 'mse' and size == 'd24'")
+    of = squares[squares["limit_status"] == "ok"].merge(runs, on="replicate", suffixes=("", "_run"))
+    part = 100 * (2 * 1.96 * of["loss_se"] / (of["limit_high"] - of["limit_low"])).median()
+    alone = ((of["loss"] - of["exact"]).abs() <= 1.96 * of["loss_se"]).sum()
+    assert f"{part:.0f} % in the median of the {len(of)}: the loss of d24 with that error alone would hold the" in TEXT
+    assert f"would hold the floor in {alone} of them" in TEXT
     assert f"Of {bits['replicates']} for bits {bits['laws']} have a law of status ok: its interval holds" in TEXT
     family, entropy = (round(bits[of] * bits["laws"]) for of in ("family", "exact"))
     low, high = (100 * end for end in proportion_confint(family, bits["laws"], method="wilson"))
@@ -236,6 +253,7 @@ def test_the_account_of_finite_cells_has_the_numbers_of_the_pairs():
     said = f"{cost.mean():.2f} % ({cost.mean() - reach:.2f} to {cost.mean() + reach:.2f}) higher"
     assert f"In {len(cost)} pairs" in TEXT and f"d24 ends {said} with 18,000 training cells" in TEXT
     of_pairs = runs[runs["objective"].str.contains("cells")]
+    assert (of_pairs.groupby("replicate")[["exact", "realised", "cells_seen"]].nunique() == 1).all(axis=None)
     above = 100 * (of_pairs["loss"] / of_pairs["realised"] - 1)
     assert f"both {above.min():.1f} to {above.max():.1f} % above" in TEXT
     assert set(of_pairs["cells_train"]) == {18_000, 1_024_000} == {18_000, of_pairs["cells_seen"].iloc[0]}
@@ -267,7 +285,7 @@ def test_the_account_of_the_recipe_has_the_numbers_of_the_kept_study():
     untuned, tuned = d64["initialisation"], d64["learning-rate"]
     assert means.loc["initialisation"].min() > linear and means.loc["library-size"].min() > linear
     small = d64["library-size"]  # by the published initialisation
-    said = f"d64 ends at {small:.3f}, and at {untuned:.3f} with larger initial embeddings. From there"
+    said = f"d64 ends at {small:.3f}, and at {untuned:.3f} with larger initial embeddings and no dropout. From there"
     assert f"linear model's {linear:.3f}: {said} tuned rates bring it to {tuned:.3f}" in TEXT and small > linear
     part = 100 * (untuned - tuned) / (untuned - exact)
     assert f"remove {part:.0f} % of the excess over the exact floor, {exact:.3f}" in TEXT
@@ -360,7 +378,7 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     assert [name for name in status if status[name] == "ok"] == ["cells-3000"], "docs: one of the five regimes"
     gains = conditions.matched(runs).gains
     saved = gains.set_index("cells_train")["gain"]
-    grows = f"from {saved[200]:.3f} with 200 cells over {saved[800]:.3f} with 800 to {saved[12000]:.3f} with 12,000"
+    grows = f"from {saved[200]:.3f} with 200 cells through {saved[800]:.3f} with 800 to {saved[12000]:.3f} with 12,000"
     assert grows in TEXT
     of_d8 = [at_best_budget(runs[runs["regime"] == name]) for name in ("data-rich", "cells-800")]
     of_d8 = "saves {:.3f} there, and {:.3f} with 800".format(*(of["d8"] - of.min() for of in of_d8))
@@ -371,8 +389,8 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     said = f"falls from {few['d4']:.3f} (d4) to {few['d64']:.3f} (d32 and d64); with 200 from {fewer['d4']:.3f} to"
     assert f"{said} {fewer['d64']:.3f}, still no better than the gene mean" in TEXT and fewer["d64"] > gene_mean
     assert f"{few['d32']:.3f}" == f"{few['d64']:.3f}" == f"{few.min():.3f}" and fewer.idxmin() == "d64"
-    slope = conditions.trend(gains)
-    assert "by {slope:.3f} ({low:.3f} to {high:.3f}) for tenfold cells".format(**slope) in TEXT
+    *_, more, reach = conditions.growth(gains)
+    assert f"to {saved[12000]:.3f} with 12,000, by {more:.3f} ({more - reach:.3f} to {more + reach:.3f})." in TEXT
     laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
     assert [next(iter(law.values()))["status"] for law in laws] == ["budget-limited"] * 3 + ["overfitted"] * 2
     assert (runs["convergence"] == "not converged").mean() > 0.5
@@ -412,8 +430,11 @@ def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studie
     assert f"eighth of its updates ({best[last]:.3f}) and the worst at the end ({largest[400]:.3f})" in TEXT
     assert best[last] == best.min() == early.query("size == @last")["validation_mse_eighth"].mean() > linear[400]
     assert largest[400] == means.loc[400].max()
-    slope = conditions.trend(conditions.matched(read_kept("matched")).gains)
-    assert "of its budgets, changes by {slope:.3f} ({low:.3f} to {high:.3f}) for tenfold cells".format(**slope) in TEXT
+    gains = conditions.matched(read_kept("matched")).gains
+    saved, (*_, more, reach) = gains.set_index("cells_train")["gain"], conditions.growth(gains)
+    assert f"the best size saves {saved[400]:.3f} against the smallest with 400 cells, each" in TEXT
+    grown = f"{saved[40000]:.3f} with 40,000, which is {more:.3f} ({more - reach:.3f} to {more + reach:.3f}) more"
+    assert f"{grown}; 4,000 are enough for that ({saved[4000]:.3f})" in TEXT
     bought = conditions.bought(read_kept("noise")).steps.set_index("twice_the")
     parameters, cells, counts = ("{:.1f} ({:z.1f} to {:.1f})".format(*row) for row in bought[ADDED].to_numpy())
     more = f"twice the counts of every cell add {counts} points", f"cells {cells}, twice the parameters {parameters}"
@@ -425,7 +446,31 @@ def test_the_account_of_cells_depth_and_probe_has_the_numbers_of_the_kept_studie
     assert f"adds {baseline:.1f} points to the best baseline {floor}" in TEXT
     f1 = pd.read_csv(RESULTS / "noise" / "probe.csv", comment="#").set_index("features")["f1"]
     assert f"rises from {f1['d4']:.2f} (d4) to {f1['d32']:.2f} (d32)" in TEXT
-    assert f"of the same cells are, at {f1['principal components']:.2f}" in TEXT
+    assert f"principal components of the same cells, {f1['principal components']:.2f}." in TEXT
+
+
+def test_the_account_of_bits_and_of_the_probes_has_the_numbers_of_the_kept_studies():
+    noise, laws = read_kept("noise"), io.read_json(RESULTS / "noise" / "laws.json")
+    runs, counts = noise[noise["regime"] == "all-counts"], read_kept("pbmc").query("regime == 'counts'")
+    said = "In `noise` d32 ends at {:.2f} bits (exact entropy {:.2f}, a negative binomial of each gene {:.2f}), on real"
+    ends = [of.groupby("size")["validation_nll"].mean()[size] for of, size in ((runs, "d32"), (counts, "d64"))]
+    assert said.format(ends[0], *runs[["bayes_bits", "gene_nll"]].mean()) in TEXT
+    assert f"d64 at {ends[1]:.2f} ({counts['gene_nll'].mean():.2f}); neither regime has converged" in TEXT
+    of_pbmc = io.read_json(RESULTS / "pbmc" / "laws.json")["counts"]["validation_nll"]
+    assert laws["all-counts"]["validation_nll"]["status"] == of_pbmc["status"] == "budget-limited"
+    few = laws["cells-1500"]["validation_nll"]
+    assert f"of 1,500 cells (`noise`) it is {number(few, 'c', '.2f')} bits, above the exact entropy" in TEXT
+    assert few["intervals"]["profile_size_means"]["c"][0] > runs["bayes_bits"].mean() and few["status"] == "ok"
+    ladder = io.read_json(RESULTS / "ladder" / "laws.json")["data-rich"]["validation_mse"]["floor_bits"]["value"]
+    exact = io.read_json(RESULTS / "ladder" / "baselines.json")["data-rich"]["validation"]["bayes_bits"]
+    assert f"it makes {ladder:.2f} bits, where the exact entropy is {exact:.2f}" in TEXT
+    probes = {path.parent.name: pd.read_csv(path, comment="#") for path in RESULTS.glob("*/probe.csv")}
+    assert len(probes) == 8, "docs: eight kept probes"
+    for probe in probes.values():
+        of = probe.set_index("features")
+        assert (of["low"].iloc[2:] <= of.loc["principal components", "high"]).all()
+    of = probes["protocol"].set_index("features")["f1"]
+    assert f"the largest is below ({of['d64']:.2f}, {of['principal components']:.2f})" in TEXT
 
 
 def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
@@ -462,9 +507,13 @@ def test_the_account_of_the_published_runs_has_the_fitted_numbers():
     table = table.drop(columns="width")
     law = fit_laws(table, 100, 0, metrics=("validation_mse",))["data-rich"]["validation_mse"]
     assert f"alpha {number(law, 'alpha', '.3f')} and a floor of {number(law, 'c', '.3f')}" in TEXT
-    fitted = published.fits(table).iloc[0]
+    fitted, other = published.fits(table).to_dict("records")
     assert f"alpha {fitted['alpha']:.3f}, c {fitted['c']:.3f}, R² {fitted['r2']:.3f}" in TEXT
     assert fitted["rss"] / law["rss"] > 50, "README: more than fifty times smaller"
+    again = f"alpha ({other['alpha']:.3f}) is reproduced, but with c = {other['c']:.3f} and R² {other['r2']:.3f}: the"
+    assert f"{again} printed c of {other['printed_c']:.3f} and R² of {other['printed_r2']:.3f} do not follow" in TEXT
+    evaluations = pd.read_csv(io.CODE / "data" / "published_runs.csv")["evaluations"]
+    assert f"the best of {evaluations.min()} to {evaluations.max():,} noisy evaluations" in TEXT
 
 
 def test_what_the_whole_census_would_take_is_what_the_bill_says():

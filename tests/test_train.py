@@ -116,15 +116,6 @@ def test_a_run_that_was_killed_at_its_very_end_keeps_no_checkpoint(data, tmp_pat
     assert run(data, tmp_path) == first and not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_the_learning_curve_follows_cells_of_every_donor(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CURVE_CELLS", 11)
-    trained = started(data, tmp_path)
-    whole = trained.at_masks("validation", trained.masked_loss, masks=1).mean((1, 2)).numpy()
-    trained.measure()
-    of_30 = [0, 2, 5, 8, 10, 13, 16, 19, 21, 24, 27]
-    assert trained.last_loss == pytest.approx(whole[of_30].mean(), rel=1e-6)
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
     record = run(data, tmp_path, learning_rate=1e30, highest_rate=None, clip=1e30)
@@ -173,12 +164,6 @@ def test_the_half_way_loss_is_what_a_run_of_half_the_updates_would_give(data, tm
     monkeypatch.setattr(Train, "branches", {})
     without = run(data, tmp_path / "without", warmup=0.0)
     assert without["validation_mse_half"] is None and without["weights_sha256"] == whole["weights_sha256"]
-
-
-def test_budgets_that_leave_at_the_same_update_are_all_measured(data, tmp_path):
-    record = run(data, tmp_path, cells_seen=9 * 16, decay=0.5)
-    assert settings(cells_seen=9 * 16, decay=0.5).branches == {"eighth": (1, 1), "quarter": (1, 2), "half": (2, 4)}
-    assert all(record[f"validation_mse_{budget}"] for budget in ("eighth", "quarter", "half"))
 
 
 def test_a_run_is_called_converged_only_when_half_its_updates_would_have_done(data, tmp_path):

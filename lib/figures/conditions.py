@@ -20,6 +20,7 @@ SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^
 GENE_MEAN, GAUSSIAN, EXACT = (BASELINES[name][1] for name in ("gene_mean", "gaussian", "floor"))
 RUN = "#999933"
 OURS, THEIRS = style.PALETTE[0], style.INK
+UNEXAMINED = Note("No run of this study has its weights here.")
 
 
 def matched(view: Matched) -> Figure | Note:
@@ -250,11 +251,11 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
     )
 
 
-def by_gene(examined: Examination) -> Figure | Note:
+def by_gene(examined: Examination | None) -> Figure | Note:
     """What each gene adds to the squared error that is left."""
+    if examined is None:
+        return UNEXAMINED
     genes = examined.genes
-    if genes is None:
-        return Note(examined.sentence)
     figure, (errors, shares) = style.panels(2, 66)
     kinds = [("gene mean", "variance", "", style.GREY, "s"), ("run", "residual", "share", RUN, "o"),
              ("exact floor", "floor", "floor_share", EXACT["color"], "D")]  # fmt: skip
@@ -279,11 +280,11 @@ def by_gene(examined: Examination) -> Figure | Note:
     )
 
 
-def conversions(examined: Examination) -> Figure | Note:
+def conversions(examined: Examination | None) -> Figure | Note:
     """Bits per masked gene by every rule that turns predictions into them, beside the exact entropy."""
+    if examined is None:
+        return UNEXAMINED
     table = examined.bits
-    if table is None:
-        return Note(examined.sentence)
     rules, predictors = list(table["rule"].cat.categories), list(table["predictor"].unique())
     figure, (axis,) = style.panels(1, 22 + 6 * len(rules), style.DOUBLE)
     keys = {}

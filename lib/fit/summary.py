@@ -4,8 +4,11 @@ Besides the law itself: is there scaling and a floor (forms compared), does the 
 small sizes predict large ones (roll-out), and what is the floor in bits.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
+from pydantic_core import to_json
 from scipy import stats
 
 from lib.fit import capacity, intervals
@@ -67,7 +70,8 @@ def _law(rows, metric, resamples, seed, headline):
         content["status"] = capacity.judged(good, content["status"])
         if metric[-3:] != headline[-3:] and content["status"] == Status.OK:  # convergence is of the loss trained for
             content["status"] = Status.UNJUDGED
-    content = plain(content)
+    # The types of JSON: NaN and infinity become null, arrays lists.
+    content = json.loads(to_json(content, inf_nan_mode="null", fallback=lambda value: value.tolist()))
     columns = columns_of(content)
     return content | {"floor_bits": floor_bits(metric, columns["c"], [columns["c_low"], columns["c_high"]])}
 
@@ -87,17 +91,6 @@ def _fitted(data, resamples, seed):
                   "weight": data.weights},
         "known_variance": data.known_variance,
     }  # fmt: skip
-
-
-def plain(value: object) -> object:
-    """The same content in the types of JSON; NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -> dict:

@@ -35,12 +35,11 @@ RULES = (
 
 @dataclass(frozen=True)
 class Examination:
-    """One run of a study, examined; without one the sentence says why, and the rest is None."""
+    """One run of a study, examined."""
 
-    sentence: str
-    run: str | None = None  # its name
-    genes: pd.DataFrame | None = None  # `by_gene`
-    bits: pd.DataFrame | None = None  # `conversions`
+    run: str  # its name
+    genes: pd.DataFrame  # `by_gene`
+    bits: pd.DataFrame  # `conversions`
 
 
 @dataclass(frozen=True)
@@ -59,30 +58,29 @@ class Predictions:
     exact: simulate.Predictive | None = None
 
 
-def examine(study, runs: pd.DataFrame) -> Examination:
+def examine(study, runs: pd.DataFrame) -> Examination | None:
     """Examine the largest run of the first regime that predicts counts, or of the first, if that has not been done.
 
-    `runs` is the table of `lib.fit.runs.collect`.
+    `runs` is the table of `lib.fit.runs.collect`. None where no such run has ended, or its weights are not here.
     """
-    elsewhere = Examination("These runs were trained elsewhere; their weights are not here to be examined.")
     if study.runs:
-        return elsewhere
+        return None
     counted = [name for name in study.regimes if study.training(name).objective != "mse"]
     regime = (counted or list(study.regimes))[0]
     done = runs[(runs["regime"] == regime) & (runs["status"] == "ok")]
     if done.empty:
-        return Examination(f"No run of {regime} has ended with a loss; there is none to examine.")
+        return None
     best = done[done["parameters"] == done["parameters"].max()].sort_values("seed").iloc[0]
     run, path = (regime, best["size"], int(best["seed"])), study.data / "examined.json"
     if not _weights(study, *run).is_file():
-        return elsewhere
+        return None
     key = [io.FIT_NUMERICS, io.read_json(study.run_folder(*run) / "result.json")["fingerprint"]]
     if not path.is_file() or io.read_json(path)["key"] != key:
         io.write_json(path, {"key": key, **_examined(study, *run)})
     content = io.read_json(path)
     bits = pd.DataFrame(content["bits"])
     bits["rule"] = pd.Categorical(bits["rule"], [rule for rule in RULES if rule in set(bits["rule"])])
-    return Examination(content["sentence"], content["run"], pd.DataFrame(content["genes"]), bits)
+    return Examination(content["run"], pd.DataFrame(content["genes"]), bits)
 
 
 def _examined(study, regime, size, seed):
@@ -93,9 +91,8 @@ def _examined(study, regime, size, seed):
         truth, rows = simulate.truth(source), found.rows
         seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
         found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
-    genes = by_gene(adata, data, found)
-    tables = {"genes": genes.to_dict("list"), "bits": conversions(found).to_dict("list")}
-    return {"sentence": concentration(genes), "run": f"{size}, seed {seed}, of {regime}"} | tables
+    genes, bits = by_gene(adata, data, found), conversions(found)
+    return {"run": f"{size}, seed {seed}, of {regime}", "genes": genes.to_dict("list"), "bits": bits.to_dict("list")}
 
 
 def network(study, regime: str, size: str, seed: int, genes: int):
@@ -152,18 +149,6 @@ def by_gene(adata, data, found: Predictions) -> pd.DataFrame:
     shares = (sums / sums.sum()).drop(columns="variance").rename(columns={"residual": "share", "floor": "floor_share"})
     table = pd.DataFrame({"feature_name": adata.var["feature_name"].astype(str).to_numpy(), "mean": mean})
     return pd.concat([table, means, shares], axis=1)
-
-
-def concentration(genes: pd.DataFrame) -> str:
-    """Which genes carry the loss, in one sentence."""
-    ordered = genes.sort_values("share", ascending=False)
-    half = int((ordered["share"].cumsum() < 0.5).sum()) + 1
-    top = ", ".join(ordered["feature_name"].head(3))
-    rank = genes[["residual", "mean"]].corr("spearman").iloc[0, 1]
-    return (
-        f"{half} of {len(genes)} genes carry half of what is left of the squared error (most of all {top}); the "
-        f"residual variance of a gene goes with its mean expression (rank correlation {rank:.2f})."
-    )
 
 
 def conversions(found: Predictions) -> pd.DataFrame:
