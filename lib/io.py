@@ -167,14 +167,14 @@ def code_version() -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD").strip()
-        changes = git("status", "--porcelain", "--", "lib", "params", "Snakefile").splitlines()
+        modified = git("status", "--porcelain", "--", "lib", "Snakefile")
+        modified += git("status", "--porcelain", "--untracked-files=no", "--", "params")
         names = git("diff", "-z", "--name-only", "--relative", "--diff-filter=M", "HEAD", "--", "notebooks").split("\0")
         now = {name: (CODE / name).read_text(encoding="utf-8") for name in names[:-1]}
-        changes = [change for change in changes if not change.startswith("?? params/")]
-        changes += [name for name, text in now.items() if sources(git("show", f"HEAD:./{name}")) != sources(text)]
+        changed = any(sources(git("show", f"HEAD:./{name}")) != sources(text) for name, text in now.items())
     except (OSError, subprocess.CalledProcessError, ValueError):  # ValueError: a notebook that is being written
         return "unknown"
-    return f"{commit}-modified" if changes else commit
+    return f"{commit}-modified" if modified or changed else commit
 
 
 def sources(notebook: str) -> list[tuple[str, str]]:

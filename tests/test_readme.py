@@ -18,8 +18,9 @@ from lib.fit import conditions, published
 from lib.fit.capacity import rising
 from lib.fit.runs import given, read
 from lib.fit.summary import fit_laws
+from lib.io import TARGET
 from lib.model.sizes import Size
-from lib.study import load_study
+from lib.study import Masking, Train, load_study
 
 PAGES = {path: path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))]}
 README = PAGES[io.CODE / "README.md"]
@@ -514,6 +515,19 @@ def test_the_account_of_the_published_runs_has_the_fitted_numbers():
     assert f"{again} printed c of {other['printed_c']:.3f} and R² of {other['printed_r2']:.3f} do not follow" in TEXT
     evaluations = pd.read_csv(io.CODE / "data" / "published_runs.csv")["evaluations"]
     assert f"the best of {evaluations.min()} to {evaluations.max():,} noisy evaluations" in TEXT
+
+
+def test_the_methods_are_the_defaults():
+    of, masking = Train(), Masking()
+    assert of.optimiser == "muon" and of.objective == "mse" and of.final_rate == of.dropout == 0
+    hidden = f"{100 * masking.share:.0f} % of the genes are hidden, drawn anew at every update, in held-out cells by"
+    adamw = f"AdamW (beta 0.9 and {of.beta2}, weight decay {of.weight_decay}), gradients clipped at a norm of "
+    rate = f"{of.learning_rate} ({of.reference_width} / d)^{of.width_exponent} and at most {of.highest_rate}, with"
+    course = (
+        f"{100 * of.warmup:.0f} % of the updates warming up and a linear fall to 0 over the last {100 * of.decay:.0f} %"
+    )
+    said = f"{hidden} {masking.per_cell} fixed masks", f"{TARGET:,.0f} n / l", adamw, f"{rate} {course}"
+    assert all(words in TEXT for words in said)
 
 
 def test_what_the_whole_census_would_take_is_what_the_bill_says():

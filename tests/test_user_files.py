@@ -267,9 +267,10 @@ def test_what_should_be_looked_at_is_said(tenx, h5ad, counts):
     h5ad("copy", counts + 1, is_primary_data=False)
     pool = user_files.survey(Census(files=[{"path": str(path), "donor_id": "A"}, "input/copy.h5ad"]))
     h5ad("cpm", np.rint(counts / counts.sum(axis=1, keepdims=True) * 1e6))
-    normalised = user_files.overview(user_files.survey(Census(h5ad=["input/cpm.h5ad"]))).splitlines()[1]
+    _, normalised, few = user_files.overview(user_files.survey(Census(h5ad=["input/cpm.h5ad"]))).splitlines()
     assert normalised == "input/cpm.h5ad: most cells have 1,000,000 counts; were they normalised?"
-    _, libraries, primary = user_files.overview(pool).splitlines()
+    assert few.startswith("input/cpm.h5ad: 30 genes; library sizes lack all others")
+    _, libraries, _, primary, _ = user_files.overview(pool).splitlines()
     assert libraries == "input/aggr.h5: barcodes of 4 libraries, and one donor; is that one person?"
     assert primary.startswith("input/copy.h5ad: no cell is primary data; a census.filter")
 

@@ -120,8 +120,6 @@ def overview(pool: Pool) -> str:
         f"genes in the pool: {len(pool.var):,}, in every file: {shared:,}"
     ]
     for row, obs in zip(pool.report.to_dict("records"), pool.obs, strict=True):
-        if row["genes"] < FEW_GENES:
-            lines.append(f"{row['file']}: {row['genes']:,} genes; library sizes lack all others: give the full list.")
         if row["libraries"] > 1 and row["donors"] == 1:
             lines.append(f"{row['file']}: barcodes of {row['libraries']} libraries, and one donor; is that one person?")
         if not row["primary_cells"]:
@@ -130,6 +128,8 @@ def overview(pool: Pool) -> str:
             )
         if np.isclose(obs["raw_sum"], row["median_counts"], rtol=0.01).mean() > LEVEL:
             lines.append(f"{row['file']}: most cells have {row['median_counts']:,.0f} counts; were they normalised?")
+        if row["genes"] < FEW_GENES:
+            lines.append(f"{row['file']}: {row['genes']:,} genes; library sizes lack all others: give the full list.")
     return "\n".join(lines)
 
 
