@@ -139,17 +139,16 @@ def test_a_figure_fits_a_page_and_its_caption_is_short(drawn):
     assert "2 runs without a final loss" in drawn["loss"].caption
 
 
-def test_what_a_study_has_no_runs_for_is_a_note_and_an_earlier_figure_of_it_goes(tmp_path, drawn):
+def test_what_a_study_has_no_runs_for_is_nothing_and_an_earlier_figure_of_it_goes(tmp_path, drawn):
     failed, empty = RUNS.assign(status="diverged", validation_mse=np.nan), pd.DataFrame()
-    nothing = View(sentence="three numbers of cells", gains=None, sizes=[])
-    notes = [figures.matched(nothing), figures.by_gene(None), figures.conversions(None), figures.budget(None),
+    nothing = View(gains=None, sizes=[])
+    shown = [figures.matched(nothing), figures.by_gene(None), figures.conversions(None), figures.budget(None),
              figures.learning_curves({}), figures.loss_against_parameters(failed, CURVES[:0], {}, LAWS),
              figures.architecture(nothing), figures.held_out(empty, empty), tables.sizes(empty), tables.plain(empty),
              tables.plain(None), tables.rollout(empty), tables.forms(empty)]  # fmt: skip
-    assert all(isinstance(note, style.Note) for note in notes)
+    assert shown == [None] * len(shown)
     figures.save(drawn["matched"], tmp_path, "drawn")
-    note = figures.save(notes[0], tmp_path, "drawn")
-    assert note.content()[0]["text/markdown"] == "three numbers of cells" and list(tmp_path.iterdir()) == []
+    assert figures.save(None, tmp_path, "drawn") is None and list(tmp_path.iterdir()) == []
 
 
 def visible_texts(figure):

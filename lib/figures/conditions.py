@@ -1,6 +1,6 @@
 """Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited.
 
-Each draws a view, whose class says what it holds, or gives a sentence where a study has no such thing.
+Each draws a view, whose class says what it holds, or gives None where a study has no such thing.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.patheffects import withStroke
 
 from lib.figures import style
 from lib.figures.study import draw_runs
-from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, key, loss_label
+from lib.figures.style import BASELINES, OPEN, RULE, Figure, counted, key, loss_label
 from lib.fit.capacity import Budgets
 from lib.fit.conditions import Depth, Matched
 from lib.fit.runs import baseline_columns, usable
@@ -20,13 +20,12 @@ SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^
 GENE_MEAN, GAUSSIAN, EXACT = (BASELINES[name][1] for name in ("gene_mean", "gaussian", "floor"))
 RUN = "#999933"
 OURS, THEIRS = style.PALETTE[0], style.INK
-UNEXAMINED = Note("No run of this study has its weights here.")
 
 
-def matched(view: Matched) -> Figure | Note:
+def matched(view: Matched) -> Figure | None:
     """Everything equal but the training cells: the loss of every size, and what size saves."""
     if view.gains is None:
-        return Note(view.sentence)
+        return None
     figure, (losses, saved) = style.panels(2, 72)
     few, runs = view.few_donors, view.all_donors
     style.size_lines(losses, few, "cells_train", "loss", linestyle=":")
@@ -63,10 +62,10 @@ def _baselines(axis, levels):
     return ends
 
 
-def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
+def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | None:
     """The first regime's models on every held-out split; `explained` and `leak` are of `lib.fit.conditions`."""
     if explained.empty:
-        return Note("These runs were measured on one held-out split alone.")
+        return None
     regime = explained["regime"].iloc[0]
     shares, keys = explained[explained["regime"] == regime], {}
     leak = leak[leak["regime"] == regime]
@@ -94,10 +93,10 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | Note:
     )
 
 
-def budget(view: Budgets | None) -> Figure | Note:
+def budget(view: Budgets | None) -> Figure | None:
     """More updates: every size's loss against cells seen, and the floor of each budget's law and in their limit."""
     if view is None:
-        return Note("These runs have one budget each, or what they have seen is not known.")
+        return None
     figure, (losses, floors) = style.panels(2, 72)
     ends = style.size_lines(losses, view.runs, "cells_seen", "loss")
     losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
@@ -130,10 +129,10 @@ def _statuses(laws):
     return {name: key(**dot | face) for name, (there, face) in names.items() if there}
 
 
-def compute(view: Budgets | None) -> Figure | Note:
+def compute(view: Budgets | None) -> Figure | None:
     """Loss against the floating-point operations of training: every size at every budget, and the frontier."""
     if view is None or view.runs["flops"].isna().all():
-        return Note("The operations of these runs, or several budgets of them, are not known.")
+        return None
     figure, (axis,) = style.panels(1, 72, style.DOUBLE)
     runs, best = view.runs, view.frontier
     colour = style.shades(runs["size"])
@@ -159,10 +158,10 @@ def compute(view: Budgets | None) -> Figure | Note:
     )
 
 
-def depth(view: Depth | None) -> Figure | Note:
+def depth(view: Depth | None) -> Figure | None:
     """The same cells with fewer counts: the loss, and the explained share that can be compared between depths."""
     if view is None:
-        return Note("All regimes of this study have the same depth.")
+        return None
     figure, (losses, shares) = style.panels(2, 72)
     ends = style.size_lines(losses, view.runs, "depth", "loss")
     ends += _baselines(losses, view.levels.set_index("depth")[["gene_mean", "gaussian", "floor"]])
@@ -195,10 +194,10 @@ def depth(view: Depth | None) -> Figure | Note:
     )
 
 
-def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
+def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | None:
     """Exponent, floor and losses from protocol to protocol; `table` is of `lib.fit.conditions`, `runs` of runs.csv."""
     if table.empty:
-        return Note("This study has one protocol. `make run STUDY=protocol` goes from the published to the tuned one.")
+        return None
     runs = runs[runs["status"] == "ok"]
     figure, (alpha, floor, losses) = style.panels(3, 78, columns=3)
     regimes, colour = list(table["regime"]), style.colours(table["regime"])
@@ -225,10 +224,10 @@ def protocols(table: pd.DataFrame, runs: pd.DataFrame) -> Figure | Note:
     )
 
 
-def probe(table: pd.DataFrame | None) -> Figure | Note:
+def probe(table: pd.DataFrame | None) -> Figure | None:
     """Macro F1 of a linear probe of cell types against the loss of each size; `table` is of `evaluate.probe`."""
     if table is None:
-        return Note("The cells of this study have no two types.")
+        return None
     figure, (axis,) = style.panels(1, 72, style.DOUBLE)
     sizes, ends, keys = table.dropna(subset="loss"), [], {}
     shade, marks = style.shades(sizes["features"]), style.markers(sizes["features"])
@@ -251,10 +250,10 @@ def probe(table: pd.DataFrame | None) -> Figure | Note:
     )
 
 
-def by_gene(examined: Examination | None) -> Figure | Note:
+def by_gene(examined: Examination | None) -> Figure | None:
     """What each gene adds to the squared error that is left."""
     if examined is None:
-        return UNEXAMINED
+        return None
     genes = examined.genes
     figure, (errors, shares) = style.panels(2, 66)
     kinds = [("gene mean", "variance", "", style.GREY, "s"), ("run", "residual", "share", RUN, "o"),
@@ -280,10 +279,10 @@ def by_gene(examined: Examination | None) -> Figure | Note:
     )
 
 
-def conversions(examined: Examination | None) -> Figure | Note:
+def conversions(examined: Examination | None) -> Figure | None:
     """Bits per masked gene by every rule that turns predictions into them, beside the exact entropy."""
     if examined is None:
-        return UNEXAMINED
+        return None
     table = examined.bits
     rules, predictors = list(table["rule"].cat.categories), list(table["predictor"].unique())
     figure, (axis,) = style.panels(1, 22 + 6 * len(rules), style.DOUBLE)
@@ -312,10 +311,10 @@ def conversions(examined: Examination | None) -> Figure | Note:
     )
 
 
-def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFrame) -> Figure | Note:
+def published_audit(runs: pd.DataFrame, curves: pd.DataFrame, refits: pd.DataFrame) -> Figure | None:
     """Both fits of one regime's runs, and what each choice changes: `both_fits`, `refits` of `lib.fit.published`."""
     if curves.empty:
-        return Note("The published method fits losses above zero, of three sizes or more.")
+        return None
     figure, (fits, choices) = style.panels(2, 72)
     runs = usable(runs, "validation_mse").sort_values("parameters")
     places = draw_runs(fits, runs, "validation_mse", OURS)

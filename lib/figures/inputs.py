@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import style
-from lib.figures.style import Figure, Note, key
+from lib.figures.style import Figure, key
 from lib.model.sizes import OUTPUTS
 from lib.study import Study
 
@@ -105,10 +105,10 @@ def recipe(swept: pd.DataFrame) -> Figure:
     )
 
 
-def architecture(study: Study) -> Figure | Note:
+def architecture(study: Study) -> Figure | None:
     """The masked transformer of a study's last size on the most genes of its regimes, parameter counts in blue."""
     if not study.sizes:
-        return Note("This study trains no models of its own.")
+        return None
     size, regime = study.sizes[-1], max(study.regimes, key=lambda name: study.regimes[name].genes)
     genes, outputs = study.regimes[regime].genes, OUTPUTS[study.training(regime).objective]
     parameters = size.parameters(genes, outputs)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from lib.figures import style
-from lib.figures.style import BASELINES, OPEN, RULE, Figure, Note, counted, key, loss_label
+from lib.figures.style import BASELINES, OPEN, RULE, Figure, counted, key, loss_label
 from lib.fit.intervals import readable_columns
 from lib.fit.law import SPEAKING
 from lib.fit.runs import levels, sees_context, usable
@@ -18,7 +18,7 @@ ESTIMATE = {"linestyle": "--", "linewidth": 0.9}
 
 def loss_against_parameters(
     runs: pd.DataFrame, curves: pd.DataFrame, baselines: dict, laws: dict, metric: str | None = None
-) -> Figure | Note:
+) -> Figure | None:
     """The loss of every run against its model's parameters, with the law, its floor and the baselines.
 
     `runs` and `laws` are the contents of runs.csv and laws.json, `curves` is of `lib.fit.summary`, and `baselines` of
@@ -30,7 +30,7 @@ def loss_against_parameters(
         if len(ended := usable(runs[runs["regime"] == regime], name)):
             shown[regime] = ended.astype({name: float}).sort_values(["parameters", "seed"])
     if not shown:
-        return Note("No run of this study has ended with a loss.")
+        return None
     figure, axes = style.panels(len(shown), 82)
     few, ends, colour, known = len(shown) <= 4, {}, style.colours(shown), {}  # few panels have labels beside them
     floors = set()
@@ -150,10 +150,10 @@ def _loss_keys(fitted, levels):
     }
 
 
-def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | Note:
+def learning_curves(histories: dict[str, pd.DataFrame]) -> Figure | None:
     """Validation loss against training cells seen, a line per size, of {regime: `lib.fit.runs.histories` of it}."""
     if not histories:
-        return Note("These runs were trained elsewhere; their learning curves are not here.")
+        return None
     (figure, axes), ends = style.panels(len(histories), 66), {}
     for axis, (regime, history) in zip(axes, histories.items(), strict=True):
         metric = "validation_nll" if "validation_nll" in history else "validation_mse"
@@ -184,10 +184,10 @@ def _curves(axis, history, metric):
     return labels
 
 
-def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | Note:
+def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | None:
     """What a law leaves over above its floor, on logarithmic axes, and what it misses; of `lib.fit.summary`."""
     if view is None:
-        return Note("No law of this study has a floor that can be read.")
+        return None
     regime, means = view
     figure = Figure(style.SINGLE, 76)
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)

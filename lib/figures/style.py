@@ -5,7 +5,6 @@ import io
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -91,21 +90,11 @@ class Shown:
             display(Markdown(f"<small>{self.caption}</small>"), metadata={"caption": True})
 
 
-@dataclass
-class Note(Shown):
-    """One line in place of a figure or table that a study has no runs for."""
-
-    sentence: str
-
-    def content(self):
-        return {"text/markdown": self.sentence, "text/plain": self.sentence}, {}
-
-
-def section(text: str, *parts: Shown) -> None:
-    """Show a section of a notebook, `text` in Markdown and then its parts; nothing where all of them are notes."""
+def section(text: str, *parts: Shown | None) -> None:
+    """Show a section of a notebook, `text` in Markdown and then its parts; nothing where a study has none of them."""
     from IPython.display import Markdown, display
 
-    if shown := [part for part in parts if not isinstance(part, Note)]:
+    if shown := [part for part in parts if part]:
         display(Markdown(text), *shown)
 
 
@@ -142,15 +131,15 @@ class Figure(Shown, matplotlib.figure.Figure):
                 self.savefig(partial, format=kind, dpi=300, metadata=metadata)
 
 
-def save(what: Shown, folder: Path, name: str) -> Shown:
+def save(what: Shown | None, folder: Path, name: str) -> Shown | None:
     """Write a figure or a table, `folder/name.<kind>`, with its caption as `.txt`; returns it for the notebook.
 
-    The same content gives the same bytes. For a note, what an earlier run had in its place is removed.
+    The same content gives the same bytes. For None, what an earlier run had in its place is removed.
     """
-    if isinstance(what, Note):
+    if not what:
         for kind in ("pdf", "svg", "png", "csv", "tex", "txt"):
             remove(folder / f"{name}.{kind}")
-        return what
+        return None
     what.write(folder, name)
     with atomic(folder / f"{name}.txt") as partial:
         partial.write_text(what.caption + "\n")

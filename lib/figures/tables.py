@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.figures import style
-from lib.figures.style import Note, Shown
+from lib.figures.style import Shown
 from lib.io import atomic, write_csv
 
 TEX = str.maketrans({
@@ -50,9 +50,9 @@ class Table(Shown):
 
 def plain(
     table: pd.DataFrame | None, columns: dict | list | None = None, digits: int = 3, caption: str = "",
-    empty: str = "There is nothing to show.", raw: pd.DataFrame | None = None,
-) -> Table | Note:  # fmt: skip
-    """Any table of results, readable, or the note `empty`; `raw` is what is saved as CSV in its place.
+    raw: pd.DataFrame | None = None,
+) -> Table | None:  # fmt: skip
+    """Any table of results, readable, None where it is empty; `raw` is what is saved as CSV in its place.
 
     Numbers `x` with columns `x_low` and `x_high` beside them are printed with that interval, to the digits that it
     supports; those with `x_se` with that standard error; others to so many significant `digits`. `columns` are shown,
@@ -60,7 +60,7 @@ def plain(
     are blank where they repeat the row above.
     """
     if table is None or table.empty:
-        return Note(empty)
+        return None
     beside = {f"{name}_{end}" for name in table for end in ("low", "high", "se")}
     columns = columns or [name for name in table if name not in beside]
     headings = columns if isinstance(columns, dict) else {name: str(name).replace("_", " ") for name in columns}
@@ -121,7 +121,7 @@ def laws(table: pd.DataFrame) -> Table:
     return plain(shown, columns, 4, caption, raw=table)
 
 
-def bought(steps: pd.DataFrame | None) -> Table | Note:
+def bought(steps: pd.DataFrame | None) -> Table | None:
     """What twice as much of one thing buys; `steps` are those of `lib.fit.conditions.Bought`."""
     columns = {"twice_the": "twice the", "smaller": "from", "larger": "to", "points": "points per doubling",
                "baseline": "best baseline's"}  # fmt: skip
@@ -147,10 +147,10 @@ def runs(table: pd.DataFrame) -> Table:
     return plain(shown, columns | shares, 4, caption, raw=table)
 
 
-def forms(table: pd.DataFrame) -> Table | Note:
+def forms(table: pd.DataFrame) -> Table | None:
     """The forms compared; `table` is what `lib.fit.summary.comparison_table` gives."""
     if table.empty:
-        return Note("No regime has enough sizes to compare forms of the law.")
+        return None
     table = table.reset_index()
     columns = {"regime": "regime", "form": "form", "parameters": "constants", "delta_aicc": "ΔAICc",
                "loso_rmse": "leave-one-size-out error", "lack_of_fit": "lack of fit (p)"}  # fmt: skip
@@ -163,10 +163,10 @@ def forms(table: pd.DataFrame) -> Table | Note:
     return plain(shown, columns, 3, caption, raw=table)
 
 
-def rollout(table: pd.DataFrame) -> Table | Note:
+def rollout(table: pd.DataFrame) -> Table | None:
     """What small sizes predict for large ones; `table` is what `lib.fit.summary.rollout_table` gives."""
     if table.empty:
-        return Note("A roll-out takes five sizes at least; this study has no regime with as many.")
+        return None
     raw = table.drop(columns="interval").assign(held_out=table["held_out"].map(" ".join))
     raw[["predicted_low", "predicted_high"]] = np.array(table["interval"].tolist(), float)
     inside = raw["observed"].between(raw["predicted_low"], raw["predicted_high"])
@@ -182,10 +182,10 @@ def rollout(table: pd.DataFrame) -> Table | Note:
     return plain(raw.assign(missed=missed, inside=inside), columns, 4, caption, raw=raw)
 
 
-def sizes(table: pd.DataFrame) -> Table | Note:
+def sizes(table: pd.DataFrame) -> Table | None:
     """Shapes and costs of the sizes, those of regimes alike shown once; `table` is of `lib.model.sizes.table`."""
     if table.empty:
-        return Note("This study trains no models of its own.")
+        return None
     alike = ["size", "genes", "parameters"]
     regimes = table.groupby(alike)["regime"].transform(", ".join)
     flops = [style.short(number) for number in table["flops_per_cell"]]
