@@ -31,33 +31,15 @@ TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multipl
 """10x's types of features. They stand in one matrix, and only the first are genes."""
 GENES = ("gene expression", "gene", "gex", "rna")
 """What others call these."""
-PLUGIN = "it is packed by a plugin such as zstd: write it with adata.write_h5ad(path, compression='gzip')"
-PACKED = "if it is packed, as by gzip, let its name end in .gz; else its first line is not what it should be"
-R = "is an R object", "write it as .h5ad in R, with zellkonverter::writeH5AD"
-SHEET = "is a spreadsheet", "save it as CSV"
-ZARR = "is a zarr store", "write it as .h5ad, with anndata.read_zarr(path).write_h5ad(...)"
 OTHERS = {
-    "row_attrs": ("is a loom file", "write it as .h5ad, with anndata.io.read_loom(path).write_h5ad(...)"),
-    "mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
-    "cell.names": ("is an h5Seurat file", "write it as .h5ad, with SeuratDisk::Convert(path, dest = 'h5ad')"),
-    **{".rds": R, ".rdata": R, ".rda": R, ".xlsx": SHEET, ".xls": SHEET, ".zgroup": ZARR, "zarr.json": ZARR},
-    "barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
-    "all_genes.csv": ("is output of Parse's pipeline", "name the .h5ad that it writes beside its matrix"),
-    "cells_x_genes.mtx": ("is output of kb-python", "run kb count with --h5ad, and name the .h5ad"),
+    "/mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
+    "/barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
 }
-"""Kinds that are not read, by a name in them: what such a path is, and the step that makes it readable."""
+"""Kinds that look like files that are read, by a name in them: what such a path is, and what to name instead."""
 ADVICE = {
     "unable to lock file": "it is open in another program: close it there, or set HDF5_USE_FILE_LOCKING=FALSE",
-    "can't open directory": PLUGIN,
-    "required filter": PLUGIN,
-    "byte 0x8b in position 1": PACKED,
-    "Missing banner": PACKED,
-    "UnicodeDecodeError": "it is not UTF-8 text: save it again as UTF-8, and a spreadsheet as CSV",
-    "Not a gzipped file": "it is not packed: take the .gz off its name",
     "No read method": "a newer anndata wrote it: update anndata here, or leave that column out there",
-    "required datasets": "CellBender's remove_background.downstream reads such files, to be written as .h5ad",
-    "more than one genome": "write the cells of one species to a file of their own",
-    "": "if other programs cannot read it either, it is damaged: copy or download it again",
+    "": "see that it is whole, that it is packed where its name ends in .gz and only there, and that text is UTF-8",
 }
 """The step to take, by what a library says of a file that it cannot read: the first that fits."""
 
@@ -123,8 +105,8 @@ def opened(path: Path) -> Iterator[Counts]:
 def _read(path):
     """The path as an AnnData."""
     inside = _inside(path)
-    for name, (what, step) in OTHERS.items():  # first: MuData and lists of molecules look like files that are read
-        if inside & {name, f"/{name}"}:
+    for name, (what, step) in OTHERS.items():
+        if name in inside:
             raise InputError(f"{shown(path)} {what}; {step}.")
     if {"/obs", "/var"} <= inside:
         return _read_h5ad(path)
@@ -134,10 +116,8 @@ def _read(path):
         return scanpy.read_10x_h5(path, gex_only=False)
     if _is_folder(path):
         return _read_folder(path)
-    wrong = "is no known kind of file; give an .h5ad file, 10x's .h5, or a folder with matrix.mtx"
-    if path.suffix in (".gz", ".tar", ".zip"):
-        wrong = "is packed; unpack it first, with gunzip, tar -x or unzip"
-    raise InputError(f"{shown(path)} {wrong}.")
+    kinds = "an .h5ad file, 10x's .h5, or a folder with matrix.mtx, unpacked"
+    raise InputError(f"{shown(path)} is no known kind of file; give {kinds}.")
 
 
 @contextmanager
@@ -168,10 +148,10 @@ def check_access(path: Path) -> None:
 
 
 def _inside(path):
-    """Names in an HDF5 file, as /obs/donor_id; of a folder its own and those in it, of any other file its own."""
-    if not h5py.is_hdf5(path):
-        return {*os.listdir(path)} if path.is_dir() else {path.name, path.suffix.lower()}
+    """Names in an HDF5 file, as /obs/donor_id; none of any other path."""
     names = set()
+    if not h5py.is_hdf5(path):
+        return names
     with h5py.File(path) as h5:
         h5.visit(lambda name: names.add(f"/{name}"))
     return names
