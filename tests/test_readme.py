@@ -335,6 +335,8 @@ def test_the_account_of_the_papers_dimensions_has_the_numbers_of_the_kept_study(
     assert f"{converged} of {len(runs)} runs have converged, half of its updates leave XS {worse:.1f} % worse" in TEXT
     assert f"none of {len(runs)} runs [has converged]" in TEXT and not converged
     assert runs["cells_seen"].eq(240_000).all(), "README: the paper's 240,000 cells seen"
+    low, high = laws["data-rich"]["validation_mse"]["budget"]["limit"]["intervals"]["profile_size_means"]["c"]
+    assert f"{low:.3f} to {high:.3f}, does not tell a floor from none" in TEXT and low < 0
     theirs = given(load_study("published-runs")).query("regime == 'data-limited' and size != 'XXS'")["parameters"].min()
     ours = runs.loc[runs["regime"] == "data-limited", "parameters"].max()
     assert f"up to {round(ours, -3):,.0f} parameters" in TEXT

@@ -270,8 +270,9 @@ def test_bad_input_is_one_sentence_before_any_work(bare, monkeypatch, capsys):
     write_study(bare, "mine", census={"h5ad": ["absent/*.h5ad"]})
     refused = {
         "tiny": "seeds", "tinny": "did you mean", "mine": "absent/*.h5ad", "fine --jobs 0": "--jobs is 0",
-        "fine --profile slrum": "no profile 'slrum'",
+        "fine --profile slrum": "no profile 'slrum'", "fine --profile slurm": "snakemake-executor-plugin-slurm",
     }  # fmt: skip
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
     for words, said in refused.items():
         assert cli.main(["run", *words.split()]) == 2
         out, refusal = capsys.readouterr()
