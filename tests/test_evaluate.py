@@ -11,6 +11,7 @@ from lib import io
 from lib.data import panel
 from lib.fit import runs
 from lib.io import write_json
+from lib.run.workflow import Step
 from lib.study import parse_study
 from lib.train import baselines, evaluate, loop
 
@@ -40,6 +41,8 @@ def test_a_result_of_another_version_of_the_study_file_is_not_taken_for_one_of_t
     for change in ({"cells_seen": 10**6}, {"learning_rate": 1e-4}, {"dropout": 0.5}):
         edited = study.model_copy(update={"train": study.train.model_copy(update=change)})
         assert set(runs.collect(edited)["status"]) == {"interrupted"}
+        states = [Step(of, "train", "counts", "small").state for of in (study, edited)]
+        assert states == ["done", "not yet"], "make status"
     heads = study.model_copy(update={"sizes": [replace(size, heads=4) for size in study.sizes]})
     assert set(runs.collect(heads)["status"]) == {"interrupted"}
     simulated = study.census.simulate.model_copy(update={"seed": 9})

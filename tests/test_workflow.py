@@ -268,6 +268,7 @@ def test_bad_input_is_one_sentence_before_any_work(bare, monkeypatch, capsys):
     write_study(bare, seeds=[])
     write_study(bare, "fine")
     write_study(bare, "mine", census={"h5ad": ["absent/*.h5ad"]})
+    shutil.copytree(io.CODE / "profiles", bare / "profiles")
     refused = {
         "tiny": "seeds", "tinny": "did you mean", "mine": "absent/*.h5ad", "fine --jobs 0": "--jobs is 0",
         "fine --profile slrum": "no profile 'slrum'", "fine --profile slurm": "snakemake-executor-plugin-slurm",
