@@ -215,7 +215,7 @@ def test_a_changed_key_of_a_study_or_regime_reruns_only_what_depends_on_it(genes
     assert {" ".join(filter(None, name)) for name, _ in changed} == expected
 
 
-def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends_on_it(project):
+def test_a_changed_notebook_a_raised_number_or_a_lost_or_rewritten_result_reruns_what_depends_on_it(project):
     notebook = project / "notebooks" / "02_model.ipynb"
     content = json.loads(notebook.read_text())
     content["cells"][0]["source"] += "\n1 + 1"
@@ -225,6 +225,8 @@ def test_a_changed_notebook_a_raised_number_or_a_lost_result_reruns_what_depends
     assert planned(project) == {"02_model"} | END
     (project / "figures/tiny/.ipynb_checkpoints").mkdir()  # of a table that was edited in JupyterLab
     assert call(project, "lib", "run", "tiny").returncode == 0
+    (project / "data" / "tiny" / "laws.json").write_text("{}")  # in JupyterLab, of a study file changed for it
+    assert planned(project) == END
     shutil.rmtree(project / "data" / "tiny" / "rich" / "runs" / "XXS" / "seed-8")
     (project / "data" / "tiny" / "limited" / "panel.h5ad").unlink()
     assert planned(project) == {"03_train rich XXS", "01_data limited"} | LIMITED | END
