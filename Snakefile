@@ -60,7 +60,7 @@ def needs(rule):
     }
 
 
-rule all:  # all of them: one whose marker is gone is not needed where only its successors are asked for
+rule all:  # a notebook whose marker is gone is not made again where only its successors are asked for
     input: "notebooks/04_fit.done", "notebooks/05_figures.done",
            [] if study.runs else ["notebooks/02_model.done", PANELS, RUNS]
 

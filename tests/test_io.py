@@ -62,16 +62,6 @@ def test_code_studies_and_sources_of_notebooks_are_modified_and_outputs_and_pros
         assert not io.code_version().endswith("-modified"), name
 
 
-CELLS = {
-    "seed 7: finished": "Progress('seed 7')\nfor n in range(301): progress(n, 300, 0.5)",
-    "diverges: stopped at 1,200 of 3,000 updates":
-        "Progress('diverges')\nfor n in 1, 1200: progress(n, 3000, float('nan'))",
-    "reading: stopped at 1,000 of 3,000 cells":
-        "Progress('reading', 'cells')\nfor n in 5, 1000: progress(n, 3000)\nraise KeyboardInterrupt",
-}  # fmt: skip
-"""A line that a saved notebook shows, and the cell that it shows it of."""
-
-
 STARTS = """
 import sys, lib.run.cli
 print({"torch", "scanpy", "pandas", "matplotlib", "snakemake", "anndata", "papermill", "IPython"} & set(sys.modules))

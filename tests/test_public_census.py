@@ -129,11 +129,11 @@ class Passing(BaseHTTPRequestHandler):
             server = HTTPConnection("127.0.0.1", proxy.upstream)
             server.request(self.command, self.path, headers=dict(self.headers))
             reply = server.getresponse()
-            self.answer(reply.status, dict(reply.headers), reply.read(), fault)
+            self.answer(reply.status, dict(reply.headers), reply.read())
 
     do_HEAD = do_GET
 
-    def answer(self, status, headers, body, fault=None):
+    def answer(self, status, headers, body):
         self.send_response_only(status)
         for name, value in ({"Content-Length": len(body)} | headers).items():
             self.send_header(name, str(value))

@@ -15,12 +15,13 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lib import io
 from lib.fit import conditions, published
-from lib.fit.capacity import rising
+from lib.fit.capacity import citable, rising
 from lib.fit.runs import given, read
 from lib.fit.summary import fit_laws
 from lib.io import TARGET
-from lib.model.sizes import Size
+from lib.model.sizes import Size, batch
 from lib.study import Masking, Train, load_study
+from lib.train.optimiser import MOMENTUM, MUON_RATE
 
 PAGES = {path: path.read_text() for path in [io.CODE / "README.md", *sorted((io.CODE / "docs").glob("*.md"))]}
 README = PAGES[io.CODE / "README.md"]
@@ -151,15 +152,12 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
 
 def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     law = io.read_json(RESULTS / "ladder" / "laws.json")["data-rich"]["validation_mse"]
-    of = read_kept("ladder").groupby("size")[
-        ["validation_mse", "validation_mse_half", "bayes_mse", "validation_mse_se"]
-    ]
-    of = of.mean().astype(float)
+    names = ["validation_mse", "validation_mse_half", "bayes_mse", "validation_mse_se"]
+    of = read_kept("ladder").groupby("size")[names].mean().astype(float)
     (smaller, _, exact, error), (loss, half, *_) = of.loc["d96"], of.loc["d128"]
-    took = (
-        f"took {100 * (half - loss) / (half - exact):.0f} % of what d128 lay above the exact floor in the ladder, more"
-    )
-    assert f"{took} than the step from d96 to d128 ({100 * (smaller - loss) / (smaller - exact):.0f} %)" in TEXT
+    took, step = 100 * (half - loss) / (half - exact), 100 * (smaller - loss) / (smaller - exact)
+    assert f"d128's updates removed {took:.0f} % of its excess over the exact floor, and the step" in TEXT
+    assert f"the step from d96 to d128 only {step:.0f} %." in TEXT
     low, high = law["intervals"]["profile_size_means"]["c"]
     assert round(4 * 2 * 1.96 * error / (high - low)) == 3, "docs: three quarters"
     runs = pd.read_csv(RESULTS / "ladder" / "runs.csv").query("width >= 4")
@@ -219,8 +217,8 @@ def test_the_account_of_the_replicates_has_their_numbers_and_their_intervals_hol
     of = squares[squares["limit_status"] == "ok"].merge(runs, on="replicate", suffixes=("", "_run"))
     part = 100 * (2 * 1.96 * of["loss_se"] / (of["limit_high"] - of["limit_low"])).median()
     alone = ((of["loss"] - of["exact"]).abs() <= 1.96 * of["loss_se"]).sum()
-    assert f"{part:.0f} % in the median of the {len(of)}: the loss of d24 with that error alone would hold the" in TEXT
-    assert f"would hold the floor in {alone} of them" in TEXT
+    assert f"the width of the {len(of)} extrapolated intervals {part:.0f} %, in the median, is the error over" in TEXT
+    assert f"the loss of d24 with that error alone would hold the floor in {alone} of them" in TEXT
     assert f"Of {bits['replicates']} for bits {bits['laws']} have a law of status ok: its interval holds" in TEXT
     family, entropy = (round(bits[of] * bits["laws"]) for of in ("family", "exact"))
     low, high = (100 * end for end in proportion_confint(family, bits["laws"], method="wilson"))
@@ -393,7 +391,7 @@ def test_the_account_of_pbmc_has_the_numbers_of_the_kept_study():
     assert f"{said} {fewer['d64']:.3f}, still no better than the gene mean" in TEXT and fewer["d64"] > gene_mean
     assert f"{few['d32']:.3f}" == f"{few['d64']:.3f}" == f"{few.min():.3f}" and fewer.idxmin() == "d64"
     *_, more, reach = conditions.growth(gains)
-    assert f"to {saved[12000]:.3f} with 12,000, by {more:.3f} ({more - reach:.3f} to {more + reach:.3f})." in TEXT
+    assert f"to {saved[12000]:.3f} with 12,000: {more:.3f} ({more - reach:.3f} to {more + reach:.3f}) more." in TEXT
     laws = io.read_json(RESULTS / "pbmc" / "laws.json").values()
     assert [next(iter(law.values()))["status"] for law in laws] == ["budget-limited"] * 3 + ["overfitted"] * 2
     assert (runs["convergence"] == "not converged").mean() > 0.5
@@ -458,11 +456,15 @@ def test_the_account_of_bits_and_of_the_probes_has_the_numbers_of_the_kept_studi
     said = "In `noise` d32 ends at {:.2f} bits (exact entropy {:.2f}, a negative binomial of each gene {:.2f}), on real"
     ends = [of.groupby("size")["validation_nll"].mean()[size] for of, size in ((runs, "d32"), (counts, "d64"))]
     assert said.format(ends[0], *runs[["bayes_bits", "gene_nll"]].mean()) in TEXT
-    assert f"d64 at {ends[1]:.2f} ({counts['gene_nll'].mean():.2f}); neither regime has converged" in TEXT
+    assert (
+        f"d64 at {ends[1]:.2f} (negative binomial {counts['gene_nll'].mean():.2f}); neither regime has converged"
+        in TEXT
+    )
     of_pbmc = io.read_json(RESULTS / "pbmc" / "laws.json")["counts"]["validation_nll"]
     assert laws["all-counts"]["validation_nll"]["status"] == of_pbmc["status"] == "budget-limited"
     few = laws["cells-1500"]["validation_nll"]
-    assert f"of 1,500 cells (`noise`) it is {number(few, 'c', '.2f')} bits, above the exact entropy" in TEXT
+    assert f"with 1,500 (`noise`) it is {number(few, 'c', '.2f')} bits, above the exact entropy, though" in TEXT
+    assert "cells-1500" not in citable(laws)["floor"], "docs: though it is lost"
     assert few["intervals"]["profile_size_means"]["c"][0] > runs["bayes_bits"].mean() and few["status"] == "ok"
     ladder = io.read_json(RESULTS / "ladder" / "laws.json")["data-rich"]["validation_mse"]["floor_bits"]["value"]
     exact = io.read_json(RESULTS / "ladder" / "baselines.json")["data-rich"]["validation"]["bayes_bits"]
@@ -523,13 +525,16 @@ def test_the_methods_are_the_defaults():
     of, masking = Train(), Masking()
     assert of.optimiser == "muon" and of.objective == "mse" and of.final_rate == of.dropout == 0
     hidden = f"{100 * masking.share:.0f} % of the genes are hidden, drawn anew at every update, in held-out cells by"
-    adamw = f"AdamW (beta 0.9 and {of.beta2}, weight decay {of.weight_decay}), gradients clipped at a norm of "
-    rate = f"{of.learning_rate} ({of.reference_width} / d)^{of.width_exponent} and at most {of.highest_rate}, with"
-    course = (
-        f"{100 * of.warmup:.0f} % of the updates warming up and a linear fall to 0 over the last {100 * of.decay:.0f} %"
-    )
-    said = f"{hidden} {masking.per_cell} fixed masks", f"{TARGET:,.0f} n / l", adamw, f"{rate} {course}"
-    assert all(words in TEXT for words in said)
+    rate = f"{of.learning_rate} ({of.reference_width} / d)^{of.width_exponent} and at most {of.highest_rate}, of Muon's"
+    said = [
+        f"{hidden} {masking.per_cell} fixed masks", f"log(1 + {TARGET:,.0f} n / l)", f"Muon (momentum {MOMENTUM})",
+        f"AdamW (beta 0.9 and {of.beta2}), with weight decay {of.weight_decay}, gradients clipped at a norm of "
+        f"{of.clip:g}, initial embeddings of standard deviation {of.embedding_scale}, and no dropout", rate,
+        f"scaled to AdamW's, {MUON_RATE} of that, with {100 * of.warmup:.0f} % of the updates warming up and a linear "
+        f"fall to 0 over the last {100 * of.decay:.0f} %.",
+        f"about {16 * batch(16)} genes ({batch(10**6)} to {batch(1)} cells)",
+    ]  # fmt: skip
+    assert [words for words in said if words not in TEXT] == []
 
 
 def test_what_the_whole_census_would_take_is_what_the_bill_says():

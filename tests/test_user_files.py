@@ -325,6 +325,7 @@ def test_the_command_says_what_files_hold_and_writes_nothing(h5ad, study_file, c
     said = capsys.readouterr().out
     assert "pass 'is_primary_data == True': 160\n" in said
     assert "all 24 60 (2 donors) 30 (1 donors) 30 (1 donors)" in " ".join(said.split())
+    assert "Fewest donors in a held-out split: 1" in said
     study_file("mine", census=files | {"filter": "nnz > 20"}, split=split, regimes={"all": {"genes": 24, "cells": 40}})
     assert command.main(["check", "mine"]) == 0
     passing = ((counts[:160] > 0).sum(axis=1) > 20).sum()  # what is no primary data stays out

@@ -150,7 +150,8 @@ def _fingerprint(study, regime):
 
 def settings_of(study: "Study", regime: str) -> str:
     """Digest of what a study file says of a regime's panel, but for where the files lie, which may have moved since."""
-    census = study.census.model_dump(mode="json", exclude={"h5ad": True, "files": {"__all__": {"path"}}})
+    labels = {"__all__": {"path"}} if study.census.files else True
+    census = study.census.model_dump(mode="json", exclude={"h5ad": True, "files": labels})
     numerics = [io.SIMULATE_NUMERICS, io.FILES_NUMERICS, io.PANEL_NUMERICS]
     return io.fingerprint([census, study.panel_settings(regime)], numerics)
 

@@ -222,6 +222,8 @@ def _read_h5ad(path):
     from anndata.io import read_elem, sparse_dataset
 
     h5 = h5py.File(path)
+    if isinstance(h5["obs"], h5py.Dataset):
+        raise InputError(f"{shown(path)} was written before anndata 0.7; read it with anndata, and write it again.")
     place = _counts_in(h5, shown(path))
     matrix = sparse_dataset(h5[place]) if isinstance(h5[place], h5py.Group) else h5[place]
     var = h5["raw/var"] if place == "raw/X" else h5["var"]

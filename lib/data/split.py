@@ -115,10 +115,12 @@ def _check(collection, obs, clause, key):
     for node in ast.walk(ast.parse(clause, mode="eval")):
         parts = list(ast.walk(node)) if isinstance(node, ast.Compare) else []
         calls = [part for part in parts if isinstance(part, ast.Call) and ast.unparse(part.func) == "attr"]
-        quoted = {part.args[0].value for part in calls}  # attr("cell type")
-        for column in ({part.id for part in parts if isinstance(part, ast.Name)} | quoted) & categorical:
-            labels = {*_labels(collection, obs, column), *quoted}
-            if missing := [part.value for part in parts if isinstance(part, ast.Constant) and part.value not in labels]:
+        quoted = [call.args[0] for call in calls]  # attr("cell type")
+        named = {part.id for part in parts if isinstance(part, ast.Name)} | {name.value for name in quoted}
+        compared = [part.value for part in parts if isinstance(part, ast.Constant) and part not in quoted]
+        for column in named & categorical:
+            labels = _labels(collection, obs, column)
+            if missing := [label for label in compared if label not in labels]:
                 near = "".join(difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0))
                 lacks = f"the Census has no {column} {missing[0]!r}; the nearest label is {near!r}"
                 raise InputError(f"census.{key} {clause!r}: {lacks}.")
@@ -271,7 +273,7 @@ def _order(assigned, number, donors, seed, donor):
 def outlook(study: Study, pool: Pool) -> tuple[dict[str, Any], pd.DataFrame, int]:
     """What a study would train on and hold out of checked files.
 
-    How `cells` were chosen; a row for each regime; and of its splits of held-out donors the fewest donors.
+    How `cells` were chosen; a row for each regime; and the fewest donors of a split that trains no cell of theirs.
 
     InputError: what building its panels would be refused for, as far as it can be known without the counts.
     """

@@ -77,7 +77,7 @@ seaborn.set_theme(context="paper", style="ticks", palette=PALETTE, font="DejaVu 
 
 
 class Shown:
-    """A figure, a table, or a note in their place; its `content` is the data and metadata of a notebook's output."""
+    """A figure or a table; its `content` is the data and metadata of a notebook's output."""
 
     caption = ""
 

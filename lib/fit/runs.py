@@ -176,6 +176,8 @@ def histories(study: Study, regime: str) -> pd.DataFrame:
     runs = [(size.name, seed) for size in study.sizes for seed in study.seeds_for(size.name)]
     paths = {run: study.run_folder(regime, *run) / "history.csv" for run in runs}
     curves = [pd.read_csv(path).assign(size=size, seed=seed) for (size, seed), path in paths.items() if path.is_file()]
+    if not curves:
+        raise InputError(f"study {study.name} has no learning curves in {regime}/runs; run notebook 03_train first.")
     return pd.concat(curves, ignore_index=True)
 
 

@@ -194,7 +194,7 @@ def check(study: str) -> None:
         found, regimes, fewest = split.outlook(study, pool)
         print(f"cells with counts that pass {found['filter']!r}: {found['cells_available']:,}")
         print(f"cells and donors of each split:\n{regimes.to_string(index=False)}")
-        if fewest < 4:
+        if fewest < 4 and study.split.by != "random" and study.fit.errors == "donors":
             advice = "for an interval over donors hold out four or more: raise the shares of split, or change its seed"
             print(f"Fewest donors in a held-out split: {fewest}; {advice}.")
     elif not study.census.simulate:

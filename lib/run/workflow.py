@@ -194,7 +194,7 @@ def held(lock: Path) -> bool:
 def forget_lost(study: Study) -> None:
     """Remove the marker of a notebook when a result is gone, or a table is not what it wrote, so that it runs again.
 
-    A notebook that is run in JupyterLab, of a study file that was changed for it, leaves other tables.
+    A notebook that is run in JupyterLab after its study file was edited leaves other tables.
     """
     for marker in (study.data / "notebooks").rglob("*.done"):
         for name, checksum in io.read_json(marker).items():
