@@ -171,7 +171,6 @@ RULES = {
     r"make run STUDY=mine JOBS=2": planned_by_snakemake,
     r"make run STUDY=[\w-]+( JOBS=\d+| PROFILE=\w+)?": planned,
     r"make test": runs("-m pytest -n 2", {"make": "make -n"}),
-    r'make test ARGS="-k law"': runs("--no-loadscope-reorder -k law", {"make": "make -n"}),
     r"make check STUDY=census": runs(
         "200,000 cells, about 2.0 GB", {"make check STUDY=census": f'python -c "{QUICK}"'}
     ),

@@ -63,7 +63,9 @@ def test_the_table_of_laws_has_the_numbers_of_the_kept_studies(study, regime):
     exact, linear = runs["bayes_mse"].mean(), runs[["gaussian_mse", "pca_mse"]].mean().min()
     largest = runs.loc[runs["parameters"] == runs["parameters"].max(), "validation_mse"].mean()
     numbers = [number(law, "alpha", ".2f"), number(law, "c", ".3f")] if law["status"] == "ok" else ["-", "-"]
-    words = [study, *LAWS[study, regime], f"{runs['genes'].iloc[0]}", law["status"], *numbers,
+    laws = io.read_json(RESULTS / study / "laws.json")
+    hangs = ", not citable" if law["status"] == "ok" and regime not in citable(laws)["floor"] else ""
+    words = [study, *LAWS[study, regime], f"{runs['genes'].iloc[0]}", law["status"] + hangs, *numbers,
              "-" if pd.isna(exact) else f"{exact:.3f}", f"{linear:.3f}", f"{largest:.3f}"]  # fmt: skip
     assert f"| {' | '.join(words)} |" in README
 
@@ -92,8 +94,16 @@ def test_the_steps_in_size_on_test_donors_are_those_of_the_kept_studies_and_none
         digits = 2 if study == "ladder" else 1
         steps[study] = "{0:.{3}f} ({1:.{3}f} to {2:.{3}f})".format(*on_test.loc["parameters", ADDED], digits)
         assert on_test.loc["parameters", "points_low"] < 0
-    of = "adds {} points in marrow, {} in marrow-noise and {} in pbmc, in the ladder {}: no step is clear."
+    of = "adds {} points in marrow, {} in marrow-noise and {} in pbmc, in the ladder {}: no last step is clear."
     assert of.format(*steps.values()) in TEXT
+    before, known = read_kept("marrow").query("size != 'XS'"), io.read_json(RESULTS / "marrow" / "baselines.json")
+    of_test = {name: known["data-rich"]["test"][name] for name in COMPARED}
+    both = before, before.assign(validation_mse=before["test_mse"], **of_test)
+    found = [conditions.bought(runs).steps.set_index("twice_the").loc["parameters", ADDED] for runs in both]
+    earlier = ["{:.1f} ({:.1f} to {:.1f})".format(*step) for step in found]
+    said = "that from d48 to d64 adds {} points on validation donors, {} on test donors."
+    assert said.format(*earlier) in TEXT and min(step["points_low"] for step in found) > 0
+    assert "Size pays up to d64 ({:.1f} points per doubling, {:.1f} to {:.1f}).".format(*found[0]) in TEXT
 
 
 @pytest.mark.parametrize("study, regime", LAWS)
@@ -114,22 +124,31 @@ def test_kept_laws_are_what_this_code_fits_to_the_kept_runs(study, regime):
 def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     law = io.read_json(RESULTS / "marrow" / "laws.json")["data-rich"]["validation_mse"]
     runs = pd.read_csv(RESULTS / "marrow" / "runs.csv")
-    largest = runs[runs["parameters"] == runs["parameters"].max()].iloc[0]
+    of_largest = runs[runs["parameters"] == runs["parameters"].max()]
+    largest = of_largest.select_dtypes("number").mean()
     better = 100 * (1 - largest["validation_mse"] / largest["pca_mse"])
-    converged = runs.loc[runs["width"] >= 4, "convergence"] == "converged"
-    assert f"(`marrow`). All {len(converged)} runs have converged" in TEXT and converged.all()
+    seeing = runs[runs["width"] >= 4]
+    moved = seeing[seeing["convergence"] != "converged"]
+    worse = 100 * (moved["validation_mse"] / moved["validation_mse_half"] - 1).squeeze()
+    ended = f"{len(seeing) - 1} of the {len(seeing)} runs that see context have converged, and one, of XS, got"
+    assert list(moved["size"]) == ["XS"] and f"{ended} {worse:.1f} % worse." in TEXT
+    assert f"(`marrow`). {len(seeing) - 1} of {len(seeing)} runs have converged, one got worse; XS is" in TEXT
     assert tuple(largest[["validation_donors", "test_donors"]]) == (4, 5), "docs: four new donors, five test donors"
     of_split = io.read_json(RESULTS / "marrow" / "baselines.json")["data-rich"]
     best = best_baseline(of_split["test"])
     again = 100 * (1 - largest["test_mse"] / best)
-    said = f"largest (one seed) is {better:.0f} % better than the best baseline, {again:.0f} % on test donors, and lies"
-    assert said in TEXT
+    said = f"XS is {better:.0f} % better than the best baseline, {again:.0f} % on test donors, and lies below the"
+    assert said in TEXT and f"XS ends at {largest['validation_mse']:.3f}, and" in TEXT
     assert f"{again:.0f} % below ({largest['test_mse']:.3f} against {best:.3f})" in TEXT and law["status"] == "ok"
     over = f"{largest['validation_mse_donor_se']:.3f} over the donors and {largest['validation_mse_se']:.3f} over their"
     low, high = law["intervals"]["profile_size_means"]["c"]
     assert over in TEXT and f"no better than {low:.3f} to {high:.3f}" in TEXT
     assert f"XS lies {100 * (1 - largest['validation_mse'] / law['c']):.1f} % below the floor" in TEXT
-    assert f"the exponent is {number(law, 'alpha', '.2f')}." in TEXT
+    hangs = law["sensitivity"]
+    without, others = hangs["smallest size left out"], number(hangs["parameters without embeddings"], "alpha", ".2f")
+    below = number(without, "alpha", ".2f")
+    assert f"the exponent is {number(law, 'alpha', '.2f')}, without d4 {below}, without embeddings {others}." in TEXT
+    assert f"these {runs['cells_train'].max():,} training cells" in TEXT
     assert law["sensitivity"]["smallest size left out"]["status"] == "floor not identified"
     linear = f"(conditional Gaussian {largest['gaussian_mse']:.3f}, PCA {largest['pca_mse']:.3f}); XS"
     means = runs.groupby("width")["validation_mse"].mean()
@@ -141,13 +160,31 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
                     for split in ("test_random", "test"))  # fmt: skip
     both = f"{same:.0f} % of the gene mean's error and the linear model {alike:.0f} %, on test donors {new:.0f} % and"
     assert f"XS explains {both} {other:.0f} %" in TEXT
-    assert runs.query("size == 'd64'")["test_mse"].mean() < largest["test_mse"], "docs: where d64 is as good"
+    d64 = runs.query("size == 'd64'")["test_mse"].mean()
+    assert f"{d64:.3f}" == f"{largest['test_mse']:.3f}", "docs: where d64 is as good"
     seeds = runs.query("width == 4")["validation_mse"]
     apart = f"{100 * (seeds.max() / seeds.min() - 1):.0f} %"
     assert f"without d4, whose seeds differ by {apart}, no floor is identified" in TEXT
     f1 = pd.read_csv(RESULTS / "marrow" / "probe.csv", comment="#").set_index("features")["f1"]
     assert f"rises from {f1['d4']:.2f} (d4) to {f1['d64']:.2f} (d64), and no further (XS {f1['XS']:.2f})" in TEXT
     assert f"principal components ({f1['principal components']:.2f}) match it within error" in TEXT
+
+
+def test_the_first_sentence_of_the_answer_holds_on_the_real_cells_that_are_kept():
+    better, regimes = (
+        [],
+        {"marrow": "data-rich", "pbmc-512": "data-rich", "pbmc": "data-rich", "marrow-noise": "all-counts"},
+    )
+    for study, regime in regimes.items():
+        runs, known = (
+            read_kept(study).query("regime == @regime"),
+            io.read_json(RESULTS / study / "baselines.json")[regime],
+        )
+        largest = runs[runs["parameters"] == runs["parameters"].max()].mean(numeric_only=True)
+        better += [100 * (1 - largest[f"{of}_mse"] / best_baseline(known[of])) for of in ("validation", "test")]
+        laws = io.read_json(RESULTS / study / "laws.json")
+        assert citable(laws) == {"floor": [], "alpha": []}
+    assert f"models are {min(better):.0f} to {max(better):.0f} % better than linear baselines on new donors" in TEXT
 
 
 def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
@@ -167,7 +204,7 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
     assert f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT and f"smallest size the exponent is {without}" in TEXT
     steps = conditions.bought(read_kept("ladder")).steps.set_index("twice_the")["points"]
-    assert steps["updates"] > steps["parameters"], "README: updates still buy more than twice the parameters"
+    assert abs(steps["updates"] - steps["parameters"]) < 0.2, "README: about as much as twice the parameters"
     means = runs.groupby(["parameters", "size"])[["validation_mse_half", "validation_mse"]].mean().reset_index()
     assert means["parameters"].iloc[-1] > 600 * means["parameters"].iloc[0], "README: nearly three decades"
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)
@@ -492,7 +529,9 @@ def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
     doublings = np.log2(numbers["all-counts"] / numbers["cells-2000"])
     same_size = 100 * (shares["all-counts"] - shares["cells-2000"])["d32"] / doublings
     assert (
-        "twice the cells {:.1f} ({:.1f} at width 32), and {:.1f}.".format(cells["points"], same_size, cells["baseline"])
+        "twice the cells {:.1f} ({:.1f} at width 32; baseline {:.1f}).".format(
+            cells["points"], same_size, cells["baseline"]
+        )
         in TEXT
     )
     assert f"(with d32 at both numbers of cells {same_size:.1f}); twice the parameters" in TEXT
