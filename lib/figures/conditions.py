@@ -82,7 +82,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | None:
         axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], color=style.INK, **style.BARS)
         (keys["conditional Gaussian"],) = axis.plot(leak["parameters"], 100 * leak["gaussian"], **GAUSSIAN)
         axis.axhline(0, color=style.GREY, linewidth=0.6)
-        axis.set(xlabel=style.PARAMETERS, ylabel="difference of the explained (points)", xscale="log")
+        axis.set(xlabel=style.PARAMETERS, ylabel="difference in explained error (points)", xscale="log")
         style.header(axis, "Training minus test donors", ["bars: 95 % over the cells of both splits"])
     return style.settle(
         figure,
@@ -243,8 +243,8 @@ def probe(table: pd.DataFrame | None) -> Figure | None:
     return style.settle(
         figure,
         f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out cells, "
-        "against the loss of the same run. Bars: 95 % over donors, where there are several. Lines: the same on "
-        "features without a model.",
+        "against the loss of the same run (better models left). Bars: 95 % over donors, where there are several. "
+        "Lines: features without a model.",
         keys,
         {axis: ends},
     )

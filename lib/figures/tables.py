@@ -115,7 +115,7 @@ def laws(table: pd.DataFrame) -> Table:
     caption = (
         "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with 95 % intervals in brackets: "
         "profile likelihood, extended to the limit of the budget, for c with the error over held-out donors or cells; "
-        "beside it the loss of the largest size, and of the best training-free baseline."
+        "2 (≥ 1) has no upper end. Beside it the loss of the largest size, and of the best training-free baseline."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)
@@ -124,7 +124,7 @@ def laws(table: pd.DataFrame) -> Table:
 def bought(steps: pd.DataFrame | None) -> Table | None:
     """What twice as much of one thing buys; `steps` are those of `lib.fit.conditions.Bought`."""
     columns = {"twice_the": "twice the", "smaller": "from", "larger": "to", "points": "points per doubling",
-               "baseline": "best baseline's"}  # fmt: skip
+               "baseline": "gain of the best baseline"}  # fmt: skip
     caption = (
         "What twice as much of one thing adds to this share at the largest run, in percentage points: the last step "
         "that was measured, all else at its largest or best, with its interval over seeds pooled over sizes."
