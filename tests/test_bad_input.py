@@ -1,6 +1,8 @@
 """Bad input ends in one clear sentence, and leaves nothing half-written behind."""
 
 import gzip
+import subprocess
+import sys
 
 import anndata
 import h5py
@@ -97,6 +99,21 @@ def test_other_kinds_are_named_with_the_step_that_makes_them_readable(place, ref
         for file in content.split():
             (place / name / file).touch()
     refused_files(f"input/{name} ", *parts)
+
+
+def test_a_file_that_another_program_holds_open_is_to_be_closed_there(h5ad, refused_files, counts):
+    code = "import h5py, sys; h5 = h5py.File(sys.argv[1], 'r+'); print(flush=True); input()"
+    call = [sys.executable, "-c", code, h5ad("open", counts)]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        refused_files("input/open.h5ad cannot be read", "it is open in another program")
+        other.communicate(b"\n")
+
+
+def test_a_file_of_before_anndata_0_7_is_to_be_written_again(place, refused_files):
+    with h5py.File(place / "old.h5ad", "w") as h5:
+        h5["obs"], h5["var"] = [np.array([(b"a",)], [("index", "S1")])] * 2
+    refused_files("input/old.h5ad was written before anndata 0.7; read it with anndata, and write it again")
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,9 @@ def test_the_sentences_on_marrow_have_the_numbers_of_the_kept_study():
     lower = {
         of: (of_largest[f"{of}_mse"].max() < d64[f"{of}_mse"].min()) for of in ("test_random", "validation", "test")
     }
-    assert lower == {"test_random": True, "validation": False, "test": False}, "README: to XS only on training donors"
+    assert lower == {"test_random": True, "validation": False, "test": False}, (
+        "README: to XS clearly only on training donors"
+    )
     ends = largest["test_random_mse"], d64["test_random_mse"].mean()
     assert "below every seed of d64 ({:.3f} against {:.3f} in the mean)".format(*ends) in TEXT
     seeds = runs.query("width == 4")["validation_mse"]
@@ -209,8 +211,9 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     assert (runs.groupby("size")["validation_mse"].mean() < law["c"]).sum() == 2, "README: two sizes already lie below"
     without = number(law["sensitivity"]["smallest size left out"], "alpha", ".2f")
     assert f"(p = {law['lack_of_fit']['p']:.3f})" in TEXT and f"smallest size the exponent is {without}" in TEXT
-    steps = conditions.bought(read_kept("ladder")).steps.set_index("twice_the")["points"]
-    assert abs(steps["updates"] - steps["parameters"]) < 0.2, "README: about as much as twice the parameters"
+    steps = conditions.bought(read_kept("ladder")).steps.set_index("twice_the")
+    (_, low, high), updates = steps.loc["parameters", ADDED], steps.loc["updates", "points"]
+    assert low < updates < high, "README: about as much as twice the parameters"
     means = runs.groupby(["parameters", "size"])[["validation_mse_half", "validation_mse"]].mean().reset_index()
     assert means["parameters"].iloc[-1] > 600 * means["parameters"].iloc[0], "README: nearly three decades"
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)

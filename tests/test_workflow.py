@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -371,3 +371,34 @@ def test_a_killed_kernel_is_named_and_leaves_no_marker(tmp_path, capsys):
     notebook.write_text(json.dumps(DIES))
     assert workflow.execute(str(notebook), str(tmp_path / "XXS.ipynb"), str(marker), {}, []) == 1
     assert "The notebook failed: the kernel was killed" in capsys.readouterr().out and not marker.exists()
+
+
+def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(project):
+    with mounted(project / "data"):
+        (project / "hold").touch()
+        run = call(project, "lib", "run", "tiny", wait=False)
+        wait(lambda: len(working(project)) == 2)
+        filler = project / "data" / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as disk:
+            while True:
+                disk.write(bytes(2**12))
+        (project / "hold").unlink()
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 1 and "The disk that holds data/tiny/ is full." in said, said
+        refused = call(project, "lib", "run", "tiny")
+        assert refused.returncode == 2 and "No space left" in refused.stdout, refused.stdout
+        filler.unlink()
+        again = call(project, "lib", "run", "tiny")
+        assert again.returncode == 0, again.stdout
+
+
+@contextmanager
+def mounted(place, size="8m"):
+    """A small disk of its own at a place."""
+    place.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("FAULT NOT TESTED: no small disk can be mounted here, which takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)

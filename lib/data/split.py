@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from lib.data import census
-from lib.data.user_files import Pool
+from lib.data.user_files import Pool, compared
 from lib.io import InputError, short
 from lib.study import SPLITS, Census, Regime, Sample, Split, Study
 
@@ -113,14 +113,10 @@ def _check(collection, obs, clause, key):
         raise InputError(f"census.{key} {clause!r} cannot be used ({reason}); {there}.") from None
     categorical = {field.name for field in obs.schema if pa.types.is_dictionary(field.type)}
     for node in ast.walk(ast.parse(clause, mode="eval")):
-        parts = list(ast.walk(node)) if isinstance(node, ast.Compare) else []
-        calls = [part for part in parts if isinstance(part, ast.Call) and ast.unparse(part.func) == "attr"]
-        quoted = [call.args[0] for call in calls]  # attr("cell type")
-        named = {part.id for part in parts if isinstance(part, ast.Name)} | {name.value for name in quoted}
-        compared = [part.value for part in parts if isinstance(part, ast.Constant) and part not in quoted]
+        named, asked = compared(node) if isinstance(node, ast.Compare) else (set(), [])
         for column in named & categorical:
             labels = _labels(collection, obs, column)
-            if missing := [label for label in compared if label not in labels]:
+            if missing := [label for label in asked if label not in labels]:
                 near = "".join(difflib.get_close_matches(str(missing[0]), labels, n=1, cutoff=0))
                 lacks = f"the Census has no {column} {missing[0]!r}; the nearest label is {near!r}"
                 raise InputError(f"census.{key} {clause!r}: {lacks}.")

@@ -223,14 +223,20 @@ def _labels(counts, given, settings, own):
 def filtered(condition: str | None) -> set[str]:
     """The obs columns that a filter names, as `sample` or as attr("cell type"), beside those of every Census."""
     try:
-        parts = list(ast.walk(ast.parse(condition or "", mode="eval")))
+        names, _ = compared(ast.parse(condition or "", mode="eval"))
     except SyntaxError:  # of which `split.condition` speaks
         return set()
-    calls = [part for part in parts if isinstance(part, ast.Call)]
-    names = {part.id for part in parts if isinstance(part, ast.Name)} - {"attr", "val", "true", "false"}
-    of_attr = (arg for call in calls if ast.unparse(call.func) == "attr" for arg in call.args)
-    names |= {arg.value for arg in of_attr if isinstance(arg, ast.Constant)}
     return names - {*CARRIED, "donor_id", "dataset_id", "tissue", "raw_sum", "nnz", "soma_joinid"}
+
+
+def compared(condition: ast.AST) -> tuple[set[str], list]:
+    """The obs columns that a condition, or a part of one, names, and the constants that they are compared with."""
+    parts = list(ast.walk(condition))
+    calls = [part for part in parts if isinstance(part, ast.Call) and ast.unparse(part.func) == "attr"]
+    quoted = [arg for call in calls for arg in call.args if isinstance(arg, ast.Constant)]  # attr("cell type")
+    names = {part.id for part in parts if isinstance(part, ast.Name)} - {"attr", "val", "true", "false"}
+    constants = [part.value for part in parts if isinstance(part, ast.Constant) and part not in quoted]
+    return names | {name.value for name in quoted}, constants
 
 
 def _column(counts, key, needed):
