@@ -82,7 +82,7 @@ def replicate(number, kind, root, census=CENSUS, content=CONTENT):
         adata = panel.read(panel.build(study, regime))
         data = panel.arrays(adata)
         of_law = {"replicate": number, "objective": f"{objective}, {regime} cells" if regime in PAIR else kind}
-        floors = exact(data, truth, baselines.census_columns(adata, truth), objective)
+        floors = exact(data, truth, adata.var["soma_joinid"].to_numpy(), objective)
         settings = study.training(regime).model_copy(update={"objective": objective})
         for size in study.sizes:
             rows.append(of_law | _run(data, size, study.seeds[0], settings, root / regime / size.name) | floors)

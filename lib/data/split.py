@@ -328,5 +328,4 @@ def report(obs: pd.DataFrame, split: Split) -> dict[str, Any]:
 
 def _in_two(obs, name):
     """How many labels of a column are in two splits."""
-    pairs = obs[[name, "split"]].drop_duplicates()
-    return int((pairs[name].value_counts(dropna=False) > 1).sum())
+    return int((obs.groupby(name, observed=True, dropna=False)["split"].nunique() > 1).sum())

@@ -20,38 +20,30 @@ PRINTED = {
 POINTS = 300  # of the grid of floors
 
 
-def criterion(table: pd.DataFrame) -> pd.DataFrame:
-    """What the published fitter maximises: R2 of a straight line through log(L - c), at each c that it tries.
-
-    Columns: regime; c, evenly from 0 to 0.99 times the smallest loss; r2, alpha and a of the line; rss, the residual
-    sum of squares of the loss itself, which would have compared like with like. No rows for a regime of one size, or
-    with a loss that is not above zero.
-    """
-    curves = [pd.DataFrame(columns=["regime", "c", "r2", "alpha", "a", "rss"])]
-    for regime, runs in table.groupby("regime", sort=False):
-        runs = usable(runs, "validation_mse")
-        if runs["parameters"].nunique() < 2 or runs["validation_mse"].min() <= 0:  # log-likelihoods can be negative
-            continue
-        x, losses = np.log(runs["parameters"].to_numpy(float)), runs["validation_mse"].to_numpy(float)
-        c = np.linspace(0, 0.99 * losses.min(), POINTS)
-        y = np.log(losses - c[:, None])
-        slope, intercept = np.polyfit(x, y.T, 1)
-        a, r2 = np.exp(intercept), slope**2 * x.var() / y.var(1)
-        rss = ((losses - a[:, None] * np.exp(slope[:, None] * x) - c[:, None]) ** 2).sum(1)
-        curves.append(pd.DataFrame({"regime": regime, "c": c, "r2": r2, "alpha": -slope, "a": a, "rss": rss}))
-    return pd.concat(curves[1:] or curves, ignore_index=True)
-
-
 def fits(table: pd.DataFrame) -> pd.DataFrame:
-    """The published method on each regime: the law at the largest R2, and whether its c is an end of the grid.
+    """The published method on each regime, which keeps the floor of the largest R2 of a straight line in log(L - c).
+
+    Floors are tried evenly from 0 to 0.99 times the smallest loss. Columns: regime, c, r2, alpha and a of the line, rss
+    (residual sum of squares of the loss itself, which would have compared like with like), and c_at_edge, whether c is
+    an end of that grid. No rows for a regime of one size, or with a loss that is not above zero.
 
     Beside the published runs stand the printed numbers. At 512 genes every digit agrees; of the 20 pooled runs at 1,024
     genes alpha does, with c = 0, and the printed c and R2 do not follow from these runs.
     """
     rows = []
-    for regime, tried in criterion(table).groupby("regime", sort=False):
-        best = int(tried["r2"].to_numpy().argmax())
-        row = {**tried.iloc[best].to_dict(), "c_at_edge": best in (0, POINTS - 1)}
+    for regime, runs in table.groupby("regime", sort=False):
+        runs = usable(runs, "validation_mse")
+        if runs["parameters"].nunique() < 2 or runs["validation_mse"].min() <= 0:  # log-likelihoods can be negative
+            continue
+        x, losses = np.log(runs["parameters"].to_numpy(float)), runs["validation_mse"].to_numpy(float)
+        tried = np.linspace(0, 0.99 * losses.min(), POINTS)
+        y = np.log(losses - tried[:, None])
+        slope, intercept = np.polyfit(x, y.T, 1)
+        r2 = slope**2 * x.var() / y.var(1)
+        best = int(r2.argmax())
+        c, alpha, a = tried[best], -slope[best], np.exp(intercept[best])
+        row = {"regime": regime, "c": c, "r2": r2[best], "alpha": alpha, "a": a}
+        row |= {"rss": ((losses - a * np.exp(-alpha * x) - c) ** 2).sum(), "c_at_edge": best in (0, POINTS - 1)}
         if (table["study"] == STUDY).all():
             row |= {f"printed_{name}": value for name, value in PRINTED.get(regime, {}).items()}
         rows.append(row)
@@ -62,7 +54,7 @@ def refits(runs: pd.DataFrame) -> pd.DataFrame:
     """Least squares on all sizes of one regime, beside the published method, and what each questionable choice changes.
 
     Columns: fit, alpha and c with the ends of their headline intervals at 95 %, status. No rows where the published
-    method gives no law; see `criterion`.
+    method gives no law; see `fits`.
     """
     runs = usable(runs, "validation_mse")
     columns = ["fit", "alpha", "alpha_low", "alpha_high", "c", "c_low", "c_high", "status"]
@@ -94,7 +86,7 @@ def _refit(runs):
 def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
     """Our law with its band and the published one over the sizes of one regime: fit, parameters, loss, lo, hi.
 
-    No rows with two sizes or where the published method gives no law; see `criterion`.
+    No rows with two sizes or where the published method gives no law; see `fits`.
     """
     runs = usable(runs, "validation_mse")
     if runs["parameters"].nunique() < 3 or (theirs := fits(runs)).empty:

@@ -30,17 +30,7 @@ class Gaussian:
     """Normal distribution fitted to training cells."""
 
     mean: np.ndarray  # (genes,)
-    precision: np.ndarray  # (genes, genes): inverse of the shrunken covariance
-
-
-@dataclass(frozen=True)
-class Pca:
-    """Probabilistic principal components of standardised genes (Tipping & Bishop 1999), fitted to training cells."""
-
-    mean: np.ndarray  # (genes,)
-    deviation: np.ndarray  # (genes,)
-    loadings: np.ndarray  # (genes, components)
-    noise: float  # variance of what the components leave over
+    precision: np.ndarray  # (genes, genes): inverse of the covariance
 
 
 def record(study: Study, regime: str, adata) -> dict[str, dict]:
@@ -55,7 +45,7 @@ def record(study: Study, regime: str, adata) -> dict[str, dict]:
 def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     """Losses of the baselines on the fixed masks of a panel's held-out cells, {split: {name: loss}}.
 
-    gene_mean_mse, pca_mse (pca_components is their number), gaussian_mse; in bits per masked gene gene_nll, a negative
+    gene_mean_mse, pca_mse, gaussian_mse; in bits per masked gene gene_nll, a negative
     binomial of each gene whatever the cell, and gaussian_nll, the conditional Gaussian as a distribution of counts.
     With the `truth` that a simulated panel was drawn from also bayes_mse and bayes_bits, what the best predictor can
     expect, and bayes_realised_mse, its squared error on these very cells. `<name>_se` is the error over cells.
@@ -68,7 +58,7 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
     if counted:
         few = data.train[:: max(1, len(data.train) // DISPERSION_CELLS)]
         gene = fit_negative_binomial(data.counts[few], data.library[few])
-    columns = census_columns(adata, truth) if truth is not None and counted else None
+    columns = adata.var["soma_joinid"].to_numpy() if truth is not None and counted else None
     losses = {}
     for split, cells in data.held.items():
         parts = []
@@ -81,7 +71,7 @@ def measure(adata, truth: simulate.Truth | None = None) -> dict[str, dict]:
                 realised = (_hidden(data.x[some], masked).astype(np.float64) - exact.mean) ** 2
                 errors |= {"bayes_mse": exact.variance, "bayes_bits": exact.bits, "bayes_realised_mse": realised}
             parts.append(pd.DataFrame({name: error.mean(axis=(1, 2)) for name, error in errors.items()}))
-        losses[split] = {"pca_components": float(pca.loadings.shape[1])}
+        losses[split] = {}
         for name, errors in pd.concat(parts).items():  # cells are the independent unit
             spread = float(errors.std() / np.sqrt(len(errors))) if len(errors) > 1 else None
             losses[split] |= {name: float(errors.mean()), f"{name}_se": spread}
@@ -100,7 +90,7 @@ def _errors(data, cells, masked, gaussian, pca, gene):
     predicted, deviation = predict_gaussian(gaussian, x, masked)
     errors = {
         "gene_mean_mse": (hidden - gaussian.mean[masked]) ** 2,
-        "pca_mse": (hidden - predict_pca(pca, x, masked)) ** 2,
+        "pca_mse": (hidden - predict_gaussian(pca, x, masked)[0]) ** 2,
         "gaussian_mse": (hidden - predicted) ** 2,
     }
     if gene is not None:
@@ -108,12 +98,6 @@ def _errors(data, cells, masked, gaussian, pca, gene):
         errors["gene_nll"] = bits(counts, library * share[masked], dispersion[masked])
         errors["gaussian_nll"] = normal_bits(counts, predicted, deviation, library)
     return errors
-
-
-def census_columns(adata, truth: simulate.Truth) -> np.ndarray:
-    """Census column of every gene of the panel."""
-    genes = simulate.genes(truth)
-    return pd.Series(genes.index, genes["feature_id"]).loc[adata.var["feature_id"]].to_numpy()
 
 
 def fit_gaussian(x: np.ndarray, rows: np.ndarray) -> Gaussian:
@@ -152,22 +136,16 @@ def predict_gaussian(gaussian: Gaussian, x: np.ndarray, masked: np.ndarray) -> n
     each mask. `x` is (cells, genes), and its values at masked genes are not looked at; `masked` is (cells, masks, k).
     """
     parts = []
-    for chosen, visible in _blocks(x - gaussian.mean, masked, max(masked.shape[-1] ** 2, x.shape[1])):
+    batch = max(1, WORKSPACE // (masked.shape[1] * max(masked.shape[-1] ** 2, x.shape[1])))
+    for start in range(0, len(x), batch):
+        chosen = masked[start : start + batch]
+        visible = np.repeat((x[start : start + batch] - gaussian.mean)[:, None], chosen.shape[1], axis=1)
+        np.put_along_axis(visible, chosen, 0, axis=2)
         pull = np.take_along_axis(visible @ gaussian.precision, chosen, axis=2)
         covariance = np.linalg.inv(gaussian.precision[chosen[..., :, None], chosen[..., None, :]])
         mean = gaussian.mean[chosen] - (covariance @ pull[..., None])[..., 0]
         parts.append(np.stack([mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))]))
     return np.concatenate(parts, axis=1)
-
-
-def _blocks(x, masked, size):
-    """Masked genes, and x (cells, masks, genes) with zeros there, of so many cells that `size` numbers a mask fit."""
-    batch = max(1, WORKSPACE // (masked.shape[1] * size))
-    for start in range(0, len(x), batch):
-        chosen = masked[start : start + batch]
-        visible = np.repeat(x[start : start + batch, None, :], chosen.shape[1], axis=1)
-        np.put_along_axis(visible, chosen, 0, axis=2)
-        yield chosen, visible
 
 
 def gaussian_bits(mse: float | None) -> float | None:
@@ -188,10 +166,11 @@ def normal_bits(counts, mean, deviation, library) -> np.ndarray:
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
 
 
-def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
-    """The principal components of all training cells, as many as reconstruct masked genes best.
+def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Gaussian:
+    """The principal components of all training cells, as many as reconstruct masked genes best, as a distribution.
 
-    Their number is chosen on training cells set aside, under `masks` (masks, per_cell, k) of held-out cells.
+    Its conditional mean is the reconstruction from the scores that the visible genes give. The number of components is
+    chosen on training cells set aside, under `masks` (masks, per_cell, k) of held-out cells.
     """
     rows = np.random.default_rng(0).permutation(rows)
     aside = rows[: min(MOST_ASIDE, max(1, int(ASIDE * len(rows))), len(masks))]
@@ -200,7 +179,7 @@ def choose_pca(x: np.ndarray, rows: np.ndarray, masks: np.ndarray) -> Pca:
     hidden = _hidden(x[aside], masked)
 
     def error(components):
-        return ((hidden - predict_pca(_leading(*fitted, components), x[aside], masked)) ** 2).mean()
+        return ((hidden - predict_gaussian(_leading(*fitted, components), x[aside], masked)[0]) ** 2).mean()
 
     best = min((q for q in COMPONENTS if q < min(x.shape[1], len(rows))), key=error)
     return _leading(*_correlations(x, np.sort(rows)), best)
@@ -214,25 +193,10 @@ def _correlations(x, rows):
 
 
 def _leading(mean, deviation, values, vectors, components):
-    """A number of components, where the rest of the variance is noise of all genes alike."""
+    """Probabilistic principal components (Tipping & Bishop 1999): all other variance is noise of all genes alike."""
     noise = max(values[components:].mean(), 1e-6)
-    loadings = vectors[:, :components] * np.sqrt(np.maximum(values[:components] - noise, 0))
-    return Pca(mean, deviation, loadings, float(noise))
-
-
-def predict_pca(pca: Pca, x: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    """Reconstruction of the masked genes, (cells, masks, k) float64, from the scores that the visible ones give.
-
-    With loadings W and noise s the scores are z = inv(W_v' W_v + s I) W_v' x_v, of the visible genes alone.
-    """
-    q, parts = pca.loadings.shape[1], []
-    whole = pca.loadings.T @ pca.loadings
-    for chosen, visible in _blocks((x - pca.mean) / pca.deviation, masked, q * max(q, masked.shape[2])):
-        hidden = pca.loadings[chosen]
-        inner = whole - hidden.swapaxes(-1, -2) @ hidden + pca.noise * np.eye(q)
-        scores = np.linalg.solve(inner, (visible @ pca.loadings)[..., None])
-        parts.append(pca.mean[chosen] + pca.deviation[chosen] * (hidden @ scores)[..., 0])
-    return np.concatenate(parts)
+    spread = np.where(np.arange(len(values)) < components, np.maximum(values, noise), noise)
+    return Gaussian(mean, (vectors / spread) @ vectors.T / np.outer(deviation, deviation))
 
 
 def distribution(mean, dispersion):

@@ -89,7 +89,7 @@ def _examined(study, regime, size, seed):
     found = predictions(study, regime, size, seed, data)
     if source and study.training(regime).library_size != "panel":
         truth, rows = simulate.truth(source), found.rows
-        seen = baselines.census_columns(adata, truth), data.counts[rows], data.library[rows], found.masked
+        seen = adata.var["soma_joinid"].to_numpy(), data.counts[rows], data.library[rows], found.masked
         found = replace(found, truth=(truth, *seen), exact=simulate.predictive(truth, *seen, TARGET))
     genes, bits = by_gene(adata, data, found), conversions(found)
     return {"run": f"{size}, seed {seed}, of {regime}", "genes": genes.to_dict("list"), "bits": bits.to_dict("list")}
