@@ -83,7 +83,7 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | None:
         (keys["conditional Gaussian"],) = axis.plot(leak["parameters"], 100 * leak["gaussian"], **GAUSSIAN)
         axis.axhline(0, color=style.GREY, linewidth=0.6)
         axis.set(xlabel=style.PARAMETERS, ylabel="difference in explained error (points)", xscale="log")
-        style.header(axis, "Training minus test donors", ["bars: 95 % over the cells of both splits"])
+        style.header(axis, "Training minus test donors", ["bars: 95 % over cells; that donors differ is not in them"])
     return style.settle(
         figure,
         f"What {len(shares.drop_duplicates(['size', 'seed']))} runs of {regime} explain of the squared error on "
@@ -238,13 +238,15 @@ def probe(table: pd.DataFrame | None) -> Figure | None:
     lines = {"principal components": BASELINES["pca"][1], "all genes": GENE_MEAN}
     for row in table[table["loss"].isna()].itertuples():
         axis.axhline(row.f1, **RULE, **lines[row.features])
+        if row.features == "principal components" and np.isfinite([row.low, row.high]).all():
+            axis.axhspan(row.low, row.high, color=lines[row.features]["color"], alpha=0.1, linewidth=0)
         ends.append((row.f1, row.features, lines[row.features]["color"]))
     axis.set(xlabel=loss_label("validation_mse"), ylabel="macro F1 of cell types (no unit)")
     return style.settle(
         figure,
         f"A logistic regression of cell types on the mean token of {counted(len(sizes), 'size')}, on held-out cells, "
-        "against the loss of the same run (better models left). Bars: 95 % over donors, where there are several. "
-        "Lines: features without a model.",
+        "against the loss of the same run (better models left). Bars and band: 95 % over donors, where there are "
+        "several. Lines: features without a model.",
         keys,
         {axis: ends},
     )
@@ -274,7 +276,8 @@ def by_gene(examined: Examination | None) -> Figure | None:
     return style.settle(
         figure,
         f"Left: squared error of each of {len(genes)} genes on held-out cells, by its mean, for one run. Right: the "
-        "share of the error that the genes of most error carry.",
+        "share of the error that the genes of most error carry"
+        + (" (dashed: of the floor; single genes may lie below it by chance)." if "floor" in genes else "."),
         keys,
     )
 
@@ -305,8 +308,8 @@ def conversions(examined: Examination | None) -> Figure | None:
     axis.set_ylabel("rule (of conversion)", labelpad=8)
     return style.settle(
         figure,
-        f"The same predictions ({' and '.join(predictors)}) turned into bits per masked gene by {len(rules)} rules "
-        "that leave out less and less from top to bottom.",
+        f"The same predictions ({' and '.join(predictors)}) turned into bits per masked gene by {len(rules)} rules, "
+        "from the published one on top to the exact one.",
         keys,
     )
 

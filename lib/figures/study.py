@@ -204,6 +204,6 @@ def closeness(view: tuple[str, pd.DataFrame] | None) -> Figure | None:
     of = f"{len(shown)} of {counted(len(means), 'size')}"
     return style.settle(
         figure,
-        f"Mean loss above the fitted floor, of the {of} that lie well above it, with the law; below, what it misses. "
+        f"Mean loss above the fitted floor, of the {of} that lie above it, with the law; below, what it misses. "
         "Bars: 95 %, as far as the error of a mean is known.",
     )

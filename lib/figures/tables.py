@@ -96,9 +96,9 @@ def _text(value, digits):
     return text if "e-" in text else text.replace("-", "−")
 
 
-def _fixed(values):
-    """Numbers as text, with one decimal."""
-    return [NONE if np.isnan(value) else f"{value:.1f}".replace("-", "−") for value in values.astype(float)]
+def _fixed(values, decimals=1):
+    """Numbers as text, with so many decimals."""
+    return [NONE if np.isnan(value) else f"{value:z.{decimals}f}".replace("-", "−") for value in values.astype(float)]
 
 
 def losses(names: Iterable[str]) -> dict[str, str]:
@@ -129,7 +129,8 @@ def bought(steps: pd.DataFrame | None) -> Table | None:
         "What twice as much of one thing adds to this share at the largest run, in percentage points: the last step "
         "that was measured, all else at its largest or best, with its interval over seeds pooled over sizes."
     )
-    return plain(steps, columns, caption=caption)
+    shown = steps if steps is None else steps.assign(baseline=_fixed(steps["baseline"], 2))
+    return plain(shown, columns, caption=caption, raw=steps)
 
 
 def runs(table: pd.DataFrame) -> Table:
@@ -140,7 +141,7 @@ def runs(table: pd.DataFrame) -> Table:
                "loss": "mean", "test": "on test"}  # fmt: skip
     caption = (
         f"Mean loss of every size over its seeds, {len(table):,} size means, and how much of the way from "
-        "each gene's mean (0) to the exact floor (100, or no loss where none is known) it has come."
+        "each gene's mean (0) to the exact floor (100; no loss, where no floor is known) it has come."
     )
     fixed = {name: _fixed(100 * table[name]) for name in shares}
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])), **fixed)
@@ -156,8 +157,8 @@ def forms(table: pd.DataFrame) -> Table | None:
                "loso_rmse": "leave-one-size-out error", "lack_of_fit": "lack of fit (p)"}  # fmt: skip
     caption = (
         "Forms of the law compared: AICc above the best form of the regime, the root mean square error of predicting "
-        "the mean of a size that was left out, and whether sizes scatter about the law by more than their seeds, "
-        "whose variance is pooled: one size of unlike seeds hides it."
+        "the mean of a size that was left out, and the p value of sizes scattering about the law no more than seeds "
+        "do; one size of unlike seeds raises it."
     )
     shown = table.assign(delta_aicc=_fixed(table["delta_aicc"]))
     return plain(shown, columns, 3, caption, raw=table)

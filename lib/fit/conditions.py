@@ -53,8 +53,7 @@ def matched(table: pd.DataFrame, seed: int = 0) -> Matched:
     except InputError as refusal:
         return Matched(f"No matched data axis: {refusal}")
     saved = gains(all_donors)
-    if law.status == Status.OK:
-        saved["crossover"] = frontier(law, saved["cells_train"])
+    saved["crossover"] = frontier(law, saved["cells_train"]) if law.status == Status.OK else np.nan
     few, many, change, reach = growth(saved)
     sentence = f"From {few:,} to {many:,} training cells what size saves changes by {change:+.4f}"
     sentence += "." if np.isnan(reach) else f" ({change - reach:+.4f} to {change + reach:+.4f})."
@@ -99,16 +98,23 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     cells, with reach, half its 95 % interval by Student's t from the seeds at this number; relative, the gain as a
     share of the smallest size's loss.
     """
-    groups = rows.groupby(["cells_train", "parameters"])
-    means = groups.agg(loss=("loss", "mean"), n=("loss", "size")).reset_index()
-    squares = ((rows["loss"] - groups["loss"].transform("mean")) ** 2).groupby(rows["cells_train"]).sum()
-    free = means.groupby("cells_train")["n"].agg(lambda n: (n - 1).sum()).replace(0, np.nan)
-    everywhere = means.groupby("parameters")["cells_train"].transform("nunique") == means["cells_train"].nunique()
-    smallest = means[everywhere].groupby("cells_train").first().reindex(means["cells_train"].unique())
-    best = means.loc[means.groupby("cells_train")["loss"].idxmin()].set_index("cells_train")
-    gain = smallest["loss"] - best["loss"]
-    reach = stats.t.ppf(0.975, free) * np.sqrt(squares / free * (1 / smallest["n"] + 1 / best["n"]))
-    return pd.DataFrame({"gain": gain, "reach": reach, "relative": gain / smallest["loss"]}).reset_index()
+    everywhere = rows.groupby("parameters")["cells_train"].nunique() == rows["cells_train"].nunique()
+    smallest, table = next(iter(everywhere.index[everywhere]), None), []
+    for cells, of in rows.groupby("cells_train"):
+        mean, number = (of.groupby("parameters")["loss"].agg(how) for how in ("mean", "size"))
+        first, best = mean.get(smallest, np.nan), mean.idxmin()
+        reach = _reach(of, "loss", ["parameters"]) * np.sqrt(1 / number.get(smallest, np.nan) + 1 / number[best])
+        gain = first - mean[best]
+        table.append({"cells_train": cells, "gain": gain, "reach": reach, "relative": gain / first})
+    return pd.DataFrame(table)
+
+
+def _reach(rows, column, by):
+    """Half the 95 % interval of one value, from the scatter of seeds within groups; NaN without a second seed."""
+    groups = rows.groupby(by)[column]
+    free = len(rows) - groups.ngroups
+    squares = ((rows[column] - groups.transform("mean")) ** 2).sum()
+    return stats.t.ppf(0.975, free) * np.sqrt(squares / free) if free else np.nan
 
 
 def growth(table: pd.DataFrame) -> tuple[int, int, float, float]:
@@ -264,7 +270,9 @@ class Bought:
     or counts the best size counts, at the best of its budgets: overfitting few cells makes more of them look better.
     """
 
-    sentence: str = "Without the gene mean's error nothing can be said of what more would buy."
+    sentence: str = (
+        "Without the gene mean's error, or a regime of all donors, nothing can be said of what more would buy."
+    )
     # twice_the, smaller, larger; points (percentage points), with _low and _high; baseline: those of the best baseline
     steps: pd.DataFrame | None = None
 
@@ -299,13 +307,13 @@ def bought(table: pd.DataFrame) -> Bought:
         ends = line.groupby(column)[[of, "untrained"]].agg(["mean", "size"]).tail(2)
         if len(ends) == 2:
             compared = rows[beside & (sizes | rows[column].isin(ends.index))]
-            reach = _reach(compared, of) * np.sqrt((1 / ends[of, "size"]).sum())
+            reach = _reach(_larger(compared), of, [*TWICE]) * np.sqrt((1 / ends[of, "size"]).sum())
             gain, baseline = (ends[name, "mean"].diff().iloc[-1] for name in (of, "untrained"))
             steps.append((name, *ends.index, gain, reach, np.nan if sizes else baseline))
     if (second := largest["second_half"]).notna().all():
         most = largest["updates"].astype(float).fillna(1).max()  # a doubling, whatever the number
         beside = rows[same[["cells_train", "depth"]].all(axis=1)]
-        reach = _reach(beside, "second_half") / np.sqrt(len(largest))
+        reach = _reach(_larger(beside), "second_half", [*TWICE]) / np.sqrt(len(largest))
         steps.append(("updates", most / 2, most, second.mean(), reach, np.nan))
     if not steps:
         return Bought(_shares(largest))
@@ -323,13 +331,9 @@ def _best_sizes(rows, column):
     return rows[pd.MultiIndex.from_frame(rows[[column, "parameters"]]).isin(best)]
 
 
-def _reach(rows, column):
-    """Half the 95 % interval of one run's `column`, from the scatter of seeds in the larger half of the sizes."""
-    large = rows[rows["parameters"] >= rows["parameters"].median()]
-    groups = large.groupby([*TWICE])[column]
-    free = len(large) - groups.ngroups
-    squares = ((large[column] - groups.transform("mean")) ** 2).sum()
-    return stats.t.ppf(0.975, free) * np.sqrt(squares / free) if free else np.nan
+def _larger(rows):
+    """Runs of the larger half of the sizes, whose seeds scatter less."""
+    return rows[rows["parameters"] >= rows["parameters"].median()]
 
 
 def _like_the_largest(table):

@@ -175,7 +175,7 @@ def outlook(law: Joint) -> tuple[str, pd.DataFrame | None]:
         return f"These runs do not determine a joint law ({law.status}), and what more would save them.", None
     N, D = cells.loc[(cells["parameters"] * cells["cells_train"]).idxmax(), ["parameters", "cells_train"]]
     sentence = (
-        f"The largest run has {N:,.0f} parameters and {D:,.0f} training cells; in {capacity_share(law, N, D):.0%} of "
-        "the draws capacity limits it."
+        f"The largest run has {N:,.0f} parameters and {D:,.0f} training cells: of the two, at these budgets, "
+        f"parameters limit it in {capacity_share(law, N, D):.0%} of the draws."
     )
     return sentence, gains(law, N, D)
