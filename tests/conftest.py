@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import anndata
+import cellxgene_census
 import h5py
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import yaml
 from scipy import sparse
 
 from lib import io
+from lib.data import census
 from lib.fit import runs
 from lib.study import load_study
 
@@ -34,11 +36,7 @@ STUDY = yaml.safe_load("""
 census: {simulate: {cells: 900, genes: 150, transcriptome: 150, states: 8, donors: 12, profiles: 2}}
 regimes: {data-rich: {genes: 24, cells: 500}}
 split: {validation: 0.1, test: 0.1, cells: 40}
-sizes:
-  - {name: d4, d: 4, layers: 1}
-  - {name: d6, d: 6, layers: 1}
-  - {name: d8, d: 8, layers: 1}
-  - {name: d16, d: 16, layers: 1}
+sizes: [{d: 4, layers: 1}, {d: 6, layers: 1}, {d: 8, layers: 1}, {d: 16, layers: 1}]
 seeds: [7, 8]
 train: {cells_seen: 1600, batch: 32, evaluations: 4}
 fit: {resamples: 100}
@@ -192,6 +190,12 @@ def tenx(project):
         return path
 
     return write
+
+
+def whole_census(study):
+    """All counts and labels of a study's Census, as AnnData, and the files behind it."""
+    with census.open_census(study) as collection:
+        return cellxgene_census.get_anndata(collection, census.ORGANISM), census.sources(collection)
 
 
 def read_kept(study):

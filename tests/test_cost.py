@@ -30,12 +30,9 @@ SWEPT = pd.read_csv(io.CODE / "data" / "recipe.csv")
 
 @pytest.mark.parametrize("protocol", ["tuned", "published"])
 def test_the_flops_of_a_run_are_those_of_the_passes_that_it_makes(study_file, monkeypatch, protocol):
-    study = study_file(
-        train={"protocol": protocol, "cells_seen": 3200, "evaluations": 3},
-        sizes=[{"name": "small", "d": 8, "layers": 1}],
-        regimes={"data-rich": {"genes": 24, "cells": 500}},
-        seeds=[7],
-    )
+    trained = {"train": {"protocol": protocol, "cells_seen": 3200, "evaluations": 3}, "seeds": [7]}
+    sizes, regimes = [{"name": "small", "d": 8, "layers": 1}], {"data-rich": {"genes": 24, "cells": 500}}
+    study = study_file(**trained, sizes=sizes, regimes=regimes)
     passes, forward = Counter(), transformer.Transformer.forward
 
     def counted(self, expression, *words):
@@ -161,9 +158,7 @@ def test_a_bare_machine_trains_goes_on_and_its_laws_are_fitted_elsewhere(project
     rate = part["train"] | {"learning_rate": 2 * part["train"]["learning_rate"]}
     for other in ({"train": rate}, {"panel": "another"}):
         later = plan | {"regimes": {"data-rich": part | other}}
-        assert not any(gpu.finished(later, *run) for run in plan["runs"]), (
-            "runs of an earlier plan would be taken for new"
-        )
+        assert not any(gpu.finished(later, *run) for run in plan["runs"]), "runs of an earlier plan pass for new"
     with pytest.raises(io.InputError, match="copy both again"):
         gpu.train(later, *plan["runs"][0])
     laws = io.read_json(results / "laws.json")

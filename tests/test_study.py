@@ -28,7 +28,6 @@ def study_with(text):
 LABELS = ["010", "10", "1_2", "12", "0x1F", "12:30", "12:30.5", "1_2.5", "2024-01-02", "2024-01-02 10:00:00"]
 REFUSED = [
     ("train: {learning_rte: 1.0}", "train: learning_rte is not a known key (did you mean learning_rate?)"),
-    ("census: {files: [{path: a, doner_id: b}]}", "census.files.0: doner_id is not a known key (did you mean donor"),
     ("census: {uri: a, files: [b.h5]}", "needs exactly one of simulate, version, uri, h5ad or files"),
     ("census: {}", "has none of them"),
     ("census: {uri: a, donor: patient}", "donor is of user files"),
@@ -37,7 +36,6 @@ REFUSED = [
     ("census: {simulate: {cells: 600, genes: 60}, tissues: [lung]}", "its floor is that of all cells"),
     ("sizes: [XXL]", "'XXL' is not a size (did you mean XL?)"),
     ("sizes: [{d: 10, layers: 1, heads: 3}]", "not a multiple of heads = 3"),
-    ("sizes: [XS, XS]", "sizes lists xs more than once"),
     ("seeds: [-1]", "seeds.0: Input should be greater than or equal to 0, not -1"),
     ("seeds_of: {XSX: [7]}", "seeds_of names 'XSX', which is no size (did you mean XXS?)"),
     ("seeds_of: {XXS: [7, 7]}", "seeds_of.XXS lists 7 more than once"),
@@ -53,7 +51,7 @@ REFUSED = [
     ("train: {protocol: published, objective: negative_binomial}", "set report: final"),
     (
         "{train: {protocol: published}, regimes: {a: {genes: 2, cells: 50, train: {objective: negative_binomial}}}}",
-        "not negative_bin",
+        "not neg",
     ),
     ("runs: {table: data/mine.csv}", "keep one of the two"),
 ]

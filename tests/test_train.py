@@ -123,20 +123,6 @@ def test_a_run_that_diverges_says_so_and_carries_no_loss(data, tmp_path):
     json.dumps(record, allow_nan=False)
 
 
-def test_the_recorded_loss_is_the_mean_over_every_masked_position(data, tmp_path):
-    trained = started(data, tmp_path)
-    trained.advance(lambda *state: None)
-    squares = []
-    for row, masks in zip(data.held["validation"], data.masks["validation"], strict=True):
-        for mask in masks:
-            x = torch.tensor(data.x[[row]])
-            hidden = torch.zeros(1, GENES, dtype=torch.bool)
-            hidden[0, mask] = True
-            with torch.no_grad():
-                squares.append((trained.model(x, hidden)[0, mask] - x[0, mask]).square().numpy())
-    assert trained.record()["validation_mse"] == pytest.approx(np.mean(squares), rel=1e-5)
-
-
 @pytest.mark.parametrize("protocol, cells", [("tuned", 140), ("published", 200)])
 def test_each_pass_visits_every_training_cell_once_and_others_only_as_published(data, tmp_path, protocol, cells):
     run = started(data, tmp_path, protocol=protocol, batch=20)
@@ -195,7 +181,7 @@ def test_counts_of_independent_genes_cost_what_their_own_distribution_costs(tmp_
         true = baselines.bits(counts, mean, theta[data.masks[split]])
         assert record[f"{split}_nll"] == pytest.approx(true.mean(), abs=0.05 if len(rows) > 100 else 0.1), split
         assert record[f"{split}_nll_se"] > 0 and record[f"{split}_mse"] > 0
-    assert record["convergence"] in ("converged", "not converged") and record["validation_nll_half"] > 0
+    assert record["validation_nll_half"] > 0
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
     assert "validation_nll" in header and "mse" not in header
 

@@ -4,11 +4,10 @@ import itertools
 import tracemalloc
 
 import anndata
-import cellxgene_census
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import bases
+from conftest import bases, whole_census
 from scipy import sparse
 
 from lib import io as lib_io
@@ -17,18 +16,11 @@ from lib.io import InputError
 from lib.run import cli as command
 from lib.study import Census, parse_study
 
-HUMAN = "homo_sapiens"
-
 
 def everything(path):
     """The whole matrix of a file, dense."""
     with readers.opened(path) as file:
         return np.vstack([block.toarray() for _, block in file.blocks()])
-
-
-def read(study):
-    with census.open_census(study) as collection:
-        return cellxgene_census.get_anndata(collection, HUMAN), census.sources(collection)
 
 
 @pytest.mark.parametrize("layout", ["h5", "mtx", "mtx.gz"])
@@ -67,7 +59,7 @@ def test_antibodies_and_peaks_are_left_out_of_counts_and_totals_and_that_is_said
     paths = {layout: tenx(layout, counts, layout, types=types) for layout in ("h5", "mtx")}
     paths["h5ad"] = h5ad("a", counts, var={"feature_types": np.where(genes, "GEX", "ATAC")})  # not as 10x calls them
     for layout, path in paths.items():
-        adata, report = read(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
+        adata, report = whole_census(study_file(census={"files": [{"path": str(path), "donor_id": "a"}]}))
         assert np.array_equal(adata.X.toarray(), counts[:, genes])
         assert adata.obs["raw_sum"].tolist() == counts[:, genes].sum(axis=1).tolist()
         assert report["left_out"].tolist() == ["10 ATAC" if layout == "h5ad" else "10 Antibody Capture"]
@@ -122,7 +114,7 @@ def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, stu
     h5ad("scanpy", counts[:, ::-1] + 1, genes=symbols[::-1], donors=("E",))
     path = tenx("cellranger", counts + 2)
     study = study_file(census={"files": ["input/*.h5ad", {"path": f"input/{path.name}", "donor_id": "F"}]})
-    adata, report = read(study)
+    adata, report = whole_census(study)
     assert adata.var["feature_id"].tolist() == ids and adata.var["feature_name"].tolist() == symbols
     assert np.array_equal(adata.X.toarray(), np.vstack([counts + 2, counts, counts + 1]))
     assert set(report["genes_shared"]) == {30}
@@ -130,7 +122,7 @@ def test_ids_and_symbols_of_real_layouts_pool_to_the_same_counts(h5ad, tenx, stu
 
 def test_repeated_genes_are_summed_when_that_is_asked(h5ad, study_file, counts):
     h5ad("one", counts, genes=["A", "B", "A", *(f"G{gene}" for gene in range(27))])
-    adata, _ = read(study_file(census={"h5ad": ["input/one.h5ad"], "genes": {"duplicates": "sum"}}))
+    adata, _ = whole_census(study_file(census={"h5ad": ["input/one.h5ad"], "genes": {"duplicates": "sum"}}))
     assert adata.var["feature_id"].tolist()[:3] == ["A", "B", "G0"]
     summed = np.column_stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]])
     assert np.array_equal(adata.X.toarray()[:, :3], summed)
@@ -145,7 +137,7 @@ def test_a_sample_sheet_labels_files_and_globs_and_is_part_of_the_fingerprint(te
     rows = "input/s1,é,d1,blood,,\ninput/s[2],2,d2,,,\ninput/s3.h5ad,,d3,skin,,\n"
     sheet.write_bytes((head + rows).encode())
     study = study_file(census={"files": [{"path": "input/samples.TSV", "tissue": "lung"}]})
-    adata, report = read(study)
+    adata, report = whole_census(study)
     labels = adata.obs[["donor_id", "dataset_id", "tissue", "tissue_general"]].drop_duplicates().to_numpy().tolist()
     assert labels[:2] == [["é", "d1", "blood", "blood"], ["2", "d2", "lung", "lung"]]
     assert labels[2:] == [[donor, "d3", "skin", "skin"] for donor in "ABCD"]
@@ -245,15 +237,12 @@ def test_names_with_brackets_and_columns_with_slashes_are_found(h5ad, project, c
         assert pool.report["file"].tolist() == ["[1] one.h5ad"] and pool.report["donors"].tolist() == [2]
 
 
-def test_two_files_of_one_name_are_two_data_sets(h5ad, project, counts):
+def test_what_has_no_data_set_is_one_called_like_its_file_or_its_folder(h5ad, tenx, project, counts):
     for number, folder in enumerate(("one", "two")):
         (project / "input" / folder).mkdir(parents=True)
         h5ad("same", counts + number).rename(project / "input" / folder / "same.h5ad")
     pool = user_files.survey(Census(h5ad=["input/*/*"]))
     assert [*pool.presence] == ["input/one/same.h5ad", "input/two/same.h5ad"]
-
-
-def test_a_10x_folder_may_have_any_name_and_a_matrix_in_it_names_its_data_set(tenx, counts):
     tenx("mod", counts, "mtx.gz")  # as a group of a MuData file is called
     pool = user_files.survey(Census(files=[{"path": "input/mod", "donor_id": "A"}]))
     assert [*pool.presence] == ["mod"]
