@@ -276,8 +276,9 @@ def by_gene(examined: Examination | None) -> Figure | None:
     return style.settle(
         figure,
         f"Left: squared error of each of {len(genes)} genes on held-out cells, by its mean, for one run. Right: the "
-        "share of the error that the genes of most error carry"
-        + (" (dashed: of the floor; single genes may lie below it by chance)." if "floor" in genes else "."),
+        "share that genes of most error carry"
+        + " (dashed: of the floor; single genes may lie below)" * ("floor" in genes)
+        + ".",
         keys,
     )
 
