@@ -225,7 +225,6 @@ def test_the_sentences_on_laws_have_the_numbers_of_the_kept_studies():
     steps = conditions.bought(read_kept("ladder")).steps.set_index("twice_the")
     assert steps.loc["updates", "points"] > steps.loc["parameters", "points"], "README: buys more than a doubling"
     means = runs.groupby(["parameters", "size"])[["validation_mse_half", "validation_mse"]].mean().reset_index()
-    assert means["parameters"].iloc[-1] > 600 * means["parameters"].iloc[0], "nearly three decades"
     moved = 100 * (means["validation_mse_half"] / means["validation_mse"] - 1)
     assert f"of the training losses were {moved.min():.1f} to {moved.max():.1f} % higher" in TEXT and moved.max() < 1
     assert f"largest model here has {runs['parameters'].max() / 1e6:.1f} million parameters" in TEXT
@@ -328,9 +327,12 @@ def test_the_account_of_donor_splits_has_the_numbers_of_the_kept_study():
     assert f"over five splits of these donors width 48 is {d48} better" in TEXT
     assert (splits["splits"] == 5).all()
     assert f"d48 has a standard deviation of {splits.loc['d48', 'spread']:.3f} over splits;" in TEXT
+    of_d48 = runs[runs["size"] == "d48"]
+    gained = 100 * (1 - of_d48["validation_mse"] / of_d48[["pca_mse", "gaussian_mse"]].min(axis=1))
+    assert f"gains on a linear model, {gained.min():.1f} to {gained.max():.1f} % in the five, hardly does" in TEXT
     known = io.read_json(RESULTS / "marrow-donors" / "baselines.json")
-    of_d48 = runs[runs["size"] == "d48"].set_index("regime")["test_mse"]
-    on_test = [100 * (1 - loss / best_baseline(known[of]["test"])) for of, loss in of_d48.items()]
+    losses = of_d48.set_index("regime")["test_mse"].items()
+    on_test = [100 * (1 - loss / best_baseline(known[of]["test"])) for of, loss in losses]
     assert f"five splits d48 is {min(on_test):.1f} to {max(on_test):.1f} % below." in TEXT and len(on_test) == 5
     whole = pd.read_csv(RESULTS / "marrow" / "runs.csv")["cells_seen"].max()
     assert (runs["convergence"] == "converged").all() and f"all {len(runs)} runs have converged" in TEXT
@@ -419,6 +421,7 @@ def test_the_account_of_the_papers_dimensions_has_the_numbers_of_the_kept_study(
     rows = published.set_index("size").loc[["d8", "d32"]]
     assert list(rows["convergence"]) == ["converged", "not converged"], "docs: d8 passes for converged"
     assert laws["published-recipe"]["validation_mse"]["budget"]["whole"]["status"] == "alpha at grid edge", "no floor"
+    assert of_size.iloc[1:].is_monotonic_decreasing, "docs: from d8 on the loss falls"
     width = f"By the paper's own recipe width 32 comes {here:.0f} % of the way to the exact floor,"
     assert f"{width} tuned {there:.0f} %, a linear model {reached[2]:.0f} %" in TEXT
 

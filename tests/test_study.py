@@ -51,7 +51,7 @@ REFUSED = [
     ("train: {protocol: published, objective: negative_binomial}", "set report: final"),
     (
         "{train: {protocol: published}, regimes: {a: {genes: 2, cells: 50, train: {objective: negative_binomial}}}}",
-        "not neg",
+        "not negative_bin",
     ),
     ("runs: {table: data/mine.csv}", "keep one of the two"),
 ]
