@@ -147,6 +147,7 @@ def test_the_table_of_laws_has_the_exact_floor_and_the_best_baseline_of_the_head
 def test_what_the_runs_do_not_determine_is_no_number_in_the_table_of_laws(status, alpha, c, shown):
     ends = {HEADLINE: {"alpha": alpha[1:], "c": c[1:]}}
     law = {"alpha": alpha[0], "c": c[0], "status": status, "intervals": ends, "budget": {}, "sizes": None}
+    law["sensitivity"] = {f"{end} size left out": dict(law) for end in ("smallest", "largest")}
     (row,) = laws_table({"rich": {"validation_mse": law}}, {}).to_dict("records")
     assert [None if np.isnan(row[name]) else row[name] for name in ("alpha", "c")] == list(shown)
 

@@ -75,8 +75,9 @@ def held_out(explained: pd.DataFrame, leak: pd.DataFrame) -> Figure | None:
         axis.errorbar(of.index, 100 * of["explained"], 196 * of["se"], fmt=f"{SHAPES[split]}-", markersize=3,
                       capsize=1.5, linewidth=0.9, **line)  # fmt: skip
         keys[cells] = key(marker=SHAPES[split], **line)
-    axis.set(xlabel=style.PARAMETERS, ylabel="explained squared error (%)", xscale="log")
-    floor = " to its exact floor" if shares["floor"].notna().all() else ""
+    exact = shares["floor"].notna().all()
+    share, floor = ("reached (%)", " to its exact floor") if exact else ("explained squared error (%)", "")
+    axis.set(xlabel=style.PARAMETERS, ylabel=share, xscale="log")
     style.header(axis, style.title(regime), [f"of the error from each split's gene mean{floor}"])
     for axis in others:  # one, or none
         axis.errorbar(leak["parameters"], 100 * leak["leak"], 196 * leak["se"], color=style.INK, **style.BARS)
@@ -115,7 +116,7 @@ def budget(view: Budgets | None) -> Figure | None:
     return style.settle(
         figure,
         f"Left: mean loss of every size of {view.regime} after an eighth, a quarter, half and all of its updates. "
-        "Right: the floor of each budget's law, and in the limit of the budget.",
+        "Right: the floor of each budget's law, and at infinite training.",
         keys | _statuses(view.table),
         {losses: ends},
     )

@@ -105,7 +105,7 @@ def _law(axis, curve, law, levels, colour):
         axis.axhline(floor, color=colour, zorder=2, **ESTIMATE)
         ends = np.nan_to_num(lo, nan=low - span), np.nan_to_num(hi, nan=high + span)
         axis.axhspan(*ends, color=colour, alpha=0.1, linewidth=0, zorder=0)
-        name = "fitted floor" if of is law else "limit of the floor"
+        name = "fitted floor" if of is law else "floor at infinite training"
         labels.append((floor, f"{name} {floor:#.3g}", colour))
     axis.set_ylim(style.around([low, high], 0.08))
     return labels

@@ -107,15 +107,16 @@ def losses(names: Iterable[str]) -> dict[str, str]:
 
 
 def laws(table: pd.DataFrame) -> Table:
-    """The headline law of every regime, beside what needs no training; `table` is of `lib.fit.summary.laws_table`."""
+    """The headline law of every regime, beside the best baseline; `table` is of `lib.fit.summary.laws_table`."""
     columns = {
-        "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c", "limit": "limit of the floor",
-        "exact_floor": "exact floor", "baseline": "best baseline", "largest": "loss of the largest", "status": "status",
+        "regime": "regime", "metric": "loss", "alpha": "exponent α", "c": "floor c",
+        "limit": "floor at infinite training", "exact_floor": "exact floor", "baseline": "best baseline",
+        "largest": "loss of the largest", "status": "status",
     }  # fmt: skip
     caption = (
-        "The law L(P) = a P^(-alpha) + c of every regime, fitted to size means, with 95 % intervals in brackets: "
-        "profile likelihood, extended to the limit of the budget, for c with the error over held-out donors or cells; "
-        "2 (≥ 1) has no upper end. Beside it the loss of the largest size, and of the best training-free baseline."
+        "L(P) = a P^(-alpha) + c, fitted to size means, with 95 % intervals that allow for unfinished training and, of "
+        "c, for the error over held-out donors or cells; 2 (≥ 1) has no upper end. Best baseline: principal "
+        "components or conditional Gaussian."
     )
     shown = table.assign(metric=table["metric"].map(losses(table["metric"])))
     return plain(shown, columns, 4, caption, raw=table)
@@ -126,8 +127,8 @@ def bought(steps: pd.DataFrame | None) -> Table | None:
     columns = {"twice_the": "twice the", "smaller": "from", "larger": "to", "points": "points per doubling",
                "baseline": "gain of the best baseline"}  # fmt: skip
     caption = (
-        "What twice as much of one thing adds to this share at the largest run, in percentage points: the last step "
-        "that was measured, all else at its largest or best, with its interval over seeds pooled over sizes."
+        "What twice as much of one thing adds to the share of the gene mean's squared error that the largest run "
+        "explains, in percentage points: the last measured step, all else at its largest or best, intervals over seeds."
     )
     shown = steps if steps is None else steps.assign(baseline=_fixed(steps["baseline"], 2))
     return plain(shown, columns, caption=caption, raw=steps)

@@ -33,13 +33,13 @@ def rising(rows: pd.DataFrame) -> pd.Series:
 
 
 def judged(rows: pd.DataFrame, status: str) -> str:
-    """The status of a law of these runs: of some size most runs rise, or else still fall; or nobody knows."""
+    """The status of a law of these runs: of some size half or more rise, or else still fall; or nobody knows."""
     if "convergence" not in rows:
         return status
     known = rows[rows["convergence"].notna()]
     moving = known["convergence"] == "not converged"
     shares = pd.DataFrame({"all": moving, "up": moving & rising(known)}).groupby(known["parameters"]).mean()
-    judges_all, shares = len(shares) == rows["parameters"].nunique(), shares[shares["all"] > 0.5]
+    judges_all, shares = len(shares) == rows["parameters"].nunique(), shares[shares["all"] >= 0.5]
     if shares.empty:
         return Status.UNJUDGED if status == Status.OK and not judges_all else status
     return Status.OVERFITTED if (shares["up"] > shares["all"] / 2).any() else Status.BUDGET
@@ -209,7 +209,7 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     rows = []
     for regime, law in of_metric(laws).items():
         able = "limit" in law["budget"] and law["status"] != Status.OVERFITTED
-        limits = {"limit of the budget": law["budget"]["limit"]} if able else {}
+        limits = {"infinite training": law["budget"]["limit"]} if able else {}
         for choice, of in ({"headline": law} | law["sensitivity"] | limits).items():
             if choice == "headline" or of["status"] not in MOVING:
                 rows.append({"regime": regime, "choice": choice, **columns_of(of), "status": of["status"]})
@@ -217,19 +217,16 @@ def sensitivity_table(laws: dict) -> pd.DataFrame:
     return readable(pd.DataFrame(rows)) if several else pd.DataFrame()
 
 
-def citable(laws: dict) -> dict[str, list[str]]:
-    """Regimes whose floor, and whose alpha, can be cited: the law is ok, and does not hang on an end of its sizes.
+def standing(law: dict) -> str:
+    """The status of a headline law; where it is ok, also what of it cannot be cited, because an end size decides it.
 
-    Without the smallest or the largest size the floor is still identified, and alpha inside its interval.
+    Without the smallest or the largest size the floor has to be identified still, and alpha to lie in its interval.
     """
-    sound = (Status.OK, Status.TOO_FEW_SIZES)  # of four sizes nobody knows
-    found = {"floor": [], "alpha": []}
-    for regime, law in of_metric(laws).items():
-        if law["status"] == Status.OK:
-            without = [law["sensitivity"][f"{end} size left out"] for end in ("smallest", "largest")]
-            low, high = law["intervals"][HEADLINE]["alpha"]
-            if all(of["status"] in sound for of in without):
-                found["floor"].append(regime)
-                if None not in (low, high) and all(low <= of["alpha"] <= high for of in without):
-                    found["alpha"].append(regime)
-    return found
+    if law["status"] != Status.OK:
+        return law["status"]
+    without = [law["sensitivity"][f"{end} size left out"] for end in ("smallest", "largest")]
+    if not all(of["status"] in (Status.OK, Status.TOO_FEW_SIZES) for of in without):  # of four sizes nobody knows
+        return "ok, not citable"
+    low, high = law["intervals"][HEADLINE]["alpha"]
+    inside = None not in (low, high) and all(low <= of["alpha"] <= high for of in without)
+    return "ok" if inside else "ok, alpha not citable"

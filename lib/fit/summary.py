@@ -246,8 +246,8 @@ def laws_table(laws: dict, baselines: dict) -> pd.DataFrame:
     """The answer of a study: the headline law of every regime. `baselines` is what `runs.baselines` gives.
 
     Columns: regime, metric; alpha and c with the ends of their headline intervals; limit, the floor in the limit of the
-    budget with its ends; exact_floor of that loss; baseline, the least loss of what needs no training; largest, the
-    mean loss of the largest size; status. NaN where unknown, without end, or not `readable`.
+    budget with its ends; exact_floor of that loss; baseline, the least loss without a network; largest, the mean
+    loss of the largest size; status, of `capacity.standing`. NaN where unknown, without end, or not `readable`.
     """
     rows = []
     for regime, by_metric in laws.items():
@@ -260,7 +260,8 @@ def laws_table(laws: dict, baselines: dict) -> pd.DataFrame:
             "largest": law["sizes"] and law["sizes"]["mean"][-1], "status": law["status"],
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    return readable(table.astype(dict.fromkeys(table.columns[2:-1], float)))
+    table = readable(table.astype(dict.fromkeys(table.columns[2:-1], float)))
+    return table.assign(status=[capacity.standing(law) for law in of_metric(laws).values()])
 
 
 def _limit(law):
