@@ -33,8 +33,7 @@ TRAIN_NUMERICS, FIT_NUMERICS = 3, 14
 """What the results of each step are found by, besides their settings: a person raises one when the same study gives
 other numbers. Golden tests fail when one should have been raised. They stand here to be read without loading torch."""
 
-TARGET = 1e4
-"""Counts that every cell is scaled to before the logarithm."""
+TARGET = 1e4  # counts that every cell is scaled to before the logarithm
 
 
 class InputError(ValueError):

@@ -8,9 +8,9 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,8 +39,7 @@ OBS = {
 """The obs columns of a Census written here, and what stands where the source says nothing (None: counted)."""
 PRESENCE = "feature_dataset_presence_matrix"
 
-CELL_BYTES = 5000
-"""What a Census sends for a cell, about: 2,000 genes that it shows, at 2.5 bytes each."""
+CELL_BYTES = 5000  # what a Census sends for a cell, about: 2,000 genes that it shows, at 2.5 bytes each
 CELLS, VALUES = 2**14, 2**25
 """In one block of counts: cells, and at most so many values of chosen genes."""
 PATIENCE = 60.0
@@ -55,8 +54,6 @@ TILEDB = {
     "vfs.s3.connect_max_tries": 5,
 }
 """TileDB ends a silent request by itself, but repeats for ever one that is answered SlowDown: there READ is the end."""
-
-# ---------------------------------------------------------------- open
 
 
 def prepare(study: Study) -> str:
@@ -99,18 +96,6 @@ def _settings(path):
         return None
 
 
-@contextmanager
-def open_census(study: Study) -> Iterator[Any]:
-    """Context manager: the open Census of a study, built first where `prepare` has to.
-
-    InputError: it is not there, is not a Census, or did not open within PATIENCE seconds.
-    """
-    where = prepare(study)
-    keywords = {"census_version" if study.census.version else "uri": where}
-    with _open(where, keywords | {"tiledb_config": TILEDB | _server(study.census.s3)}) as collection:
-        yield collection
-
-
 def _server(s3: S3 | None) -> dict[str, str]:
     """TileDB's settings for the server of s3:// uris, and for the proxy that the environment names on the way there."""
     scheme, host, settings = "https", "s3.amazonaws.com", {}
@@ -128,7 +113,14 @@ def _server(s3: S3 | None) -> dict[str, str]:
     return {f"vfs.s3.{key}": value for key, value in settings.items()}
 
 
-def _open(where, keywords):
+def open_census(study: Study) -> soma.Collection:
+    """Context manager: the open Census of a study, built first where `prepare` has to.
+
+    InputError: it is not there, is not a Census, or did not open within PATIENCE seconds.
+    """
+    where, version = prepare(study), study.census.version
+    keywords = {"census_version" if version else "uri": where, "tiledb_config": TILEDB | _server(study.census.s3)}
+
     def attempt():
         collection = cellxgene_census.open_soma(**keywords)
         human(collection)  # KeyError where there are none
@@ -140,7 +132,7 @@ def _open(where, keywords):
         reason = short(error)
     what = f"readable Census of human cells at {shown(where)}"
     advice = "check census.uri: from the project folder, where census_info and census_data are"
-    if "census_version" in keywords:
+    if version:
         what = f"public Census {where}"
         advice = "check the date and the network, or download that release and name its folder with census.uri"
         if "not valid" in reason:  # the list of releases has been read, and this one is not in it
@@ -149,9 +141,6 @@ def _open(where, keywords):
     elif is_remote(where):
         advice = "check census.uri, census.s3 and the network"
     raise InputError(f"there is no {what} ({reason}); {advice}.")
-
-
-# ---------------------------------------------------------------- read
 
 
 def _within(seconds, work):
@@ -243,13 +232,18 @@ def blocks(collection, cells, genes, folder, progress):
     matrix = fetch(collection, lambda: human(collection).ms["RNA"].X["raw"])
     step = CELLS if genes is None else max(1, min(CELLS, VALUES // len(genes)))
     for start in range(0, len(cells), step):
-        ids, stop, path = cells[start : start + step], min(start + step, len(cells)), None
+        ids, stop, path, kept = cells[start : start + step], min(start + step, len(cells)), None, None
         if folder and is_remote(collection.uri):
             asked = hashlib.sha256(ids.tobytes() + (b"all" if genes is None else genes.tobytes())).hexdigest()
             path = folder / f"{asked[:32]}.npz"
-        there = path is not None and path.exists()
-        yield slice(start, stop), _kept(path, lambda ids=ids: fetch(collection, lambda: _counts(matrix, ids, genes)))
-        if progress and (not there or stop == len(cells)):  # those that were there say nothing about the rate
+            with suppress(Exception):  # it is missing, or damaged as its checksum shows
+                kept = sparse.load_npz(path)
+        counts = fetch(collection, lambda ids=ids: _counts(matrix, ids, genes)) if kept is None else kept
+        if path and kept is None:
+            with io.atomic(path) as partial, partial.open("wb") as file:
+                sparse.save_npz(file, counts)
+        yield slice(start, stop), counts
+        if progress and (kept is None or stop == len(cells)):  # those that were there say nothing about the rate
             progress(stop, len(cells))
 
 
@@ -258,22 +252,6 @@ def _counts(matrix, ids, genes):
     table = matrix.read((ids, slice(None) if genes is None else genes)).tables().concat()
     cells, columns, values = (table[name].to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data"))
     return sparse.csr_matrix((values, (np.searchsorted(ids, cells), columns)), (len(ids), matrix.shape[1]))
-
-
-def _kept(path, block):
-    """The counts in a file; where that is missing, or damaged as its checksum shows, `block()` is called and kept."""
-    if path is None:
-        return block()
-    try:
-        return sparse.load_npz(path)
-    except Exception:
-        counts = block()
-    with io.atomic(path) as partial, partial.open("wb") as file:
-        sparse.save_npz(file, counts)
-    return counts
-
-
-# ---------------------------------------------------------------- write
 
 
 def write(path: Path, var: pd.DataFrame, chunks: Iterable, summary: dict[str, str], presence=None) -> None:

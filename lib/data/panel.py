@@ -1,7 +1,4 @@
-"""From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed.
-
-A panel may be larger than memory: it is written in blocks of cells, and its two matrices are mapped from the file.
-"""
+"""From a Census to a panel: cells drawn and split, genes chosen, counts normalised, masks fixed."""
 
 import hashlib
 import threading
@@ -24,10 +21,8 @@ if TYPE_CHECKING:
 COUNTS = "layers/counts"
 IN_MEMORY = 2**28
 """Counts, 2 GiB, up to which scanpy chooses the genes in memory; the Census client streams through more, twice."""
-QUANTILES = (np.arange(25) + 0.5) / 25
-"""At which a panel's marginal distributions are described."""
-THINNING = 5
-"""The stream of random numbers, beside those of the split, that thins counts."""
+QUANTILES = (np.arange(25) + 0.5) / 25  # at which a panel's marginal distributions are described
+THINNING = 5  # the stream of random numbers, beside those of the split, that thins counts
 Progress = Callable[[int, int], None]
 
 
@@ -51,9 +46,6 @@ class Arrays:
         for array in (self.counts, self.library, self.train, *self.held.values(), *donors, *self.masks.values()):
             found.update(np.ascontiguousarray(array))
         return found.hexdigest()
-
-
-# ---------------------------------------------------------------- read
 
 
 def read(path: Path):
@@ -108,9 +100,6 @@ def load_current(study: "Study", regime: str) -> Arrays:
     if path.is_file() and made_by(path) != _fingerprint(study, regime):
         raise InputError(f"{io.shown(path)} was made from another study file or other counts; run 01_data again first.")
     return load(path.parent)
-
-
-# ---------------------------------------------------------------- build
 
 
 def build(study: "Study", regime: str, progress: Progress | None = None) -> Path:
@@ -296,9 +285,6 @@ def draw_masks(cells: int, genes: int, masking: "Masking", stream: int) -> np.nd
     return masks
 
 
-# ---------------------------------------------------------------- genes and counts
-
-
 def select(collection, cells, genes, measured, blocks=None, progress=None):
     """The `genes` most variable genes (seurat_v3) of the cells with these soma_joinids, ascending, in that order too.
 
@@ -354,9 +340,6 @@ def variability(counts):
             continue
         return adata.var.reset_index(drop=True)
     raise InputError("the varying genes are too few or too alike to choose among; give more cells or genes.")
-
-
-# ---------------------------------------------------------------- describe
 
 
 def origin(adata) -> dict[str, str]:

@@ -29,8 +29,7 @@ MISSING = ("", "na", "n/a", "#n/a", "nan", "none", "<na>", "null")
 """What stands for a label that is not there, once spreadsheets and other languages have written it as text."""
 TYPES = ("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Peaks", "Custom")
 """10x's types of features. They stand in one matrix, and only the first are genes."""
-GENES = ("gene expression", "gene", "gex", "rna")
-"""What others call these."""
+GENES = ("gene expression", "gene", "gex", "rna")  # what others call these
 OTHERS = {
     "/mod": ("is a MuData file", "write its gene expression as .h5ad, with mudata.read(path)['rna'].write_h5ad(...)"),
     "/barcode_idx": ("lists 10x's molecules", "name the filtered_feature_bc_matrix.h5 that lies beside it"),
@@ -87,10 +86,7 @@ def _checked(part):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Counts]:
-    """Context manager: any file or folder of counts.
-
-    InputError: it cannot be read, is of another kind, or holds no counts of named genes.
-    """
+    """Context manager: any file or folder of counts; InputError: it is unreadable or holds no counts of named genes."""
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are not unique is checked where it matters
         adata = _read(path)
@@ -150,10 +146,9 @@ def check_access(path: Path) -> None:
 def _inside(path):
     """Names in an HDF5 file, as /obs/donor_id; none of any other path."""
     names = set()
-    if not h5py.is_hdf5(path):
-        return names
-    with h5py.File(path) as h5:
-        h5.visit(lambda name: names.add(f"/{name}"))
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as h5:
+            h5.visit(lambda name: names.add(f"/{name}"))
     return names
 
 
@@ -211,9 +206,6 @@ def table(path: Path) -> pd.DataFrame:
         raise InputError(f"{shown(path)} has no row below the names of its columns; add some.")
     cells.attrs["separator"] = separator
     return cells
-
-
-# ---------------------------------------------------------------- the kinds
 
 
 def _read_h5ad(path):

@@ -24,8 +24,7 @@ ORDERS, TOLERANCE = 1000, 0.2
 """Seeded orders of the groups that are tried, and the relative miss of a held-out share at which the search stops."""
 COLUMNS = ["soma_joinid", "dataset_id", "donor_id", "tissue", "cell_type", "raw_sum"]
 """obs columns of every panel; raw_sum becomes total_counts."""
-ROWS = 2**22
-"""Rows of obs that are read at a time."""
+ROWS = 2**22  # rows of obs that are read at a time
 
 UMI = [
     "10x 3' transcription profiling", "10x 3' v1", "10x 3' v2", "10x 3' v3", "10x 3' v4",
@@ -40,7 +39,6 @@ UMI = [
 ]  # fmt: skip
 """Assays of the Census whose counts are molecules of the whole transcriptome. Left out: full-length methods such as
 Smart-seq, whose counts are reads; targeted panels; labels that leave it open, such as STRT-seq."""
-# ---------------------------------------------------------------- which cells
 
 
 def cells(collection, study: Study) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -140,9 +138,6 @@ def sample(cells: pd.DataFrame, asked: Sample, seed: int) -> np.ndarray:
 def _turn(cells, order, columns):
     """How many cells with the same labels stand before each one of `order`, (n,) int64."""
     return cells[columns].iloc[order].groupby(columns, observed=True, dropna=False).cumcount().to_numpy()
-
-
-# ---------------------------------------------------------------- who is held out
 
 
 def assign(cells: pd.DataFrame, split: Split) -> np.ndarray:

@@ -32,14 +32,11 @@ ENSEMBL = r"(?:\w+?_+)?(ENS[A-Z]*G\d+)(?:\.\d+)?(_PAR_Y)?"
 IDS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "id")
 SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol", "gene_short_name")
 """Columns of var that are read, in capitals or not; of symbols the first that is there."""
-LARGEST = 2**24
-"""Above this, float32 (the type of a Census' counts) no longer holds every integer."""
+LARGEST = 2**24  # above this, float32 (the type of a Census' counts) no longer holds every integer
 EMPTY = LEVEL = 0.5
 """Larger shares of cells without a count are those of unfiltered droplets; of cells of one total, normalised data."""
-FEW_GENES = 10_000
-"""Shorter lists of genes look like a selection."""
-LITTLE = 0.1
-"""Files whose genes meet in no larger share of the shorter list name them in different ways."""
+FEW_GENES = 10_000  # shorter lists of genes look like a selection
+LITTLE = 0.1  # files whose genes meet in no larger share of the shorter list name them in different ways
 SAME_BARCODE, ANY_BARCODE = 10, 100
 """Genes that a cell must show for equal counts to mean one cell: under the same barcode, and under two names."""
 
@@ -133,9 +130,6 @@ def overview(pool: Pool) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- which files
-
-
 def sources(settings: study_file.Census) -> dict[Path, dict[str, str]]:
     """The files that a study names, each once, in the order of their paths, and the labels it gives to their cells."""
     found, resolved = {}, {}
@@ -194,9 +188,6 @@ def _sheet(given):
             wrong = error.errors()[0]
             reason = ": ".join([*map(repr, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])
             raise InputError(f"{where}: {reason}; correct it: a .csv or .tsv is read as a sample sheet.") from None
-
-
-# ---------------------------------------------------------------- labels
 
 
 def _labels(counts, given, settings, own):
@@ -275,9 +266,6 @@ def _name_datasets(paths, obs):
             labels["dataset_id"] = name if name and names.count(name) == 1 else shown(path)
 
 
-# ---------------------------------------------------------------- genes
-
-
 def _genes(var, name):
     """The genes of one file: `name` (its own), `id` and `symbol`. Of identifiers only Ensembl's go before a symbol."""
     own = pd.Series(var.index, dtype=object).str.strip()
@@ -351,9 +339,6 @@ def _var(genes, keys, chosen):
     symbols = pd.concat([pd.Series(table["symbol"].to_numpy(), key) for table, key in zip(genes, keys, strict=True)])
     symbols = symbols.groupby(level=0).first().reindex(chosen)
     return pd.DataFrame({"feature_id": chosen, "feature_name": symbols.fillna(pd.Series(chosen, chosen)).to_numpy()})
-
-
-# ---------------------------------------------------------------- counts
 
 
 def _check_values(counts, start, block):

@@ -1,7 +1,4 @@
-"""Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited.
-
-Each draws a view, whose class says what it holds, or gives None where a study has no such thing.
-"""
+"""Figures of what stands beside the laws: conditions compared, a run looked at closely, the published study audited."""
 
 import numpy as np
 import pandas as pd
@@ -15,8 +12,7 @@ from lib.fit.conditions import Depth, Matched
 from lib.fit.runs import baseline_columns, usable
 from lib.train.evaluate import Examination
 
-SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}
-"""Marker of every held-out split."""
+SHAPES = {"test_random": "o", "validation": "s", "test": "D", "test_dataset": "^"}  # marker of every held-out split
 GENE_MEAN, GAUSSIAN, EXACT = (BASELINES[name][1] for name in ("gene_mean", "gaussian", "floor"))
 RUN = "#999933"
 OURS, THEIRS = style.PALETTE[0], style.INK

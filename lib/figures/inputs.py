@@ -77,10 +77,7 @@ def splits(cells: pd.DataFrame) -> Figure:
 
 
 def recipe(swept: pd.DataFrame) -> Figure:
-    """What optimiser, rate and batch do to the loss at equal seconds, a panel of cells to each axis.
-
-    `swept` is data/recipe.csv, see `lib.model.sizes.cost_of_rule`.
-    """
+    """What optimiser, rate and batch do to the loss at equal seconds, an axis per panel; `swept` is data/recipe.csv."""
     of_width = swept[(swept["width"] == 16) & np.isfinite(swept["validation_mse"])]
     figure, axes = style.panels(of_width["panel"].nunique(), 52)
     colours = {"adamw": style.BASELINES["gene_mean"][1]["color"], "muon": style.INK, "soap": "#AA7744"}

@@ -12,8 +12,7 @@ from lib.fit.intervals import readable_columns
 from lib.fit.law import SPEAKING
 from lib.fit.runs import levels, sees_context, usable
 
-ESTIMATE = {"linestyle": "--", "linewidth": 0.9}
-"""The line of a floor that is fitted."""
+ESTIMATE = {"linestyle": "--", "linewidth": 0.9}  # the line of a floor that is fitted
 
 
 def loss_against_parameters(

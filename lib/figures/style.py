@@ -22,12 +22,10 @@ from lib.study import Study
 
 SINGLE, DOUBLE = 85, 175
 """Widths of one and of two journal columns, mm. Figures are drawn at their printed size, so a point is a point."""
-TALLEST = 120
-"""No figure is taller, mm."""
+TALLEST = 120  # no figure is taller, mm
 SMALL, TEXT, TITLE = 6.5, 7, 7.5
 """Font sizes, pt; nothing is set smaller than SMALL, which is why tick labels have no superscripts."""
-LETTER = 4.1
-"""Mean width of a letter at SMALL, pt."""
+LETTER = 4.1  # mean width of a letter at SMALL, pt
 
 INK, GREY = "#222222", "#6E6E6E"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#994F00", "#5D3A9B", "#DDCC77")
@@ -40,14 +38,11 @@ BASELINES = {
     "floor": ("exact floor", {"color": "#000000", "linestyle": "-"}),
 }
 """Label and line of each baseline: different in colour and in dashes."""
-RULE = {"linewidth": 0.9, "zorder": 1}
-"""A line across the axes, below what was measured."""
+RULE = {"linewidth": 0.9, "zorder": 1}  # a line across the axes, below what was measured
 DOT = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
 """A marker that stays visible on top of others."""
-BARS = DOT | {"fmt": "o", "capsize": 2}
-"""The same with an interval."""
-OPEN = {"markerfacecolor": "white"}
-"""A marker of what enters no headline, or is not determined."""
+BARS = DOT | {"fmt": "o", "capsize": 2}  # the same with an interval
+OPEN = {"markerfacecolor": "white"}  # a marker of what enters no headline, or is not determined
 MARKERS = "os^DvPX<>ph*d8"
 PARAMETERS = "model parameters (number)"
 SPLITS = {
@@ -147,10 +142,7 @@ def save(what: Shown | None, folder: Path, name: str) -> Shown | None:
 
 
 def use(study: Study) -> None:
-    """Give every regime its colour, and every size its marker and shade, in the order of a study.
-
-    Without this call the order is that of the names that a figure is given.
-    """
+    """Give regimes colours, and sizes markers and shades, in the order of a study; else that of the names is taken."""
     _order.update(regimes=list(study.regimes), sizes=[size.name for size in study.sizes])
 
 
@@ -184,10 +176,7 @@ def shades(sizes: Iterable[str]) -> dict[str, str]:
 
 
 def panels(number: int, height: float, width: float | None = None, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure of so many axes, in rows of two (of three or four where there are many) that are `height` mm or lower.
-
-    It is one journal column wide where one axes is, unless `width` says otherwise.
-    """
+    """A figure of so many axes, in rows of two (three or four where there are many) that are `height` mm or lower."""
     columns = min(number, columns if number <= 4 else 3 if number <= 9 else 4)
     rows = -(-number // columns)
     figure = Figure(width or (SINGLE if columns == 1 else DOUBLE), min(rows * height, TALLEST))
@@ -356,10 +345,7 @@ def short(value: float, _=None) -> str:
 
 
 def rounded(value: float, ends: Iterable[float | None]) -> str:
-    """`value` with its interval, to the digits that it supports; None, NaN or infinity is an end that is not there.
-
-    A value without either end stands alone.
-    """
+    """`value` with its interval, to the digits that it supports; None, NaN or infinity is an end that is not there."""
     low, high = np.array(ends, float)
     known = [end for end in (low, high) if np.isfinite(end)]
     width = high - low if len(known) == 2 else abs(value - known[0]) if known else 0.01

@@ -1,7 +1,4 @@
-"""Every table of the study as a reader sees it: few columns, numbers to the digits that their intervals support.
-
-A table shows itself in a notebook, and `lib.figures.save` writes it as CSV with every digit and as LaTeX as shown.
-"""
+"""Every table of the study as a reader sees it: few columns, numbers to the digits that their intervals support."""
 
 import itertools
 from collections.abc import Iterable
@@ -20,8 +17,7 @@ TEX = str.maketrans({
     "×": r"$\times$",
 })  # fmt: skip
 """What LaTeX cannot read as it is."""
-NONE = "–"
-"""Stands where there is no number."""
+NONE = "–"  # stands where there is no number
 
 
 @dataclass

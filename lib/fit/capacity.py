@@ -17,10 +17,8 @@ from lib.fit.law import FEWEST_SIZES, LEVEL, MOVING, Ladder, Status, ladder
 from lib.fit.runs import baseline_columns, levels, of_metric, sees_context, usable
 from lib.model.sizes import BUDGETS
 
-DECAYS = np.geomspace(0.05, 4, 120)
-"""Exponents b that are tried, of a loss that falls as budget^-b."""
-ROUNDING = 1e-6
-"""Part of a loss below which it is not said to fall."""
+DECAYS = np.geomspace(0.05, 4, 120)  # exponents b that are tried, of a loss that falls as budget^-b
+ROUNDING = 1e-6  # part of a loss below which it is not said to fall
 
 
 def rising(rows: pd.DataFrame) -> pd.Series:
@@ -102,9 +100,6 @@ def widened(law: dict, laws: Iterable[dict]) -> dict:
     return law | {"intervals": law["intervals"] | {HEADLINE: ends}, "status": status}
 
 
-# ---------------------------------------------------------------- what a law hangs on
-
-
 def sensitivity(rows: pd.DataFrame, metric: str) -> dict[str, dict]:
     """The law under other choices: alpha, c, intervals and status of each.
 
@@ -156,9 +151,6 @@ def bounded(data: Ladder, uninformed: float) -> dict:
     ends = {"alpha": [-np.inf, np.inf], "c": with_cells(found.x, low, high, data)}
     status = Status.OK if np.isfinite([low, high]).all() else Status.NO_FLOOR
     return {"alpha": -fit(found.x).x[0], "c": found.x, "status": status, "intervals": {HEADLINE: ends}}
-
-
-# ---------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,10 +20,7 @@ from lib.model.sizes import BUDGETS
 METRIC = "validation_mse"
 EQUAL = ["genes", "panel_of", "cells_seen", "protocol", "optimiser", "batch", "split_seed"]
 """Columns in which runs have to be equal to be compared along one axis."""
-CONDITION = ["cells_train", "donors", "thin"]
-"""Columns in which comparable regimes may differ."""
-
-# ---------------------------------------------------------------- training cells
+CONDITION = ["cells_train", "donors", "thin"]  # columns in which comparable regimes may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +58,7 @@ def matched(table: pd.DataFrame, seed: int = 0) -> Matched:
 
 
 def data_axis(table: pd.DataFrame, metric: str = METRIC) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The usable runs of the matched axis, with the loss as a column: those of all donors, then those of few.
-
-    InputError: the regimes differ in more than the training cells.
-    """
+    """Usable runs of the matched axis, with a column `loss`: of all donors, then of few; InputError if not matched."""
     rows = usable(table, metric).assign(loss=lambda rows: at_best_budget(rows, metric))
     rows = _first_regimes(rows[sees_context(rows) & (rows["thin"].astype(float).fillna(1) == 1)])
     rows = rows.sort_values("parameters")
@@ -126,8 +120,6 @@ def growth(table: pd.DataFrame) -> tuple[int, int, float, float]:
     reach = np.hypot(few["reach"], many["reach"])
     return int(few["cells_train"]), int(many["cells_train"]), many["gain"] - few["gain"], reach
 
-
-# ---------------------------------------------------------------- held-out splits
 
 CELLS = {
     "test_random": "cells of training donors",
@@ -223,9 +215,6 @@ def donor_splits(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(below_baseline_low=below - reach, below_baseline_high=below + reach).reset_index(drop=True)
 
 
-# ---------------------------------------------------------------- depth
-
-
 @dataclass(frozen=True, eq=False)
 class Depth:
     """The same cells with fewer counts: what would deeper sequencing buy, against a larger model and more cells?
@@ -255,8 +244,6 @@ def depth(table: pd.DataFrame) -> Depth | None:
     levels["explained_floor"] = 1 - means["bayes_mse"] / means["gene_mean_mse"]
     return Depth(runs, levels.reset_index(), metric)
 
-
-# ---------------------------------------------------------------- what would more of each buy?
 
 TWICE = {"parameters": "parameters", "cells_train": "training cells", "depth": "counts of a cell"}
 
@@ -369,9 +356,6 @@ def _shares(largest):
     regime, size = largest[["regime", "size"]].iloc[0]
     ours = f"the largest size, {size}, explains {means['explained']:.1%}"
     return f"Of the gene mean's squared error in {regime}, {ours}{others}."
-
-
-# ---------------------------------------------------------------- protocols
 
 
 def _switches(table):

@@ -107,10 +107,7 @@ def brief(ladder: Ladder) -> dict:
 
 
 def columns_of(law: dict) -> dict:
-    """alpha and c of an entry of laws.json with their headline intervals, as the columns of a table of laws.
-
-    None for an end that does not exist.
-    """
+    """alpha and c of an entry of laws.json, each with the ends of its headline interval; None where there is none."""
     columns = {}
     for name in ("alpha", "c"):
         low, high = law["intervals"].get(HEADLINE, {}).get(name, (None, None))

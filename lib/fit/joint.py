@@ -18,8 +18,7 @@ from lib.fit.law import LEVEL, Status
 from lib.io import InputError
 
 EXPONENTS = np.geomspace(0.05, 30, 24)  # a and b, times the span of log N and log D
-REACH = 10.0
-"""Furthest extrapolation, as a factor beyond the fitted range of N and of D."""
+REACH = 10.0  # furthest extrapolation, as a factor beyond the fitted range of N and of D
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +134,6 @@ def _descend(residual, x, y, bounds, rounds=60, h=1e-5):
         if not moved.any() and (damping > 1).all():
             break
     return x
-
-
-# ---------------------------------------------------------------- the next run: more parameters, or more cells?
 
 
 def capacity_share(law: Joint, parameters: float, cells: float) -> float:

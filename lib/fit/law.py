@@ -21,11 +21,8 @@ from lib.fit.runs import usable
 GRID = np.geomspace(0.01, 100, 100)
 """alpha times the span of log P. Below it the law is straight in log P; above it only the smallest size differs."""
 
-FEWEST_SIZES = 4
-"""Three sizes determine three parameters exactly: an interval needs one more."""
-
-LEVEL = 0.95
-"""Confidence of every interval."""
+FEWEST_SIZES = 4  # three sizes determine three parameters exactly: an interval needs one more
+LEVEL = 0.95  # confidence of every interval
 
 FORMS = {
     "power + floor": lambda d, alpha: [np.exp(-alpha * d), np.ones_like(d)],
@@ -60,9 +57,6 @@ SPEAKING = (Status.OK, Status.UNJUDGED, Status.NO_FLOOR)
 """Statuses of laws that are drawn, and whose intervals say something: no law of its budget or at an end of its grid."""
 MOVING = (Status.BUDGET, Status.OVERFITTED)
 """Training went on too short, or too long, for a law of capacity: neither floor nor exponent is printed."""
-
-
-# ---------------------------------------------------------------- the data of one law
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +150,6 @@ def size_weights(d: np.ndarray, means: np.ndarray, squares: np.ndarray, seeds: n
     between = np.maximum(left - (pooled / seeds).mean(1, keepdims=True), 0)
     weights = 1 / (between + np.where(seeds >= 5, shrunk, pooled) / seeds)
     return weights / weights.mean(1, keepdims=True)
-
-
-# ---------------------------------------------------------------- variable projection, many fits at once
 
 
 class Projection(NamedTuple):
@@ -265,9 +256,6 @@ def _explained(d, y, w, grid, floor):
     return np.divide(explained, spread, out=np.zeros_like(explained), where=spread > 0)
 
 
-# ---------------------------------------------------------------- the region of laws that are not rejected
-
-
 class Profile(NamedTuple):
     """The region of laws that the F test does not reject, walked along alpha."""
 
@@ -325,9 +313,6 @@ def profile(
     along = project(d, y[:, None], w[:, None], path)
     ends = np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf)
     return Profile(fits, limit, ends, path, along)
-
-
-# ---------------------------------------------------------------- one law
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,10 +25,8 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
 
     Floors are tried evenly from 0 to 0.99 times the smallest loss. Columns: regime, c, r2, alpha and a of the line, rss
     (residual sum of squares of the loss itself, which would have compared like with like), and c_at_edge, whether c is
-    an end of that grid. No rows for a regime of one size, or with a loss that is not above zero.
-
-    Beside the published runs stand the printed numbers. At 512 genes every digit agrees; of the 20 pooled runs at 1,024
-    genes alpha does, with c = 0, and the printed c and R2 do not follow from these runs.
+    an end of that grid; beside the published runs the printed numbers. No rows for a regime of one size, or with a loss
+    that is not above zero.
     """
     rows = []
     for regime, runs in table.groupby("regime", sort=False):
@@ -70,24 +68,17 @@ def refits(runs: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"fit": "published method", **theirs.iloc[0][["alpha", "c"]]},
         {"fit": "c at the smallest loss", "alpha": bounded.alpha, "c": smallest},
-        *({"fit": name, **_refit(of)} for name, of in choices.items()),
     ]
+    for name, of in choices.items():
+        of = usable(of, "validation_mse")  # the final losses may be of some
+        law = brief(ladder(of)) if of["parameters"].nunique() >= 3 else None
+        numbers = columns_of(law) | {"status": law["status"]} if law else {"status": Status.TOO_FEW_SIZES}
+        rows.append({"fit": name, **numbers})
     return pd.DataFrame(rows, columns=columns).replace([-np.inf, np.inf], np.nan)
 
 
-def _refit(runs):
-    runs = usable(runs, "validation_mse")  # the final losses may be of some
-    if runs["parameters"].nunique() < 3:
-        return {"status": Status.TOO_FEW_SIZES}
-    law = brief(ladder(runs))
-    return {**columns_of(law), "status": law["status"]}
-
-
 def both_fits(runs: pd.DataFrame) -> pd.DataFrame:
-    """Our law with its band and the published one over the sizes of one regime: fit, parameters, loss, lo, hi.
-
-    No rows with two sizes or where the published method gives no law; see `fits`.
-    """
+    """Our law with its band and the published one over a regime's sizes, or no rows: fit, parameters, loss, lo, hi."""
     runs = usable(runs, "validation_mse")
     if runs["parameters"].nunique() < 3 or (theirs := fits(runs)).empty:
         return pd.DataFrame(columns=["fit", "parameters", "loss", "lo", "hi"])

@@ -1,8 +1,4 @@
-"""The laws of a study as one JSON-ready dictionary, and the tables that are read from it.
-
-Besides the law itself: is there scaling and a floor (forms compared), does the law miss its sizes (lack of fit), do
-small sizes predict large ones (roll-out), and what is the floor in bits.
-"""
+"""The laws of a study as one JSON-ready dictionary, and the tables that are read from it."""
 
 import json
 
@@ -105,9 +101,6 @@ def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -
     return {"value": gaussian_bits(floor), "interval": [gaussian_bits(end) for end in interval], "kind": kind}
 
 
-# ---------------------------------------------------------------- is there scaling, is there a floor
-
-
 def compare_forms(data: Ladder) -> dict[str, dict]:
     """{form: {aicc, loso_rmse, parameters}}, None where a number does not exist.
 
@@ -182,14 +175,8 @@ def closeness(table: pd.DataFrame, laws: dict) -> tuple[str, pd.DataFrame] | Non
     return regime, pd.DataFrame({"parameters": data.parameters, "excess": data.means - c, "fitted": fitted, "se": se})
 
 
-# ---------------------------------------------------------------- tables
-
-
 def curves(laws: dict, metric: str | None = None) -> pd.DataFrame:
-    """Fitted laws that say something, with their pointwise bands: regime, parameters, loss, lo, hi.
-
-    They are those of one metric, or the headline ones, over the sizes fitted and a factor of two beyond them.
-    """
+    """Laws that say something, of a metric or the headline, with pointwise bands: regime, parameters, loss, lo, hi."""
     parts = []
     for regime, law in of_metric(laws, metric).items():
         if law["status"] in SPEAKING:

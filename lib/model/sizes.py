@@ -106,8 +106,7 @@ PUBLISHED_TISSUES = [
 ]  # fmt: skip
 """Its ten tissues, as the Census labels them in tissue_general: its "skin" is "skin of body" there."""
 
-BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}
-"""Earlier budgets of a run, by the part of its updates."""
+BUDGETS = {"eighth": 8, "quarter": 4, "half": 2}  # earlier budgets of a run, by the part of its updates
 
 OUTPUTS = {"mse": 1, "negative_binomial": 2}
 """Numbers that a model predicts for each hidden gene, by the objective that it is trained for."""

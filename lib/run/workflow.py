@@ -238,12 +238,9 @@ def execute(notebook: str, executed: str, marker: str, parameters: dict, results
             print(f"{FAILED}: {io.short(error)}")
             raise
         files = [file for name in map(Path, results) for file in (sorted(name.iterdir()) if name.is_dir() else [name])]
-        checksums = {}
-        for file in files:
-            if file.suffix == ".html" or file.is_dir():  # the report is made of the notebooks; JupyterLab makes folders
-                continue
-            checksums[str(file)] = _checksum(file)
-        io.write_json(marker, checksums)
+        # The report is made of the notebooks; JupyterLab makes folders.
+        files = [file for file in files if file.suffix != ".html" and not file.is_dir()]
+        io.write_json(marker, {str(file): _checksum(file) for file in files})
     return 0
 
 

@@ -1,7 +1,4 @@
-"""What the training loop stands on: device, precision, memory, checkpoints, the panel as tensors; and its hours here.
-
-A checkpoint is written whole or not at all, named by its checksum, and loaded without pickle.
-"""
+"""What the training loop stands on: device, precision, memory, checkpoints, the panel as tensors; and its hours."""
 
 import copy
 import hashlib
@@ -176,16 +173,12 @@ class Cells:
         start, end, parts = update * self.settings.batch, (update + 1) * self.settings.batch, []
         while start < end:
             epoch, first = divmod(start, len(self.train))
-            parts.append(self.permuted(epoch)[first : first + end - start])
+            if self.order[0] != epoch:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.train)
+                self.order = (epoch, torch.as_tensor(order, device=self.x.device))
+            parts.append(self.order[1][first : first + end - start])
             start += len(parts[-1])
         return torch.cat(parts)
-
-    def permuted(self, epoch: int) -> Tensor:
-        """Training rows in the order of one pass."""
-        if self.order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.train)
-            self.order = (epoch, torch.as_tensor(order, device=self.x.device))
-        return self.order[1]
 
     def expression(self, rows: Tensor) -> Tensor:
         """Log-normalised expression (cells, genes) on the device."""
