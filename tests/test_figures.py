@@ -15,7 +15,6 @@ from conftest import read_kept
 from matplotlib.text import Text
 
 from lib import figures, io
-from lib.figures import conditions as beside
 from lib.figures import style, tables
 from lib.fit import capacity, conditions, published, runs, summary
 from lib.model import sizes
@@ -192,11 +191,6 @@ def test_every_axis_has_a_label_and_a_unit(drawn):
                 labels.append(axes.get_ylabel())
             for label in labels:
                 assert re.search(r"\w.*\(.+\)$", label, re.DOTALL), (name, label)
-
-
-def test_a_colour_means_one_thing():
-    fixed = [*(line["color"] for _, line in style.BASELINES.values()), *style.SPLITS.values(), beside.RUN]
-    assert len(set(fixed)) == len(fixed) and not set(fixed) & {*style.PALETTE, style.GREY, style.INK}
 
 
 @pytest.mark.parametrize("study", ["demo", "pbmc", "protocol", "ladder"])

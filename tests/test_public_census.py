@@ -385,28 +385,6 @@ def test_the_small_census_study_goes_from_cells_drawn_on_a_server_to_laws(projec
     assert table["validation_donors"].min() >= 1 and adata.uns["provenance"]["census"]["uri"] == "s3://census/soma"
 
 
-def test_counts_and_categories_come_back_through_the_client_and_survive_a_move(tmp_path, counts):
-    donors, datasets = np.repeat(["B", "A", "C"], [90, 60, 50]), np.repeat(["y", "x"], 100)
-    obs = pd.DataFrame({"donor_id": donors, "dataset_id": datasets})
-    genes = pd.DataFrame({"feature_id": [f"ENSG{gene:011d}" for gene in range(counts.shape[1])]})
-    pieces = [slice(0, 1), slice(1, 77), slice(77, 200)]
-    written = ((obs.iloc[rows], sparse.csr_matrix(counts[rows])) for rows in pieces)
-    census.write(tmp_path / "soma", genes.assign(feature_name="same"), written, {})
-    (tmp_path / "soma").rename(tmp_path / "elsewhere")
-    with cellxgene_census.open_soma(uri=str(tmp_path / "elsewhere")) as collection:
-        adata = cellxgene_census.get_anndata(collection, "Homo sapiens", var_coords=list(range(4, 20)))
-        var = cellxgene_census.get_var(collection, census.ORGANISM)
-        obs = cellxgene_census.get_obs(
-            collection, census.ORGANISM, value_filter="donor_id == 'A' and dataset_id == 'x'"
-        )
-    assert np.array_equal(adata.X.toarray(), counts[:, 4:20])
-    assert adata.obs["raw_sum"].tolist() == counts.sum(axis=1).tolist()
-    assert adata.obs["nnz"].tolist() == (counts > 0).sum(axis=1).tolist()
-    assert var["nnz"].tolist() == (counts > 0).sum(axis=0).tolist()
-    assert set(var["n_measured_obs"]) == {200}
-    assert obs["soma_joinid"].tolist() == list(range(100, 150)) and obs["donor_id"].unique().tolist() == ["A"]
-
-
 def test_a_census_is_built_again_only_when_what_made_it_changed(tiny, study_file, h5ad, counts):
     folder = io.ROOT / census.prepare(tiny)
     made = folder.stat().st_ino

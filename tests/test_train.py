@@ -99,7 +99,9 @@ def test_a_run_that_was_stopped_on_the_trunk_or_a_branch_ends_with_the_same_numb
 
 def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_path):
     first, updates = run(data, tmp_path), []
+    (tmp_path / "checkpoint-000000000009-of-it.pt").touch()  # it was killed at its very end
     assert run(data, tmp_path, progress=lambda *s: updates.append(s)) == first and not updates
+    assert not list(tmp_path.glob("checkpoint-*"))
     assert run(data, tmp_path, learning_rate=1e-3)["fingerprint"] != first["fingerprint"]
     assert run(data, tmp_path, seed=8)["validation_mse"] != first["validation_mse"]
     other = replace(data, x=data.x + 1, counts=data.counts + 1)
@@ -108,12 +110,6 @@ def test_a_finished_run_is_not_trained_again_unless_something_changed(data, tmp_
     assert loop.fingerprint(data, SIZE, 7, settings()) != loop.fingerprint(merged, SIZE, 7, settings())
     rounded = replace(data, x=np.nextafter(data.x, np.float32(9)))  # of the same counts on another machine
     assert loop.fingerprint(data, SIZE, 7, settings()) == loop.fingerprint(rounded, SIZE, 7, settings())
-
-
-def test_a_run_that_was_killed_at_its_very_end_keeps_no_checkpoint(data, tmp_path):
-    first = run(data, tmp_path)
-    (tmp_path / "checkpoint-000000000009-of-it.pt").touch()
-    assert run(data, tmp_path) == first and not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.filterwarnings("error")
