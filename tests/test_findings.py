@@ -30,7 +30,6 @@ def test_the_last_steps_in_size_are_clear_on_no_test_donors_and_one_before_them_
     both = (runs[runs["size"] != "XS"] for runs in (read_kept("marrow"), on_test("marrow")))
     earlier = [bought(runs).loc["parameters", ADDED] for runs in both]
     tells("that from d48 to d64 adds", *np.ravel(earlier))
-    tells("Larger models help up to d64 (", *earlier[0])
     assert max(step["points_low"] for step in last) < 0 < min(step["points_low"] for step in earlier)
 
 
@@ -278,6 +277,5 @@ def test_the_account_of_depth_on_real_cells_has_the_numbers_of_the_kept_study():
         *steps.loc["parameters", ADDED], *steps.loc["updates", ADDED], len(runs),
         (runs["convergence"] == "converged").sum(),
     )  # fmt: skip
-    readme = counts["points"], counts["baseline"], cells["points"], same_size, 32, cells["baseline"]
-    tells("In `marrow-noise` twice the counts add", *readme)
+    tells("In `marrow-noise` twice the counts add", counts["points"], counts["baseline"])
     assert all(law["status"] != "ok" for law in of_metric(laws).values())

@@ -118,7 +118,10 @@ def test_the_account_of_the_ladder_has_the_numbers_of_the_kept_study():
     assert "eleven sizes" in TEXT and law["n_sizes"] == len(means) == 11
     assert (means["validation_mse"] < floor).sum() == 2, "README: two sizes already lie below"
     assert means["validation_mse"].idxmin() == "d128" == runs.loc[runs["parameters"].idxmax(), "size"], "it still falls"
-    tells("Without the smallest size the exponent is", *estimate(law["sensitivity"]["smallest size left out"], "alpha"))
+    tells(
+        "predict; without the smallest size the exponent is",
+        *estimate(law["sensitivity"]["smallest size left out"], "alpha"),
+    )
     misses = [100 * (1 - row["observed"] / row["predicted"]) for row in law["rollout"]]
     tells("beyond their seeds (p =", law["lack_of_fit"]["p"], max(misses))
     assert min(misses) > 0
