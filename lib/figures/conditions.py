@@ -99,7 +99,7 @@ def budget(view: Budgets | None) -> Figure | None:
     losses.set(title=style.title(view.regime), xlabel="cells seen in training (number)", ylabel=loss_label(view.metric),
                xscale="log")  # fmt: skip
     seen = view.table[["name", "cells_seen"]].to_numpy()
-    names = [name if name == "limit" else f"{cells:,.0f} cells seen" for name, cells in seen]
+    names = ["infinite training" if name == "limit" else f"{cells:,.0f} cells seen" for name, cells in seen]
     found, known = view.runs["loss"], view.table[["c_low", "c", "c_high"]].astype(float)
     near = known.stack().clip(found.min() - 2 * np.ptp(found), found.max() + np.ptp(found))  # else it leaves the axis
     floors.set(xlim=style.around([found.min(), *near, view.exact]), ylabel="law (by budget)",

@@ -39,7 +39,7 @@ def loss_against_parameters(
         places = draw_runs(axis, rows, metrics[regime], colour[regime])
         labels = _law(axis, curves[curves["regime"] == regime], law, known[regime], colour[regime])
         if len(labels) > len(known[regime]):
-            floors.add("limit" if law.get("status") == "budget-limited" else "floor")
+            floors.add("floor at infinite training" if law.get("status") == "budget-limited" else "floor")
         lines = [_size_of(rows)] * few + _numbers(law, few)
         style.header(axis, style.title(regime), lines, style.size_names(axis, places, 0.6 if few else 0.8))
         if few:
@@ -104,7 +104,7 @@ def _law(axis, curve, law, levels, colour):
         axis.axhline(floor, color=colour, zorder=2, **ESTIMATE)
         ends = np.nan_to_num(lo, nan=low - span), np.nan_to_num(hi, nan=high + span)
         axis.axhspan(*ends, color=colour, alpha=0.1, linewidth=0, zorder=0)
-        name = "fitted floor" if of is law else "floor at infinite training"
+        name = "fitted floor" if of is law else "floor at infinite\ntraining"
         labels.append((floor, f"{name} {floor:#.3g}", colour))
     axis.set_ylim(style.around([low, high], 0.08))
     return labels
