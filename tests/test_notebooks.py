@@ -81,17 +81,17 @@ def fit_and_draw(root, study, *copied):
 
 
 def test_a_kept_study_is_fitted_and_drawn_where_nothing_of_it_was_trained(project):
-    kept = "data/results/noise"
+    kept = "data/results/marrow-noise"
     files = ("runs.csv", "baselines.json", "origin.json", "probe.csv")
-    fit_and_draw(project, "noise", *(f"{kept}/{of}" for of in files))
-    table, runs_now = (runs.read(folder / "runs.csv") for folder in (io.CODE / kept, project / "data/noise"))
+    fit_and_draw(project, "marrow-noise", *(f"{kept}/{of}" for of in files))
+    table, runs_now = (runs.read(folder / "runs.csv") for folder in (io.CODE / kept, project / "data/marrow-noise"))
     assert runs_now["validation_mse"].equals(table["validation_mse"])
-    laws, now = (io.read_json(folder / "laws.json") for folder in (io.CODE / kept, project / "data/noise"))
+    laws, now = (io.read_json(folder / "laws.json") for folder in (io.CODE / kept, project / "data/marrow-noise"))
     statuses = {regime: of["validation_mse"]["status"] for regime, of in laws.items()}
     assert {regime: of["validation_mse"]["status"] for regime, of in now.items()} == statuses
     assert len(set(statuses.values())) > 1 and "not trained here" in (project / "04_fit.ipynb").read_text()
     for name in ("loss_against_parameters", "depth", "probe"):
-        assert (project / f"figures/noise/{name}.svg").is_file()
+        assert (project / f"figures/marrow-noise/{name}.svg").is_file()
 
 
 def test_the_published_runs_are_fitted_audited_and_drawn(project):
