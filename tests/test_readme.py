@@ -53,7 +53,7 @@ def test_the_table_of_laws_has_the_numbers_of_the_kept_studies(study):
 
 @pytest.mark.parametrize("study, clear", [
     ("ladder", {"parameters", "updates"}), ("marrow-noise", {"parameters", "training cells", "counts of a cell"}),
-    ("pbmc", {"updates"}), ("marrow", set()),
+    ("pbmc", {"updates"}), ("pbmc-512", set()), ("marrow", set()),
 ])  # fmt: skip
 def test_the_table_of_what_more_would_buy_has_the_numbers_of_the_kept_studies(study, clear):
     found = conditions.bought(read_kept(study))
