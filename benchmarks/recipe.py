@@ -24,7 +24,7 @@ from lib.data import panel
 from lib.model.sizes import Size, batch
 from lib.study import Masking, Train
 from lib.train import loop
-from lib.train.optimiser import Optimiser
+from lib.train.loop import Optimiser
 
 RULE = "muon"
 """The optimiser of the rule."""

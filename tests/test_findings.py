@@ -213,7 +213,6 @@ def test_the_account_of_pbmc_at_512_genes_has_the_numbers_of_the_kept_study():
         ends += [largest[f"{split}_mse"], best_baseline(known[split])]
     steps, converged = bought(runs)[ADDED], (runs["convergence"] == "converged").sum()
     tells("(`pbmc-512`) d64 ends at", *ends, converged, len(runs), *steps.loc["parameters"], *steps.loc["updates"])
-    tells("(`pbmc-512`). The largest is", *(100 * (1 - ends[n] / ends[n + 1]) for n in (0, 2)))
     assert largest["validation_donors"] == largest["test_donors"] == 1
     moving = (runs["convergence"] == "not converged").groupby(runs["size"]).mean()
     assert set(moving.index[moving > 0.5]) == {"d4", "d64"}

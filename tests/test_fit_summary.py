@@ -162,6 +162,15 @@ def rich(table):
     return table[table["regime"] == "data-rich"]
 
 
+def test_the_published_fit_is_reproduced(table):
+    rich, limited = (row for _, row in published.fits(table).iterrows())
+    assert rich["alpha"] == pytest.approx(0.26643, abs=1e-5) and rich["a"] == pytest.approx(2.15276, abs=1e-5)
+    assert rich["c"] == pytest.approx(1.443758, abs=1e-6) and rich["r2"] == pytest.approx(0.85798, abs=1e-5)
+    assert rich["c"] == pytest.approx(0.99 * 1.458341) and rich["c_at_edge"]
+    assert rich["rss"] == pytest.approx(0.201, abs=5e-4)
+    assert round(limited["alpha"], 3) == 0.009 and limited["printed_alpha"] == 0.009
+
+
 def test_choices_change_the_law_as_stated(rich):
     refits = published.refits(rich).set_index("fit")
     assert round(refits.loc["without XXS", "alpha"], 2) == 0.42 and round(refits.loc["without XXS", "c"], 3) == 1.465

@@ -1,1 +1,0 @@
-"""Scaling laws fitted to runs."""

@@ -90,10 +90,7 @@ def _fitted(data, resamples, seed):
 
 
 def floor_bits(metric: str, floor: float | None, interval: list[float | None]) -> dict:
-    """Bits of a fitted floor: value, interval (carried over end by end; None is open) and kind.
-
-    A squared error is converted as a Gaussian, and a negative log-likelihood already is in bits.
-    """
+    """Bits of a fitted floor: value, interval (carried over end by end; None is open) and kind of conversion."""
     if "nll" in metric:
         kind = "negative log-likelihood: an upper bound on H(count | visible genes)"
         return {"value": floor, "interval": interval, "kind": kind}
